@@ -1,0 +1,57 @@
+# Everything a reader, a rerunner or CI does starts here; `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PROFILE ?= smoke
+CORES ?= all
+BIN := .venv/bin
+# A line a finished run and the share that is done; what is stale is told by age, from what the records say.
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --quiet host rules reason --rerun-triggers mtime
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# One environment for make, notebooks and tests: packages of the user or another project never leak in.
+export PYTHONNOUSERSITE := 1
+unexport PYTHONPATH
+
+.PHONY: help book study test test-all bench lint serve readme clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/lock: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12 …" % v)'
+	@echo "creating .venv from requirements.lock (once; torch with CUDA is 4.7 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@cp requirements.lock $@
+
+book: .venv/lock ## run what is missing of the smoke study, execute the chapters, build book/_build/html
+	@$(SNAKEMAKE) --config profile=smoke -- book
+	@$(BIN)/python -m d3d.report verdicts
+	@echo "book: $(CURDIR)/book/_build/html/index.html"
+
+study: .venv/lock ## run the experiments of PROFILE=smoke|h200 that are missing or stale
+	@$(SNAKEMAKE) --config profile=$(PROFILE) -- study
+
+test: .venv/lock ## the tests to run before every commit
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/lock ## all tests: kills, rehearsals and the browser too
+	@$(BIN)/python -m pytest
+
+bench: .venv/lock ## speed as ratios, printed and recorded
+	@$(BIN)/python tests/bench.py
+
+lint: .venv/lock ## ruff on code and notebooks, and no notebook committed with outputs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/nbstripout --verify notebooks/*/*.ipynb
+
+serve: ## show the built book on localhost
+	@$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000
+
+readme: .venv/lock ## write the verdicts of the records into README.md
+	@$(BIN)/python -m d3d.report readme
+
+clean: ## remove the built book and the smoke results; .venv and results/h200 stay
+	rm -rf book/_build book/chapters book/generated results/smoke .snakemake
