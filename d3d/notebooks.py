@@ -1,0 +1,241 @@
+"""Notebooks as functions of parameters: what they take, whether they were given it, what they were made from.
+
+The first cells of every experiment:
+
+    seed = 0                                              # tagged "parameters"; papermill's -p and -f replace it
+    run = notebooks.start("train", TrainConfig, globals())
+"""
+
+import ast
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+import yaml
+
+from d3d import records
+from d3d.records import ROOT, Record
+
+FOLDER = Path("notebooks")
+# Keys of a profile that say which runs there are, not how one is made.
+STUDY_KEYS = ("seeds",)
+
+
+class ParameterError(ValueError):
+    """A parameter that no notebook knows, or a value of the wrong kind; the message lists what is right."""
+
+
+def notebook(name: str) -> Path:
+    """The notebook `name`, of experiments or of chapters, relative to the repository."""
+    for kind in ("experiments", "chapters"):
+        path = FOLDER / kind / f"{name}.ipynb"
+        if (ROOT / path).is_file():
+            return path
+    raise FileNotFoundError(f"no notebook {name!r} under {FOLDER}/experiments or {FOLDER}/chapters")
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The parameters of a notebook and their values, read from the cell tagged `parameters`."""
+    return dict(_assignments(_parameters_cell(name)))
+
+
+def known_parameters() -> set[str]:
+    """Every parameter of any experiment; a profile may set them all, each notebook takes its own."""
+    experiments = sorted((ROOT / FOLDER / "experiments").glob("*.ipynb"))
+    return {parameter for path in experiments for parameter in defaults(path.stem)}
+
+
+def read_profile(path: str | Path) -> dict[str, Any]:
+    """A profile's YAML. Raises ParameterError for a key that neither the study nor a notebook knows."""
+    with open(path) as file:
+        profile = yaml.safe_load(file)
+    if not isinstance(profile, dict):
+        raise ParameterError(f"{path} must map parameters to values")
+    known = known_parameters() | set(STUDY_KEYS)
+    if unknown := sorted(set(profile) - known):
+        raise ParameterError(
+            f"{path} sets {unknown[0]!r}, which no notebook takes: known are {', '.join(sorted(known))}"
+        )
+    seeds = profile.get("seeds")
+    if not isinstance(seeds, list) or len(seeds) < 2 or not all(type(s) is int for s in seeds):
+        raise ParameterError(f"{path} must list at least two whole numbers as seeds, not {seeds!r}")
+    return profile
+
+
+def source_hash(name: str) -> str:
+    """SHA-256, shortened, of a notebook and of every module of this package that it uses, directly or not."""
+    path = notebook(name)
+    cells = json.loads((ROOT / path).read_text())["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    found: set[str] = set()
+    pending = [module for cell in code for module in _imports(cell)]
+    while pending:
+        module = pending.pop()
+        if module not in found:
+            found.add(module)
+            pending += _imports((ROOT / "d3d" / f"{module}.py").read_text())
+    digest = hashlib.sha256("\n".join(code).encode())
+    for module in sorted(found):
+        digest.update(module.encode() + (ROOT / "d3d" / f"{module}.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def expected(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The full parameters of a notebook given those of `given` that it takes. Raises ParameterError as `start` does."""
+    own = defaults(name)
+    return own | {key: _as(own[key], key, value) for key, value in given.items() if key in own}
+
+
+def is_current(path: str | Path, name: str, given: Mapping[str, Any]) -> bool:
+    """Whether the record at `path` came from these parameters and from today's notebook and modules."""
+    try:
+        record = records.read(path)
+    except (OSError, records.RecordError):
+        return False
+    return record.params == expected(name, given) and record.provenance["source"] == source_hash(name)
+
+
+def follows(path: str | Path, content: str, *, current: bool | None = None) -> str:
+    """Writes `content` to a file whose age tells make-like tools what is stale, and returns its path.
+
+    It becomes younger than everything when its content changes or the result is known not to be `current`, and older
+    than everything when the result is known to be `current`.
+    """
+    path = Path(path)
+    if current is False or not path.is_file() or path.read_text() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    if current:
+        os.utime(path, (1, 1))
+    return str(path)
+
+
+@dataclass
+class Run:
+    """One execution of an experiment's notebook, from its parameters to its record."""
+
+    experiment: str
+    config: Any
+    device: str
+    device_name: str
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a part of the run; the record tells it as `seconds/<name>`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def write(
+        self,
+        arm: str,
+        metrics: Mapping[str, float],
+        *,
+        arrays: Mapping[str, np.ndarray] | None = None,
+        files: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        stand_in: bool = True,
+    ) -> Record:
+        """Writes the run's record and prints its headline. `seed` defaults to the run's parameter."""
+        record = Record(
+            experiment=self.experiment,
+            arm=arm,
+            seed=self.config.seed if seed is None else seed,
+            params=asdict(self.config),
+            metrics={k: float(v) for k, v in metrics.items()}
+            | {f"seconds/{name}": round(value, 2) for name, value in self.seconds.items()},
+            stand_in=stand_in,
+            files=dict(files or {}),
+            provenance=records.provenance(
+                source=source_hash(self.experiment),
+                notebook=str(notebook(self.experiment)),
+                started=self.started,
+                device=self.device_name,
+            ),
+        )
+        path = records.write(self.config.results, record, arrays)
+        print(records.headline(record), f"-> {path}")
+        return record
+
+
+def start(experiment: str, config_class: type, namespace: Mapping[str, Any]) -> Run:
+    """Reads the notebook's parameters into its dataclass; chooses the GPU where there is one.
+
+    Raises ParameterError as `parameters` does, and what the dataclass raises for values out of range.
+    """
+    config = config_class(**parameters(experiment, namespace))
+    # The graph reads this module at every start, and torch takes seconds to import.
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return Run(experiment, config, "cuda" if cuda else "cpu", torch.cuda.get_device_name() if cuda else "cpu")
+
+
+def parameters(name: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The notebook's parameters, from its namespace: every plain value there at this point is one.
+
+    One that the notebook does not take is an error, unless it belongs to another notebook and came with a whole
+    profile (`-f`), which sets `seeds`. Raises ParameterError naming it and what is known, or a value of another kind.
+    """
+    given = {
+        key: value
+        for key, value in namespace.items()
+        if isinstance(value, str | bool | int | float | list | dict | NoneType)
+        and not key.startswith("_")
+        and key not in ("In", "Out")
+    }
+    own = defaults(name)
+    allowed = set(own) | (known_parameters() | set(STUDY_KEYS) if "seeds" in given else set())
+    if unknown := sorted(set(given) - allowed):
+        raise ParameterError(
+            f"{unknown[0]!r} is no parameter of the notebook {name!r}, which takes {', '.join(sorted(own))}"
+        )
+    return {key: _as(own[key], key, given[key]) for key in own}
+
+
+def _as(like: Any, name: str, value: Any) -> Any:
+    """`value` as the kind of `like`: whole numbers pass as floats, nothing else is converted."""
+    if type(like) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(like):
+        raise ParameterError(f"{name} must be of type {type(like).__name__} like {like!r}, not {value!r}")
+    return value
+
+
+def _parameters_cell(name: str) -> str:
+    path = notebook(name)
+    cells = json.loads((ROOT / path).read_text())["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(f"{path} must have one cell tagged 'parameters', it has {len(tagged)}")
+    return "".join(tagged[0]["source"])
+
+
+def _assignments(code: str) -> Iterator[tuple[str, Any]]:
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            yield statement.targets[0].id, ast.literal_eval(statement.value)
+
+
+def _imports(code: str) -> list[str]:
+    """Modules of this package that a piece of code imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module == "d3d":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("d3d."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("d3d.")}
+    return sorted(found)

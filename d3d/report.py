@@ -1,0 +1,262 @@
+"""Text made from records: the verdicts, the README's table, the book's generated pages.
+
+python -m d3d.report verdicts     print them
+python -m d3d.report readme       write them into README.md
+python -m d3d.report pages        write book/generated/*.md, which the book includes
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from d3d import notebooks, records
+from d3d.ledger import Finding, Verdict, judge, read_claims
+from d3d.plots import LABELS
+from d3d.stats import Interval, interval
+
+GENERATED = Path("book/generated")
+PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
+EVIDENCE = """# The evidence
+
+Every claim, its conditions as the ledger computes them, and the command that measures them. An interval is the mean
+over seeds with its 95 % Student's t interval; a dash means that no record has it yet. The rows B1 to B11 need the
+readers of the official layouts, and optical flow for files, beside the data: until those are there, their commands
+stop with a sentence that says what is missing.
+"""
+STATUS = """# Status
+
+Every notebook behind these pages, from papermill's own metadata, and the environment that ran them.
+"""
+SHOWN_PARAMETERS = ("stream", "seed", "lambda_", "epochs", "width", "train_clips", "rho")
+BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
+
+
+def shown() -> Path:
+    """Where the numbers of the book and the README come from: the published study, or what this machine made."""
+    return PUBLISHED if any(PUBLISHED.glob("*/*.json")) else SMOKE
+
+
+def verdicts(results: Path) -> list[Verdict]:
+    """The ledger judged on the records below `results`."""
+    return judge(read_claims(), records.load(results))
+
+
+def interval_text(found: Interval | None) -> str:
+    """`+0.012 [−0.003, +0.027]`, or a dash where nothing was measured."""
+    if found is None:
+        return "—"
+    if found.n < 2:
+        return f"{found.mean:+.3f}"
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]".replace("-", "−")
+
+
+def finding_text(finding: Finding) -> str:
+    """One condition and what was measured on it."""
+    condition = finding.condition
+    bound = f" > {condition.above:g}" if condition.above is not None else ""
+    bound = f" < {condition.below:g}" if condition.below is not None else bound
+    return f"{condition.contrast}{bound} on {condition.metric}: {interval_text(finding.interval)}"
+
+
+def table(found: Iterable[Verdict]) -> str:
+    """The verdict table as Markdown: id, claim, what was claimed, verdict, why."""
+    lines = ["| | claim | claimed | verdict | why |", "|---|---|---|---|---|"]
+    for verdict in found:
+        claim = verdict.claim
+        claimed = "" if claim.claimed is None else f"{claim.claimed:.1f}"
+        lines.append(f"| **{claim.id}** | {claim.statement} | {claimed} | **{verdict.word}** | {verdict.reason} |")
+    return "\n".join(lines)
+
+
+def banner(results: Path) -> str:
+    """What the numbers come from, in a sentence."""
+    seeds = sorted({r.seed for r in records.read_all(results)})
+    if results == PUBLISHED:
+        return f"From the published study on one H200, {len(seeds)} seeds."
+    if not seeds:
+        return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
+    return (
+        f"What follows was made by the machine that built these pages: tiny networks, {len(seeds)} seeds. It shows "
+        "that every path works; the published study on a GPU is still to come, and until then no claim is judged."
+    )
+
+
+def readme() -> str:
+    """README.md with today's verdicts between its markers. Raises ValueError where a marker is missing."""
+    text = Path("README.md").read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README.md must hold the markers {BEGIN!r} and {END!r}")
+    head, rest = text.split(BEGIN)
+    # Of the smoke study nothing is quoted: its numbers differ from machine to machine and prove nothing.
+    found = judge(read_claims(), records.load(PUBLISHED))
+    return f"{head}{BEGIN}\n{_short_table(found)}\n{END}{rest.split(END)[1]}"
+
+
+def _short_table(found: list[Verdict]) -> str:
+    source = banner(PUBLISHED) if any(PUBLISHED.glob("*/*.json")) else "The published study on a GPU is still to come."
+    lines = [source, "", "| claims | verdict |", "|---|---|"]
+    by_word: dict[str, list[str]] = {}
+    for verdict in found:
+        by_word.setdefault(verdict.word, []).append(verdict.claim.id)
+    lines += [f"| {', '.join(ids)} | **{word}** |" for word, ids in by_word.items()]
+    return "\n".join(lines)
+
+
+def pages() -> None:
+    """Writes what the book includes: the verdict table, the evidence behind it, the table of runs."""
+    results = shown()
+    found = verdicts(results)
+    GENERATED.mkdir(parents=True, exist_ok=True)
+    title, kind = ("The published study", "note") if results == PUBLISHED else ("Smoke study", "warning")
+    (GENERATED / "banner.md").write_text(f":::{{admonition}} {title}\n:class: {kind}\n{banner(results)}\n:::\n")
+    (GENERATED / "verdicts.md").write_text(table(found) + "\n")
+    (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence(found)}")
+    for path in sorted(Path("book/chapters").glob("*.ipynb")):
+        hide_injected(path)
+    (GENERATED / "status.md").write_text(f"{STATUS}\n{runs(results)}")
+
+
+def arm_text(rows: pd.DataFrame, arm: str, metric: str) -> str:
+    """`0.512 [0.470, 0.554]` of an arm over its seeds, for the prose; `not measured` where there is no record."""
+    values = rows[(rows["arm"] == arm) & (rows["metric"] == metric)]["value"]
+    if values.empty:
+        return "not measured"
+    found = interval(values)
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]".replace("-", "−")
+
+
+def contrast_text(found: Iterable[Verdict], claim: str, contrast: str, metric: str) -> str:
+    """The interval of one condition of a claim, for the prose. Raises KeyError where it has no such one."""
+    for verdict in found:
+        for finding in verdict.findings:
+            condition = finding.condition
+            if (verdict.claim.id, condition.contrast, condition.metric) == (claim, contrast, metric):
+                return interval_text(finding.interval)
+    raise KeyError(f"claim {claim} has no condition {contrast!r} on {metric!r}")
+
+
+def verdict_of(claim: str, results: str | Path) -> Verdict:
+    """The verdict on one claim."""
+    return next(v for v in verdicts(Path(results)) if v.claim.id == claim)
+
+
+def above_text(rows: pd.DataFrame, arms: Iterable[str], metric: str, bound: float) -> str:
+    """A sentence on whether each arm lies above a bound with its whole interval."""
+    parts = []
+    for arm in arms:
+        values = rows[(rows["arm"] == arm) & (rows["metric"] == metric)]["value"]
+        above = len(values) > 1 and interval(values).low > bound
+        parts.append(f"{LABELS[arm]} {'is' if above else 'is not shown to be'} above chance with its whole interval")
+    return "; ".join(parts) + "."
+
+
+def contrasts(found: Iterable[Verdict], claims: Iterable[str]) -> pd.DataFrame:
+    """The measured conditions of some claims, as `plots.differences` takes them; a shared one comes once."""
+    rows: dict[tuple[str, str], dict] = {}
+    for verdict in found:
+        for finding in verdict.findings if verdict.claim.id in set(claims) else ():
+            c, measured = finding.condition, finding.interval
+            if measured is not None:
+                label = f"{verdict.claim.id}: {c.contrast}\n{c.metric}"
+                bound = c.above if c.above is not None else c.below
+                row = {"label": label, "bound": bound, "values": finding.values, **measured._asdict()}
+                rows.setdefault((c.contrast, c.metric), row)
+    return pd.DataFrame(rows.values())
+
+
+def counts_text(found: Iterable[Verdict]) -> str:
+    """`3 inconclusive, 11 needs data`: how many claims have which verdict."""
+    words = [verdict.word for verdict in found]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + "."
+
+
+def rerun_text(mine: str | Path, published: str | Path) -> str:
+    """A sentence on what there is to compare."""
+    counts = [len(records.read_all(path)) for path in (mine, published)]
+    return f"{counts[0]} records made here, {counts[1]} published."
+
+
+def hide_injected(path: Path) -> None:
+    """Papermill's injected cell repeats the parameters; the book's pages do without it."""
+    content = json.loads(path.read_text())
+    for cell in content["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if "injected-parameters" in tags and "remove-cell" not in tags:
+            tags.append("remove-cell")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def evidence(found: Iterable[Verdict]) -> str:
+    """For every claim with a rule of its own: the conditions, what was measured, and the command that measures it."""
+    parts = []
+    for verdict in found:
+        claim = verdict.claim
+        parts.append(f"## {claim.id} · {verdict.word}\n\n{claim.statement} *({claim.source})*\n")
+        parts.append(f"{verdict.reason[:1].upper()}{verdict.reason[1:]}.\n")
+        parts += [f"- `{finding_text(f).split(': ')[0]}`: {interval_text(f.interval)}" for f in verdict.findings]
+        parts.append(f"\n```sh\n{claim.command}\n```\n")
+    return "\n".join(parts)
+
+
+def runs(results: Path) -> str:
+    """Every executed notebook: when, how long, what failed; from papermill's own metadata, and the environment."""
+    rows = []
+    executed = [*sorted(results.glob("*/*.ipynb")), *sorted(Path("book/chapters").glob("*.ipynb"))]
+    for path in executed:
+        meta = json.loads(path.read_text())["metadata"]["papermill"]
+        name = Path(meta["input_path"]).stem
+        own = notebooks.defaults(name)
+        given = {k: v for k, v in meta["parameters"].items() if k in own and k in SHOWN_PARAMETERS}
+        rows.append(
+            {
+                "notebook": name,
+                "run": path.stem,
+                "seconds": "—" if meta["duration"] is None else f"{meta['duration']:.0f}",
+                "started (UTC)": (meta["start_time"] or "—")[:16].replace("T", " "),
+                "outcome": "failed" if meta["exception"] else "done",
+                "parameters": " ".join(f"`{k}={v}`" for k, v in given.items()),
+            }
+        )
+    total = sum(float(row["seconds"]) for row in rows if row["seconds"] != "—")
+    parts = [f"{len(rows)} notebooks, {total:.0f} s in total.", ""]
+    if rows:
+        parts.append(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+    parts += ["", "## Records", "", _records(results)]
+    return "\n".join(parts) + "\n"
+
+
+def _records(results: Path) -> str:
+    found = records.read_all(results)
+    if not found:
+        return f"No records under `{results}`."
+    stale = [r for r in found if r.provenance["source"] != notebooks.source_hash(r.experiment)]
+    last = max(found, key=lambda r: r.provenance["started"]).provenance
+    facts = {
+        "records": str(len(found)),
+        "made by other sources than today's": str(len(stale)),
+        "commits": ", ".join(sorted({r.provenance["commit"][:10] for r in found})),
+        "made with uncommitted changes": str(sum(r.provenance["dirty"] for r in found)),
+        "devices": ", ".join(sorted({r.provenance["device"] for r in found})),
+        **last["packages"],
+    }
+    return pd.DataFrame(facts.items(), columns=["", "value"]).to_markdown(index=False, disable_numparse=True)
+
+
+def main(command: str) -> None:
+    if command == "pages":
+        pages()
+    elif command == "readme":
+        Path("README.md").write_text(readme())
+    elif command == "verdicts":
+        print(banner(shown()))
+        for verdict in verdicts(shown()):
+            print(f"  {verdict.claim.id:<4} {verdict.word:<26} {verdict.reason}")
+    else:
+        raise SystemExit(f"d3d.report takes verdicts, readme or pages, not {command!r}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -1,0 +1,95 @@
+"""One clip from one video file, whatever the codec.
+
+clip = read_clip("swim.mp4", frames=16, short_side=64, crop=64)      # (3, 16, 64, 64) in [0, 1]
+"""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+# A file that holds less than this share of what its header promises was cut.
+WHOLE = 0.95
+
+
+class VideoError(ValueError):
+    """A file from which no honest clip can be read; the message names the file and the reason."""
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    frames: int = 64,
+    fps: float | None = None,
+    start: float = 0.0,
+    short_side: int = 224,
+    crop: int = 224,
+) -> Tensor:
+    """`frames` RGB frames from `start` seconds on, as float32 (3, T, H, W) in [0, 1].
+
+    Consecutive frames, or the frames shown at `fps` a second; a shorter video is looped. The short side is resized
+    (antialiased) to `short_side` pixels and the centre `crop` x `crop` is kept.
+    Raises VideoError where the file cannot be read, holds no video, ends early or has no frame after `start`.
+    """
+    if crop > short_side:
+        raise ValueError(f"crop ({crop}) must not be larger than short_side ({short_side})")
+    shown = _decode(Path(path), frames, fps, start)
+    if fps is not None:
+        shown = _resample(shown, frames, fps, start)
+    chosen = [shown[i % len(shown)][1] for i in range(frames)]
+    clip = torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2)
+    height, width = clip.shape[2:]
+    scale = short_side / min(height, width)
+    clip = TF.resize(clip, [round(height * scale), round(width * scale)], antialias=True)
+    return TF.center_crop(clip, [crop, crop]).permute(1, 0, 2, 3).float() / 255
+
+
+def _decode(path: Path, frames: int, fps: float | None, start: float) -> list[tuple[float, np.ndarray]]:
+    """(seconds, RGB) of the frames needed. The rest of the file is only demuxed, to see that it is whole."""
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path} cannot be opened as a video: {error.strerror}") from None
+    with container:
+        if not container.streams.video:
+            raise VideoError(f"{path} has no video stream")
+        stream = container.streams.video[0]
+        shown: list[tuple[float, np.ndarray]] = []
+        packets, end = 0, 0.0
+        try:
+            for packet in container.demux(stream):
+                if packet.dts is not None:
+                    packets += 1
+                    end = max(end, float((packet.dts + (packet.duration or 0)) * stream.time_base))
+                if not _enough(shown, frames, fps, start):
+                    for frame in packet.decode():
+                        if frame.time is None or frame.time >= start - 1e-6 or fps is not None:
+                            shown.append((frame.time or 0.0, frame.to_ndarray(format="rgb24")))
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(f"{path} is damaged: {error.strerror}") from None
+        duration = container.duration / av.time_base if container.duration else 0.0
+        if packets < WHOLE * stream.frames - 1:
+            raise VideoError(f"{path} is cut: {packets} of {stream.frames} frames are there")
+        if not stream.frames and end < WHOLE * duration - 0.1:
+            raise VideoError(f"{path} is cut: {end:.1f} of {duration:.1f} seconds are there")
+    if not shown:
+        raise VideoError(f"{path} has no frame to decode from {start} s on")
+    return shown
+
+
+def _enough(shown: list, frames: int, fps: float | None, start: float) -> bool:
+    if fps is None:
+        return len(shown) >= frames
+    return bool(shown) and shown[-1][0] > start + frames / fps
+
+
+def _resample(shown: list, frames: int, fps: float, start: float) -> list:
+    """The frame on the screen at each of the times start + i / fps that the file covers."""
+    times = np.array([seconds for seconds, _ in shown])
+    wanted = start + np.arange(frames) / fps
+    wanted = wanted[wanted <= times[-1] + 1 / fps]
+    at = np.searchsorted(times, wanted + 1e-6, side="right") - 1
+    return [shown[max(i, 0)] for i in at] or shown[-1:]
