@@ -1,0 +1,140 @@
+"""Tables of clips: what a split holds, and what becomes of damaged files."""
+
+import numpy as np
+import pytest
+import torch
+
+from d3d import sprites
+from d3d.datasets import DataConfig, load
+from tests.test_videos import noise_video
+
+SMALL = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of five readable files each in three codecs, one file cut in half and one that is no video."""
+    root = tmp_path / "clips"
+    for name in ("juggle", "wave"):
+        (root / name).mkdir(parents=True)
+        for i, (codec, suffix) in enumerate([("mpeg4", "avi"), ("libx264", "mp4"), ("libvpx-vp9", "webm")] * 2):
+            if i < 5:
+                noise_video(root / name / f"{i}.{suffix}", codec)
+    cut = noise_video(root / "wave" / "cut.avi", "mpeg4")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (root / "wave" / "notes.txt").write_text("not a video")
+    (root / "wave" / ".hidden").write_text("")
+    return root
+
+
+def test_sprites_come_as_rendered():
+    data = load(DataConfig(**SMALL), seed=3, streams=("rgb", "flow"))
+    assert set(data.splits) == {"train", "val", "iid", "decorrelated"}
+    assert set(data.tests) == {"val", "iid", "decorrelated"}
+    clips = data.splits["train"]
+    rendered = sprites.render(DataConfig(**SMALL), "train/3", range(24))
+    assert torch.equal(clips.flow, rendered.flow)
+    assert (clips.inputs("rgb", slice(None)) - rendered.rgb).abs().max() <= 0.5 / 255 + 1e-6
+    assert clips.labels.tolist() == [i % len(sprites.CLASSES) for i in range(24)]
+
+
+def test_the_seed_chooses_training_clips_and_leaves_test_clips():
+    a, b = (load(DataConfig(**SMALL), seed=s) for s in (0, 1))
+    assert not torch.equal(a.splits["train"].rgb, b.splits["train"].rgb)
+    for split in a.tests:
+        assert torch.equal(a.splits[split].rgb, b.splits[split].rgb)
+
+
+def test_flow_is_clipped_and_scaled():
+    clips = load(DataConfig(**SMALL, amplitude=6.0, bound=2.0), seed=0, streams=("flow",)).splits["iid"]
+    shown = clips.inputs("flow", slice(None))
+    assert shown.abs().max() == 1
+    below = clips.flow.abs() < 2
+    assert torch.equal(shown[below], clips.flow[below] / 2)
+
+
+def test_a_folder_of_class_folders(folder):
+    data = load(DataConfig(dataset="folder", root=str(folder), frames=8, size=32), seed=0)
+    assert data.classes == ("juggle", "wave")
+    assert data.files["found"] == 12
+    assert data.files["decoded"] == 10
+    assert sorted(name.split("/")[-1] for name in data.refused) == ["cut.avi", "notes.txt"]
+    assert "is cut" in next(v for k, v in data.refused.items() if k.endswith("cut.avi"))
+    train, test = data.splits["train"], data.splits["test"]
+    assert sorted(train.labels.tolist()) == [0] * 4 + [1] * 4
+    assert sorted(test.labels.tolist()) == [0, 1]
+    assert train.rgb.shape == (8, 3, 8, 32, 32)
+    assert not set(train.table["path"]) & set(test.table["path"])
+    assert set(
+        load(DataConfig(dataset="folder", root=str(folder), frames=8, size=32), seed=9).splits["test"].table["path"]
+    ) == set(test.table["path"])
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_file_never_empties_a_split(folder, keep):
+    for name in ("juggle", "wave"):
+        for path in sorted((folder / name).glob("[0-9].*"))[keep:]:
+            path.unlink()
+    config = DataConfig(dataset="folder", root=str(folder), frames=4, size=32)
+    if keep == 1:
+        with pytest.raises(ValueError, match="too few videos to hold any out"):
+            load(config, seed=0)
+    else:
+        assert np.bincount(load(config, seed=0).splits["test"].labels).tolist() == [1, 1]
+
+
+def test_what_a_folder_lacks_is_named(tmp_path, folder):
+    def config(root):
+        return DataConfig(dataset="folder", root=str(root), frames=4, size=32)
+
+    with pytest.raises(FileNotFoundError, match="absent' does not exist"):
+        load(config(tmp_path / "absent"), seed=0)
+    (tmp_path / "empty" / "wave").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no video"):
+        load(config(tmp_path / "empty"), seed=0)
+    only_text = tmp_path / "text"
+    for name in ("a", "b"):
+        (only_text / name).mkdir(parents=True)
+        (only_text / name / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"holds no video that can be read; the first: .*notes.txt cannot be opened"):
+        load(config(only_text), seed=0)
+    for path in (folder / "juggle").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="holds one class only"):
+        load(config(folder), seed=0)
+    (folder / "juggle" / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"class .juggle. .* has no video that can be read"):
+        load(config(folder), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dataset": "kinetics"}, "dataset must be one of sprites, folder, not 'kinetics'"),
+        ({"dataset": "folder"}, "dataset 'folder' needs root"),
+        ({"root": "clips"}, "root is only for dataset 'folder'"),
+        ({"rho": 2.0}, r"rho is a probability and must lie in \[0, 1\], not 2.0"),
+        ({"bound": 0.0}, "bound must be positive"),
+        ({"test_clips": 3}, "test_clips must be at least 8"),
+    ],
+)
+def test_a_value_out_of_range_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(**values)
+
+
+def test_flow_of_files_is_refused(folder):
+    with pytest.raises(ValueError, match="dataset 'folder' has no optical flow"):
+        load(DataConfig(dataset="folder", root=str(folder)), seed=0, streams=("rgb", "flow"))
+
+
+def test_real_clips(real_clips, tmp_path):
+    for name, pattern in [("wave", "*_wave_*.avi"), ("juggle", "v_Soccer*.avi")]:
+        (tmp_path / name).mkdir()
+        for path in real_clips.glob(pattern):
+            (tmp_path / name / path.name).symlink_to(path)
+    source = next(real_clips.glob("v_Soccer*.avi"))
+    (tmp_path / "juggle" / "half.avi").write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    data = load(DataConfig(dataset="folder", root=str(tmp_path), frames=8, size=32), seed=0)
+    assert (data.files["found"], data.files["decoded"]) == (6, 5)
+    assert [name.split("/")[-1] for name in data.refused] == ["half.avi"]

@@ -1,0 +1,107 @@
+"""What the environment promises: one list of packages, each used, and a README that tells today's truth."""
+
+import ast
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from d3d import report
+from d3d.records import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+# Packages whose import has another name, or that are used as commands or through another package.
+IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+COMMANDS = {
+    "papermill": "Snakefile",
+    "snakemake": "Makefile",
+    "jupyter-book": "Snakefile",
+    "ruff": "Makefile",
+    "nbstripout": "Makefile",
+    "pre-commit": ".pre-commit-config.yaml",
+    "pytest-mpl": "pyproject.toml",
+    "ipykernel": "notebooks/experiments/train.ipynb",
+    "tabulate": "d3d/report.py",
+}
+SIGN_OF_USE = {"pytest-mpl": "--mpl", "ipykernel": '"python3"', "tabulate": "to_markdown"}
+
+
+def direct() -> dict[str, str]:
+    """Name and range of every direct dependency."""
+    listed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    return {re.match(r"[\w-]+", line)[0]: line for line in listed}
+
+
+def imported() -> set[str]:
+    found = set()
+    for path in [*(ROOT / "d3d").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", list(direct()))
+def test_every_dependency_is_locked_and_used(name):
+    assert re.search(rf"^{re.escape(name)}==", LOCK, re.M), f"{name} is not in requirements.lock"
+    if name in COMMANDS:
+        assert SIGN_OF_USE.get(name, name) in (ROOT / COMMANDS[name]).read_text()
+    else:
+        assert IMPORTED_AS.get(name, name).replace("-", "_") in imported()
+
+
+def test_what_is_imported_is_a_dependency():
+    known = {IMPORTED_AS.get(name, name).replace("-", "_") for name in direct()}
+    ours = {"d3d", "tests"}
+    # jupyter-book brings the format of its notebooks along.
+    brought = {"nbformat", "myst_nb", "numpy"}
+    import sys
+
+    assert imported() - known - ours - brought <= set(sys.stdlib_module_names)
+
+
+def test_the_lock_pins_everything_with_hashes():
+    pins = re.findall(r"^([\w.-]+)==(\S+)", LOCK, re.M)
+    assert len(pins) > 100
+    blocks = re.split(r"^(?=[\w.-]+==)", LOCK, flags=re.M)[1:]
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert "://" not in LOCK
+    versions = dict(pins)
+    assert (versions["torch"], versions["torchvision"]) == ("2.11.0", "0.26.0")
+    assert all("sys_platform == 'linux' and" in b or "sys_platform == 'linux'" in b for b in blocks)
+
+
+def test_conda_installs_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    low, high = re.match(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    assert int(low) <= int(python.removeprefix("python=3.")) < int(high)
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert "--requirement requirements.lock" in pip
+    assert len([d for d in environment["dependencies"] if isinstance(d, str)]) == 2
+
+
+def test_the_readme_tells_todays_verdicts():
+    assert (ROOT / "README.md").read_text() == report.readme(), "README.md is stale: run `make readme`"
+
+
+def test_modules_can_be_read_in_one_sitting():
+    for path in (ROOT / "d3d").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path.name
+
+
+def test_imports_go_one_way():
+    """The package's modules in the order that data flows through them; each imports from those before it."""
+    order = ["sprites", "videos", "datasets", "s3dg", "losses", "evaluate", "records", "study", "notebooks"]
+    order += ["checkpoints", "train", "probes", "attribution", "stats", "ledger", "plots", "report"]
+    assert {p.stem for p in (ROOT / "d3d").glob("*.py")} == {*order, "__init__"}
+    for i, name in enumerate(order):
+        for node in ast.walk(ast.parse((ROOT / "d3d" / f"{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "d3d":
+                parts = node.module.split(".")
+                for used in [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]:
+                    assert used in order[:i], f"{name} imports {used}, which comes after it"

@@ -1,0 +1,130 @@
+"""The graph: what is stale after which change. Nothing is run: a finished study's records are made by hand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from d3d import notebooks, records, study
+from d3d.records import ROOT, Record
+
+pytestmark = pytest.mark.slow
+CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A copy of the repository with a finished smoke study."""
+    root = tmp_path / "copy"
+    for folder in ("d3d", "notebooks", "book"):
+        skip = shutil.ignore_patterns("__pycache__", "_build", "chapters", "generated", "_extra")
+        shutil.copytree(ROOT / folder, root / folder, ignore=skip if folder == "book" else None)
+    for name in ("Snakefile", "_config.yml"):
+        shutil.copy(ROOT / name, root / name)
+    monkeypatch.setattr(notebooks, "ROOT", root)
+    profile = notebooks.read_profile(root / "notebooks/params/smoke.yaml")
+    results = "results/smoke"
+    for experiment, arms in study.WRITES.items():
+        for arm in arms:
+            for seed in profile["seeds"]:
+                own = study.given(experiment, arm, seed, seeds=profile["seeds"], results=results)
+                made = {"source": notebooks.source_hash(experiment), "seconds": 1.0}
+                params = notebooks.expected(experiment, profile | own)
+                record = Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, made)
+                records.write(root / results, record)
+                if arm in study.ARMS and experiment in ("train", "distill"):
+                    (root / study.weights(results, arm, seed)).touch()
+    # Upstream first, so that ages are those of a study that ran in order.
+    for age, experiment in enumerate(reversed(study.WRITES)):
+        for path in (root / results / experiment).iterdir():
+            os.utime(path, (path.stat().st_mtime - 10 * age,) * 2)
+    assert planned(root) == {"chapter": len(CHAPTERS)}
+    (root / "book/chapters").mkdir()
+    for name in CHAPTERS:
+        (root / f"book/chapters/{name}.ipynb").touch()
+    assert planned(root) == {}
+    return root
+
+
+def planned(root) -> dict[str, int]:
+    """How many jobs of each rule a run would start; the target is the chapters."""
+    targets = [f"book/chapters/{name}.ipynb" for name in CHAPTERS]
+    command = [
+        str(Path(sys.executable).with_name("snakemake")),
+        "--cores",
+        "2",
+        "--dry-run",
+        "--rerun-triggers",
+        "mtime",
+    ]
+    command += ["--config", "profile=smoke", "--", "study", *targets]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stats = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M)
+    return {rule: int(n) for rule, n in stats if rule not in ("total", "study", "job", "book")}
+
+
+def edit(path: Path, **changes):
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | changes))
+
+
+def test_a_parameter_reruns_what_takes_it(finished):
+    edit(finished / "notebooks/params/smoke.yaml", steps=8)
+    # attribution, and the chapters that read its records
+    assert planned(finished) == {"attribution": 3, "chapter": 3}
+
+
+def test_a_parameter_of_training_reruns_everything_that_follows(finished):
+    edit(finished / "notebooks/params/smoke.yaml", epochs=2)
+    expected = {"train": 6, "distill": 9, "fuse": 1, "probe": 3, "attribution": 3}
+    # The chapter on the data draws its own clips.
+    assert planned(finished) == expected | {"chapter": len(CHAPTERS) - 1}
+
+
+def test_a_parameter_of_students_leaves_the_streams(finished):
+    edit(finished / "notebooks/params/smoke.yaml", lambda_=0.3)
+    found = planned(finished)
+    # RGB-longer has a lambda of its own.
+    assert "train" not in found
+    assert found["distill"] == 6
+
+
+def test_a_module_reruns_what_uses_it(finished):
+    with open(finished / "d3d/probes.py", "a") as file:
+        file.write("\nCHANGED = True\n")
+    found = planned(finished)
+    assert found["probe"] == 3
+    assert not {"train", "distill", "fuse", "attribution"} & set(found)
+
+
+def test_figures_rerun_chapters_only(finished):
+    with open(finished / "d3d/plots.py", "a") as file:
+        file.write("\nCHANGED = True\n")
+    assert planned(finished) == {"chapter": len(CHAPTERS)}
+
+
+def test_a_damaged_record_is_made_again(finished):
+    path = finished / "results/smoke/probe/random-seed1.json"
+    path.write_text(path.read_text()[:100])
+    assert planned(finished)["probe"] == 1
+
+
+def test_lost_weights_are_made_again_for_what_needs_them(finished):
+    (finished / "results/smoke/train/flow-seed2.safetensors").unlink()
+    assert planned(finished) == {}
+    (finished / "results/smoke/distill/d3d-seed2.json").unlink()
+    found = planned(finished)
+    assert (found["train"], found["distill"]) == (1, 1)
+
+
+def test_a_wrong_profile_stops_the_graph(finished):
+    edit(finished / "notebooks/params/smoke.yaml", learning_rat=0.1)
+    with pytest.raises(AssertionError, match="sets 'learning_rat', which no notebook takes"):
+        planned(finished)

@@ -1,0 +1,111 @@
+"""Every figure of the book against its baseline in tests/figures. To renew them:
+
+pytest -o addopts= tests/test_plots.py --mpl-generate-path=tests/figures
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from d3d import plots
+from d3d.sprites import SpriteConfig, render
+
+figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
+ARMS = ["rgb", "flow", "rgb_longer", "d3d"]
+
+
+def table(metrics, arms=ARMS, seeds=3):
+    rng = np.random.default_rng(0)
+    rows = [
+        (arm, seed, metric, 0.2 + 0.15 * i + 0.05 * rng.normal())
+        for i, arm in enumerate(arms)
+        for seed in range(seeds)
+        for metric in metrics
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"])
+
+
+@figure
+def test_clips():
+    return plots.clips(render(SpriteConfig(noise=0.0), "iid", range(3)), columns=4)
+
+
+@figure
+def test_accuracy():
+    groups = ["", "motion/", "appearance/", "both/"]
+    return plots.accuracy(table([f"{s}/{g}top1" for s in ("iid", "decorrelated") for g in groups]), arms=ARMS)
+
+
+@figure
+def test_curves():
+    x = np.linspace(2, 0.5, 6)
+    histories = {
+        (arm, seed): {"curve/cross_entropy": x + 0.1 * seed + (arm == "flow"), "curve/top1": 1 - x / 2}
+        for arm in ("rgb", "flow")
+        for seed in (0, 1)
+    }
+    return plots.curves(histories)
+
+
+@figure
+def test_probes():
+    metrics = [f"{e}/{t}/r2_within" for e in ("Mixed_3c", "Mixed_4f") for t in ("hue", "velocity", "rotation")]
+    return plots.probes(table([*metrics, "Mixed_4f/velocity/r2"]), arms=ARMS)
+
+
+@figure
+def test_differences():
+    rows = [
+        ("H1: d3d - rgb", 0.1, 0.05, 0.15, 0.0, (0.08, 0.12)),
+        ("H2: d3d - two_stream", -0.1, -0.3, 0.1, -0.01, (-0.2, 0.0)),
+    ]
+    return plots.differences(pd.DataFrame(rows, columns=["label", "mean", "low", "high", "bound", "values"]))
+
+
+@figure
+def test_attributions():
+    clip = render(SpriteConfig(noise=0.0, size=32, frames=4), "iid", range(2))
+    maps = {"rgb": clip.mask.float().numpy(), "d3d": clip.rgb.mean(1).numpy()}
+    return plots.attributions(clip.rgb, clip.mask, maps, title="maps", rows=2)
+
+
+@figure
+def test_metrics():
+    return plots.metrics(table(["a", "b", "c"]), arms=ARMS, titles={"a": "first", "b": "second"}, reference="c")
+
+
+@figure
+def test_families():
+    tables = {
+        f"ρ = {rho:g}": render(SpriteConfig(rho=rho, size=16, frames=2), "iid", range(160)).table for rho in (0.0, 1.0)
+    }
+    return plots.families(tables)
+
+
+def test_every_seed_is_a_dot():
+    drawn = plots.metrics(table(["a"], seeds=7), arms=ARMS, titles={"a": "first"})
+    dots = [len(c.get_offsets()) for c in drawn.axes[0].collections]
+    assert dots == [7] * len(ARMS)
+
+
+def test_an_arm_without_records_leaves_its_row_empty():
+    drawn = plots.metrics(table(["a"], arms=["rgb"]), arms=["rgb", "d3d"], titles={"a": "first"})
+    assert len(drawn.axes[0].collections) == 1
+    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == ["D3D", "RGB"]
+
+
+def test_no_figure_stays_open():
+    import matplotlib.pyplot as plt
+
+    plots.metrics(table(["a"]), arms=ARMS, titles={"a": "first"})
+    assert not plt.get_fignums()
+
+
+def test_every_arm_has_a_label_and_a_colour():
+    from d3d.study import ARMS as NETWORKS
+    from d3d.study import FUSIONS
+
+    assert set(plots.LABELS) == set(plots.COLOURS) == {"random", *NETWORKS, *FUSIONS}
+    colours = torch.tensor([c[:3] for c in plots.COLOURS.values()])
+    assert len(torch.unique(colours, dim=0)) == len(colours)

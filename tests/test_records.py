@@ -1,0 +1,174 @@
+"""Records: whole or absent, refused by name where they are neither."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from d3d import records
+from d3d.records import Record, RecordError
+
+
+def record(**changes) -> Record:
+    fields = {
+        "experiment": "train",
+        "arm": "rgb",
+        "seed": 0,
+        "params": {"rho": 0.5, "frames": 8},
+        "metrics": {"iid/top1": 0.5},
+        "stand_in": True,
+        "provenance": {"seconds": 1.0, "source": "x"},
+    }
+    return Record(**fields | changes)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    arrays = {"logits/iid": np.arange(6, dtype=np.float32).reshape(2, 3), "groups/iid": np.array(["a", "b"])}
+    path = records.write(tmp_path, record(), arrays)
+    assert path == tmp_path / "train" / "rgb-seed0.json"
+    assert records.read(path) == record()
+    back = records.read_arrays(tmp_path, record())
+    assert np.array_equal(back["logits/iid"], arrays["logits/iid"])
+    assert back["groups/iid"].tolist() == ["a", "b"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["rgb-seed0.json", "rgb-seed0.npz"]
+
+
+def test_all_records_make_one_tidy_table(tmp_path):
+    records.write(tmp_path, record(metrics={"iid/top1": 0.5, "val/top1": 0.25}))
+    records.write(tmp_path, record(experiment="distill", arm="d3d", seed=3, stand_in=False))
+    table = records.load(tmp_path)
+    assert list(table.columns) == ["experiment", "arm", "seed", "metric", "value", "stand_in"]
+    assert len(table) == 3
+    row = table[table["arm"] == "d3d"].iloc[0]
+    assert (row["experiment"], row["seed"], row["metric"], row["value"], row["stand_in"]) == (
+        "distill",
+        3,
+        "iid/top1",
+        0.5,
+        False,
+    )
+    assert len(records.load(tmp_path / "absent")) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 1, "experiment": "tr', "is no whole JSON file"),
+        ("", "is no whole JSON file"),
+        ('{"rows": []}', "names no schema"),
+        ("[1, 2]", "names no schema"),
+        ('{"schema": 99}', "has schema 99, this version reads 1"),
+        ('{"schema": 1, "extra": 2}', "is no run record"),
+        ('{"schema": 1, "arm": "rgb"}', "is no run record"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "train" / "rgb-seed0.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    for read in (lambda: records.read(path), lambda: records.load(tmp_path)):
+        with pytest.raises(RecordError, match=message) as error:
+            read()
+        assert "rgb-seed0.json" in str(error.value)
+
+
+def test_a_record_cut_anywhere_is_refused(tmp_path):
+    path = records.write(tmp_path, record())
+    content = path.read_text().rstrip()
+    for end in range(0, len(content) - 1, 7):
+        path.write_text(content[:end])
+        with pytest.raises(RecordError):
+            records.read(path)
+
+
+def test_a_renamed_record_is_refused(tmp_path):
+    path = records.write(tmp_path, record())
+    moved = path.rename(path.with_name("flow-seed0.json"))
+    with pytest.raises(RecordError, match="holds the record of train/rgb-seed0: it was moved or renamed"):
+        records.read(moved)
+
+
+def test_a_metric_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metric 'iid/top1' of train/rgb-seed0 is nan"):
+        records.write(tmp_path, record(metrics={"iid/top1": float("nan")}))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    path = records.write(tmp_path, record())
+    before = path.read_bytes()
+    # What is written beside the record goes to a device that is always full.
+    path.with_name(f".{path.name}.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"rgb-seed0.json could not be written .* untouched: No space left") as error:
+        records.write(tmp_path, record(metrics={"iid/top1": 0.9}))
+    assert error.value.errno == 28
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["rgb-seed0.json"]
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_a_whole_record(tmp_path):
+    code = (
+        "import sys; from tests.test_records import record, records\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n += 1\n"
+        "    records.write(sys.argv[1], record(metrics={f'm{i}': float(n) for i in range(3000)}))\n"
+        "    print(n, flush=True)\n"
+    )
+    for attempt in range(6):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        time.sleep(0.013 * attempt)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        found = records.read(tmp_path / "train" / "rgb-seed0.json")
+        assert len(found.metrics) == 3000
+        assert len(set(found.metrics.values())) == 1
+
+
+def test_provenance_names_what_made_a_run(monkeypatch):
+    started = datetime.now(UTC)
+    found = records.provenance(
+        source="abc", notebook="notebooks/experiments/train.ipynb", started=started, device="cpu"
+    )
+    assert set(found) == {"commit", "dirty", "source", "notebook", "packages", "device", "started", "seconds"}
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["seconds"] >= 0
+    json.dumps(found)
+    monkeypatch.setenv("D3D_COMMIT", "f00")
+    for text, dirty in [("0", False), ("1", True), ("", False)]:
+        monkeypatch.setenv("D3D_DIRTY", text)
+        found = records.provenance(source="abc", notebook="n", started=started, device="cpu")
+        assert (found["commit"], found["dirty"]) == ("f00", dirty)
+
+
+def test_pairs_for_fusion(tmp_path):
+    for seed in (0, 1, 5):
+        records.write(tmp_path, record(seed=seed))
+    records.write(tmp_path, record(arm="flow", seed=5))
+    records.write(tmp_path, record(experiment="probe", arm="flow", seed=0))
+
+    def seeds(first, second):
+        return [(a.seed, b.seed) for a, b in records.pairs(tmp_path, first, second)]
+
+    assert seeds("rgb", "flow") == [(5, 5)]
+    assert seeds("rgb", "rgb") == [(0, 1), (1, 5), (5, 0)]
+    assert seeds("flow", "flow") == []
+
+
+def test_missing_arrays_are_named(tmp_path):
+    records.write(tmp_path, record())
+    with pytest.raises(FileNotFoundError, match=r"no arrays at .*rgb-seed0.npz"):
+        records.read_arrays(tmp_path, record())
+
+
+def test_the_headline_is_one_line():
+    assert records.headline(record()).split() == ["train", "rgb-seed0", "iid/top1", "0.500", "1.0", "s"]
