@@ -17,8 +17,7 @@ STUDY = notebooks.read_profile(PARAMS)
 SEEDS = STUDY["seeds"]
 RESULTS = f"results/{PROFILE}"
 PLAN = Path(".snakemake/plan")
-# What the book shows: the published study where it is there, else what this machine just made.
-SHOWN = "results/h200" if any(Path("results/h200").glob("*/*.json")) else "results/smoke"
+SHOWN = str(study.shown())
 CHAPTERS = {
     "data": [],
     "streams": ["train", "fuse"],
@@ -79,7 +78,7 @@ def job(experiment):
         arm, seed = getattr(wildcards, "arm", None), int(getattr(wildcards, "seed", SEEDS[0]))
         out = Path(output[0]).with_suffix(".ipynb")
         options = {"profile": PARAMS} | given(experiment, arm, seed)
-        return f"{papermill(experiment, out, options)} && python -m d3d.records {output[0]}"
+        return f"{papermill(experiment, out, options)} && python3 -m d3d.records {output[0]}"
 
     return command
 
@@ -176,5 +175,5 @@ rule book:
     output:
         "book/_build/html/index.html",
     shell:
-        "python -m d3d.report pages && "
+        "python3 -m d3d.report pages && "
         "jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --quiet"

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -127,7 +127,7 @@ class Run:
     config: Any
     device: str
     device_name: str
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: datetime = field(default_factory=records.now)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

@@ -156,6 +156,11 @@ def load(results: str | Path):
     return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
 
 
+def now() -> datetime:
+    """The time in UTC, as records keep it."""
+    return datetime.now(UTC)
+
+
 def provenance(*, source: str, notebook: str, started: datetime, device: str) -> dict[str, Any]:
     """What produced a run: commit (D3D_COMMIT and D3D_DIRTY where the tree has no history), source, packages, times."""
     return {
@@ -166,7 +171,7 @@ def provenance(*, source: str, notebook: str, started: datetime, device: str) ->
         "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "device": device,
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+        "seconds": round((now() - started).total_seconds(), 1),
     }
 
 

@@ -16,9 +16,9 @@ from d3d import notebooks, records
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.plots import LABELS
 from d3d.stats import Interval, interval
+from d3d.study import PUBLISHED, shown
 
 GENERATED = Path("book/generated")
-PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
 EVIDENCE = """# The evidence
 
 Every claim, its conditions as the ledger computes them, and the command that measures them. An interval is the mean
@@ -32,11 +32,6 @@ Every notebook behind these pages, from papermill's own metadata, and the enviro
 """
 SHOWN_PARAMETERS = ("stream", "seed", "lambda_", "epochs", "width", "train_clips", "rho")
 BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
-
-
-def shown() -> Path:
-    """Where the numbers of the book and the README come from: the published study, or what this machine made."""
-    return PUBLISHED if any(PUBLISHED.glob("*/*.json")) else SMOKE
 
 
 def verdicts(results: Path) -> list[Verdict]:
@@ -96,7 +91,7 @@ def readme() -> str:
 
 
 def _short_table(found: list[Verdict]) -> str:
-    source = banner(PUBLISHED) if any(PUBLISHED.glob("*/*.json")) else "The published study on a GPU is still to come."
+    source = banner(PUBLISHED) if shown() == PUBLISHED else "The published study on a GPU is still to come."
     lines = [source, "", "| claims | verdict |", "|---|---|"]
     by_word: dict[str, list[str]] = {}
     for verdict in found:
