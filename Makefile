@@ -3,10 +3,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PROFILE ?= smoke
-CORES ?= all
+# Notebooks at once: as many as there are cores, but one on the GPU of the full-size study.
+CORES ?= $(if $(filter h200,$(PROFILE)),1,all)
 BIN := .venv/bin
-# A line a finished run and the share that is done; what is stale is told by age, from what the records say.
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --quiet host rules reason --rerun-triggers mtime
+# A line a finished run; what is stale is told by age, from what the records say. The lock of this make stands in for
+# Snakemake's own, which a killed run leaves behind; what a killed run left half done is made again.
+SNAKEMAKE = flock --nonblock --close .venv/lock $(BIN)/snakemake --cores $(CORES) --quiet all --rerun-triggers mtime --rerun-incomplete --nolock
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One environment for make, notebooks and tests: packages of the user or another project never leak in.
 export PYTHONNOUSERSITE := 1
@@ -20,7 +22,7 @@ help: ## list the targets
 .venv/lock: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12 …" % v)'
 	@echo "creating .venv from requirements.lock (once; torch with CUDA is 4.7 GB)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { echo "python3 needs its venv module: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@cp requirements.lock $@

@@ -9,54 +9,45 @@ A run is stale when its record was made with other parameters, or by other modul
 from pathlib import Path
 
 from d3d import notebooks, study
-from d3d.study import ARMS, WRITES
 
 PROFILE = config.get("profile", "smoke")
 PARAMS = f"notebooks/params/{PROFILE}.yaml"
 STUDY = notebooks.read_profile(PARAMS)
-SEEDS = STUDY["seeds"]
 RESULTS = f"results/{PROFILE}"
 PLAN = Path(".snakemake/plan")
 SHOWN = str(study.shown())
-CHAPTERS = {
-    "data": [],
-    "streams": ["train", "fuse"],
-    "missing_motion": ["probe"],
-    "distillation": ["train", "distill", "fuse"],
-    "attention": ["attribution"],
-    "rerun": ["train", "distill", "fuse", "probe", "attribution"],
-    "verdict": ["train", "distill", "fuse", "probe", "attribution"],
-}
+CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
 
 
 def given(experiment, arm, seed):
-    return study.given(experiment, arm, seed, seeds=SEEDS, results=RESULTS)
+    return study.given(experiment, arm, seed, results=RESULTS)
+
+
+def records_of(experiment, arm=None, seed=None):
+    """The records that a run writes; without arm or seed, those of all."""
+    return [
+        f"{RESULTS}/{experiment}/{a}-seed{s}.json"
+        for a in ([arm] if arm else study.WRITES[experiment])
+        for s in ([seed] if seed is not None else study.seeds_of(experiment, STUDY, arm=a))
+    ]
 
 
 def stamp(experiment, arm=None, seed=None):
-    """A file younger than the records of a run exactly where one of them is stale; without arm or seed, of all."""
+    """A file younger than the records of a run exactly where one of them is stale."""
     own = STUDY | given(experiment, arm, seed)
-    arms, seeds = [arm] if arm else WRITES[experiment], SEEDS if seed is None else [seed]
-    current = all(
-        notebooks.is_current(f"{RESULTS}/{experiment}/{arm}-seed{seed}.json", experiment, own)
-        for arm in arms
-        for seed in seeds
-    )
+    found = records_of(experiment, arm, seed)
+    current = all(notebooks.is_current(record, experiment, own) for record in found)
     content = f"{notebooks.expected(experiment, own)} {notebooks.source_hash(experiment)}"
     return notebooks.follows(PLAN / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
 
 
 # Written before Snakemake looks at any file.
-STAMPS = {(name, arm, seed): stamp(name, arm, seed) for arm, name in ARMS.items() for seed in SEEDS}
-STAMPS |= {(name, None, seed): stamp(name, None, seed) for name in ("probe", "attribution") for seed in SEEDS}
+STAMPS = {(name, arm, seed): stamp(name, arm, seed) for arm, name in study.ARMS.items() for seed in STUDY["seeds"]}
+STAMPS |= {(n, None, s): stamp(n, None, s) for n in ("probe", "attribution") for s in study.seeds_of(n, STUDY)}
 STAMPS |= {("fuse", None, None): stamp("fuse")}
 CHAPTER_STAMPS = {
     name: notebooks.follows(PLAN / f"chapter-{name}", f"{SHOWN} {notebooks.source_hash(name)}") for name in CHAPTERS
 }
-
-
-def records_of(experiment):
-    return [f"{RESULTS}/{experiment}/{arm}-seed{seed}.json" for arm in WRITES[experiment] for seed in SEEDS]
 
 
 def papermill(notebook, out, options):
@@ -66,7 +57,7 @@ def papermill(notebook, out, options):
     log = Path(out).with_suffix(".log")
     return (
         f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1 "
-        f"papermill --no-progress-bar {notebooks.notebook(notebook)} {out} {options} > {log} 2>&1 "
+        f"papermill --no-progress-bar --log-output {notebooks.notebook(notebook)} {out} {options} > {log} 2>&1 "
         f"|| {{ tail -n 30 {log}; echo 'failed: {out} shows where'; exit 1; }}"
     )
 
@@ -75,7 +66,7 @@ def job(experiment):
     """The command of a rule's job, with the whole profile and what this run is given beyond it."""
 
     def command(wildcards, output):
-        arm, seed = getattr(wildcards, "arm", None), int(getattr(wildcards, "seed", SEEDS[0]))
+        arm, seed = wildcards.get("arm"), int(wildcards.get("seed", 0))
         out = Path(output[0]).with_suffix(".ipynb")
         options = {"profile": PARAMS} | given(experiment, arm, seed)
         return f"{papermill(experiment, out, options)} && python3 -m d3d.records {output[0]}"
@@ -85,7 +76,7 @@ def job(experiment):
 
 rule study:
     input:
-        [records_of(experiment) for experiment in WRITES],
+        [records_of(experiment) for experiment in study.WRITES],
 
 
 rule train:
@@ -130,9 +121,9 @@ rule fuse:
 rule probe:
     input:
         lambda w: STAMPS["probe", None, int(w.seed)],
-        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in ARMS],
+        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.PROBED if arm != "random"],
     output:
-        [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in WRITES["probe"]],
+        [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in study.WRITES["probe"]],
     params:
         command=job("probe"),
     shell:
@@ -142,9 +133,9 @@ rule probe:
 rule attribution:
     input:
         lambda w: STAMPS["attribution", None, int(w.seed)],
-        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in ARMS if arm != "flow"],
+        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.WRITES["attribution"] if arm != "random"],
     output:
-        [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in WRITES["attribution"]],
+        [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in study.WRITES["attribution"]],
     params:
         command=job("attribution"),
     shell:
@@ -155,7 +146,7 @@ rule chapter:
     input:
         lambda w: CHAPTER_STAMPS[w.name],
         "book/claims.yaml",
-        lambda w: [path for name in CHAPTERS[w.name] for path in records_of(name)],
+        [records_of(experiment) for experiment in study.WRITES],
         sorted(map(str, Path(SHOWN).glob("*/*.json"))) if SHOWN != RESULTS else [],
     output:
         "book/chapters/{name}.ipynb",
@@ -170,10 +161,12 @@ rule book:
         [f"book/chapters/{name}.ipynb" for name in CHAPTERS],
         "_config.yml",
         [str(p) for p in sorted(Path("book").glob("*")) if p.is_file()],
-        [str(p) for p in sorted(Path("book/_static").glob("*"))],
+        [str(p) for folder in ("_static", "_ext", "_extra") for p in sorted(Path("book", folder).rglob("*.*"))],
         "d3d/report.py",
     output:
         "book/_build/html/index.html",
     shell:
+        # After a failure Sphinx's cache would hide the warnings that caused it.
         "python3 -m d3d.report pages && "
-        "jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --quiet"
+        "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
+        "> book/_build.log 2>&1 || {{ cat book/_build.log; rm -rf book/_build; exit 1; }}; }}"

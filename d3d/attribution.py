@@ -25,6 +25,8 @@ class AttributionConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.dataset != "sprites":
+            raise ValueError(f"attribution needs clips with masks, dataset 'sprites', not {self.dataset!r}")
         if not 1 <= self.clips <= self.test_clips:
             raise ValueError(f"clips must lie between 1 and test_clips ({self.test_clips}), not {self.clips}")
         if self.steps < 2:

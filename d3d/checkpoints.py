@@ -28,7 +28,7 @@ def save_checkpoint(path: str | Path, model: S3DG, *, stream: str, classes: tupl
     """Writes the network as safetensors. Raises OSError naming the path where the disk does not take it."""
     about = {"stream": stream, "classes": list(classes), "width": model.width, "in_channels": model.in_channels}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(Path(path), save(tensors, {"format": FORMAT, "about": json.dumps(about)}))
+    write_atomic({Path(path): save(tensors, {"format": FORMAT, "about": json.dumps(about)})})
 
 
 def read_about(path: str | Path) -> About:

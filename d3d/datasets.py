@@ -43,7 +43,7 @@ class DataConfig(SpriteConfig):
             raise ValueError("dataset 'folder' needs root: a folder with one folder of videos a class")
         if self.dataset != "folder" and self.root:
             raise ValueError(f"root is only for dataset 'folder', not for {self.dataset!r}")
-        if self.bound <= 0:
+        if not self.bound > 0:
             raise ValueError(f"bound must be positive, not {self.bound}")
         for name in ("train_clips", "test_clips"):
             if getattr(self, name) < len(sprites.CLASSES):
@@ -135,22 +135,25 @@ def _sprites(config: DataConfig, split: str, count: int, flow: bool, device: tor
 
 
 def folder_table(root: str | Path) -> pd.DataFrame:
-    """One row a file under root/<class>/: path, class, label, split (train or test) and group.
+    """One row a file under root/<class>/: path, class, label and group. Hidden files do not count.
 
-    Of each class a fifth of the files, at least one of two, is held out for testing; the files' names choose which.
-    Raises FileNotFoundError for a missing root, ValueError where it has no two class folders with files.
+    Raises FileNotFoundError for a missing root, ValueError where it has no two class folders or one that holds no
+    file or a further folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"root {str(root)!r} does not exist or is no folder: it must hold one folder a class")
     files = {
-        folder.name: sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+        folder.name: sorted(f for f in folder.iterdir() if not f.name.startswith("."))
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
     }
-    files = {name: found for name, found in files.items() if found}
-    if not files:
+    if not any(files.values()):
         raise ValueError(f"root {str(root)!r} holds no video: it must hold one folder of video files a class")
+    if empty := [name for name, found in files.items() if not found]:
+        raise ValueError(f"class {empty[0]!r} of root {str(root)!r} holds no file: give it videos or delete its folder")
+    if folders := [f for found in files.values() for f in found if f.is_dir()]:
+        raise ValueError(f"{str(folders[0])!r} is a folder: a class folder holds its video files directly")
     if len(files) < 2:
         raise ValueError(f"root {str(root)!r} holds one class only ({', '.join(files)}): a classifier needs two")
     rows = []
@@ -161,6 +164,10 @@ def folder_table(root: str | Path) -> pd.DataFrame:
 
 
 def _hold_out(table: pd.DataFrame) -> pd.Series:
+    """`train` or `test` for every row: of each class a fifth of the files, at least one of two, is held out.
+
+    The files' names choose which, so that another seed or another machine tests on the same.
+    """
     order = table["path"].map(lambda path: crc32(Path(path).name.encode()))
     rank = order.groupby(table["label"]).rank(method="first")
     size = order.groupby(table["label"]).transform("size")

@@ -41,8 +41,8 @@ def calibrate(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
     model.train()
-    for i in range(0, len(clips), batch_size):
-        model(clips.inputs(stream, slice(i, i + batch_size)))
+    for index in torch.arange(len(clips)).chunk(max(1, len(clips) // batch_size)):
+        model(clips.inputs(stream, index.to(clips.labels.device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
@@ -81,6 +81,8 @@ def fuse(members: Sequence[np.ndarray]) -> np.ndarray:
 def score_fusion(members: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics and arrays of networks fused on every test split, from the arrays beside their records.
 
+    `<split>/top1_gain` is what the fused network has over its best member.
+
     Raises ValueError where the networks did not score the same clips.
     """
     first = members[0]
@@ -93,5 +95,7 @@ def score_fusion(members: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str,
             raise ValueError(f"the networks to fuse did not score the same clips of {split!r}")
         logits = fuse([m[f"logits/{split}"] for m in members])
         metrics |= {f"{split}/{name}": value for name, value in accuracy(logits, labels, groups).items()}
+        best = max(accuracy(m[f"logits/{split}"], labels, groups)["top1"] for m in members)
+        metrics[f"{split}/top1_gain"] = metrics[f"{split}/top1"] - best
         arrays |= {f"logits/{split}": logits.astype(np.float32), f"labels/{split}": labels, f"groups/{split}": groups}
     return metrics, arrays

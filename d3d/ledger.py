@@ -47,7 +47,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger. `data` names what must be had for it; a claim with data ignores stand-ins."""
+    """One row of the ledger. `data` names what must be had for it; a claim with data ignores stand-ins.
+
+    `seeds` is how many values a verdict needs where it is not the ledger's number.
+    """
 
     id: str
     statement: str
@@ -56,6 +59,7 @@ class Claim:
     claimed: float | None = None
     data: str = ""
     follows: str = ""
+    seeds: int | None = None
     judged: bool = True
     conditions: tuple[Condition, ...] = ()
 
@@ -103,7 +107,7 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Claims:
 
 def judge(claims: Claims, table: pd.DataFrame) -> list[Verdict]:
     """The verdict on every claim, from `records.load`'s table alone."""
-    direct = {c.id: _verdict(c, table, claims.seeds) for c in claims.claims if not c.follows}
+    direct = {c.id: _verdict(c, table, c.seeds or claims.seeds) for c in claims.claims if not c.follows}
     verdicts = []
     for claim in claims.claims:
         if claim.follows:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -27,7 +26,7 @@ from d3d.records import ROOT, Record
 
 FOLDER = Path("notebooks")
 # Keys of a profile that say which runs there are, not how one is made.
-STUDY_KEYS = ("seeds",)
+STUDY_KEYS = ("seeds", "attributed_seeds")
 
 
 class ParameterError(ValueError):
@@ -66,8 +65,10 @@ def read_profile(path: str | Path) -> dict[str, Any]:
             f"{path} sets {unknown[0]!r}, which no notebook takes: known are {', '.join(sorted(known))}"
         )
     seeds = profile.get("seeds")
-    if not isinstance(seeds, list) or len(seeds) < 2 or not all(type(s) is int for s in seeds):
-        raise ParameterError(f"{path} must list at least two whole numbers as seeds, not {seeds!r}")
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise ParameterError(f"{path} must list whole numbers as seeds, not {seeds!r}")
+    if not set(profile.setdefault("attributed_seeds", seeds)) <= set(seeds):
+        raise ParameterError(f"{path}: attributed_seeds must be some of the seeds, not {profile['attributed_seeds']}")
     return profile
 
 
@@ -121,18 +122,20 @@ def follows(path: str | Path, content: str, *, current: bool | None = None) -> s
 
 @dataclass
 class Run:
-    """One execution of an experiment's notebook, from its parameters to its record."""
+    """One execution of an experiment's notebook, from its parameters to its records.
+
+    `provenance` is what the run was made from, taken when it started: an edit during a long run is not its source.
+    """
 
     experiment: str
     config: Any
     device: str
-    device_name: str
-    started: datetime = field(default_factory=records.now)
+    provenance: dict[str, Any]
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a part of the run; the record tells it as `seconds/<name>`."""
+        """Times a part of the run; the next record tells it as `seconds/<name>`."""
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -157,13 +160,9 @@ class Run:
             | {f"seconds/{name}": round(value, 2) for name, value in self.seconds.items()},
             stand_in=stand_in,
             files=dict(files or {}),
-            provenance=records.provenance(
-                source=source_hash(self.experiment),
-                notebook=str(notebook(self.experiment)),
-                started=self.started,
-                device=self.device_name,
-            ),
+            provenance=self.provenance | {"seconds": records.seconds_since(self.provenance["started"])},
         )
+        self.seconds.clear()
         path = records.write(self.config.results, record, arrays)
         print(records.headline(record), f"-> {path}")
         return record
@@ -172,6 +171,7 @@ class Run:
 def start(experiment: str, config_class: type, namespace: Mapping[str, Any]) -> Run:
     """Reads the notebook's parameters into its dataclass; chooses the GPU where there is one.
 
+    On a CPU the run computes on one thread, unless OMP_NUM_THREADS asks for more: other threads, other last digits.
     Raises ParameterError as `parameters` does, and what the dataclass raises for values out of range.
     """
     config = config_class(**parameters(experiment, namespace))
@@ -179,7 +179,14 @@ def start(experiment: str, config_class: type, namespace: Mapping[str, Any]) -> 
     import torch
 
     cuda = torch.cuda.is_available()
-    return Run(experiment, config, "cuda" if cuda else "cpu", torch.cuda.get_device_name() if cuda else "cpu")
+    if not cuda:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    made = records.provenance(
+        source=source_hash(experiment),
+        notebook=str(notebook(experiment)),
+        device=torch.cuda.get_device_name() if cuda else "cpu",
+    )
+    return Run(experiment, config, "cuda" if cuda else "cpu", made)
 
 
 def parameters(name: str, namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from d3d.stats import interval
 LABELS = {
     "random": "random weights",
     "rgb": "RGB",
+    "rgb_twin": "RGB, twin",
     "flow": "flow",
     "rgb_longer": "RGB, longer",
     "rgb_teacher": "RGB teacher",
@@ -31,6 +32,7 @@ _COLOURS = sns.color_palette("colorblind")
 COLOURS = {
     "random": (0.6, 0.6, 0.6),
     "rgb": _COLOURS[0],
+    "rgb_twin": _COLOURS[7],
     "flow": _COLOURS[1],
     "rgb_longer": _COLOURS[9],
     "rgb_teacher": _COLOURS[4],
@@ -199,14 +201,12 @@ def differences(table: pd.DataFrame) -> Figure:
 
 
 @_styled
-def attributions(
-    rgb: torch.Tensor, mask: torch.Tensor, maps: Mapping[str, np.ndarray], *, title: str, rows: int = 4
-) -> Figure:
+def attributions(rgb: torch.Tensor, mask: torch.Tensor, maps: Mapping[str, np.ndarray], *, title: str) -> Figure:
     """One row a clip at its middle frame: the frame with the target's outline, then each network's map over it.
 
     rgb (N, 3, T, H, W) in [0, 1], mask (N, T, H, W), maps (N, T, H, W), each clip scaled to a maximum of 1.
     """
-    middle = rgb.shape[2] // 2
+    rows, middle = len(rgb), rgb.shape[2] // 2
     figure, axes = plt.subplots(rows, len(maps) + 1, figsize=(1.6 * (len(maps) + 1), 1.65 * rows), squeeze=False)
     for row in range(rows):
         frame = rgb[row, :, middle].permute(1, 2, 0).cpu().numpy()

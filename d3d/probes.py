@@ -1,25 +1,26 @@
 """What frozen endpoints know: linear probes with control tasks (Hewitt and Liang 2019).
 
 features = pooled(model, clips, "rgb", ["Mixed_4f"])
-scores = linear(features["Mixed_4f"], targets, labels)
+scores = linear(features["Mixed_4f"], test_features["Mixed_4f"], clips.table, test_clips.table)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
+from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from d3d.datasets import Clips, DataConfig
 from d3d.s3dg import S3DG
 
 ENDPOINTS = ("Conv2d_2c_3x3", "Mixed_3c", "Mixed_4f", "Mixed_5c")
-TARGETS = ("velocity", "rotation", "expansion", "hue", "size")  # three of motion, two of appearance
-ALPHAS = np.logspace(-2, 5, 15)
+MOTION = ("velocity", "rotation", "expansion")
+TARGETS = (*MOTION, "hue", "size")
+ALPHAS = np.logspace(-1, 6, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,18 @@ class ProbeConfig(DataConfig):
     seed: int = 0
     width: float = 0.25
     results: str = "results/local"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset != "sprites":
+            raise ValueError(f"probes need clips whose motion is known, dataset 'sprites', not {self.dataset!r}")
+
+
+class Part(NamedTuple):
+    """Features (N, F) and the goals, each (N, D), of one set of clips."""
+
+    x: np.ndarray
+    goals: list[np.ndarray]
 
 
 @torch.no_grad()
@@ -70,34 +83,26 @@ def linear(
     *,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Ridge regression from features to every target; the penalties are chosen on the training features.
+    """Ridge regression from features to every target; the penalties are chosen on half of the training clips.
 
     Gives `<target>/r2` on the test clips; `<target>/r2_within`, the same once each class's mean is removed from
     features and target; and `<target>/selectivity`, r2 minus that of a control task, which deals every kind of clip
     (class and family) one random value of the target: what a probe reaches by naming the kind alone.
-    Targets that do not vary are left out.
+    Targets that do not vary are left out. `motion/r2_within` is the mean over velocity, rotation and expansion.
     """
-    rng = np.random.default_rng(seed)
-    kinds, test_kinds = _kinds(train_table), _kinds(test_table)
-    goals, test_goals = targets(train_table), targets(test_table)
-    names = [name for name in TARGETS if goals[name].std() > 0 and test_goals[name].std() > 0]
-    goals, test_goals = [goals[name] for name in names], [test_goals[name] for name in names]
-    controls, test_controls = [], []
-    for goal in goals:
-        dealt = {kind: goal[rng.integers(len(goal))] for kind in sorted({*kinds, *test_kinds})}
-        controls.append(np.stack([dealt[kind] for kind in kinds]))
-        test_controls.append(np.stack([dealt[kind] for kind in test_kinds]))
-    found = _scores(train, goals + controls, test, test_goals + test_controls)
-    within = _scores(
-        _within(train, train_table),
-        [_within(goal, train_table) for goal in goals],
-        _within(test, test_table),
-        [_within(goal, test_table) for goal in test_goals],
-    )
-    scores: dict[str, float] = {}
-    for name, r2, control, inside in zip(names, found[: len(names)], found[len(names) :], within, strict=True):
-        scores |= {f"{name}/r2": r2, f"{name}/r2_within": inside, f"{name}/selectivity": r2 - control}
-    return scores
+    names = [n for n, y in targets(train_table).items() if y.std() > 0 and targets(test_table)[n].std() > 0]
+    half = len(train) // 2
+    parts = [(train[:half], train_table[:half]), (train[half:], train_table[half:]), (test, test_table)]
+    deal = _control(train_table, test_table, names, seed)
+    plain = [Part(x, [targets(t)[n] for n in names] + [deal(t, n) for n in names]) for x, t in parts]
+    within = [Part(_within(x, t), [_within(targets(t)[n], t) for n in names]) for x, t in parts]
+    r2, control = np.split(_scores(*plain), 2)
+    scores = {f"{name}/r2": value for name, value in zip(names, r2, strict=True)}
+    scores |= {f"{name}/r2_within": value for name, value in zip(names, _scores(*within), strict=True)}
+    scores |= {f"{name}/selectivity": value for name, value in zip(names, r2 - control, strict=True)}
+    if moving := [scores[f"{name}/r2_within"] for name in MOTION if name in names]:
+        scores["motion/r2_within"] = np.mean(moving)
+    return {name: float(value) for name, value in scores.items()}
 
 
 def flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -105,18 +110,36 @@ def flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {f"{endpoint}/{metric}": value for endpoint, found in scores.items() for metric, value in found.items()}
 
 
+def _control(
+    train_table: pd.DataFrame, test_table: pd.DataFrame, names: Sequence[str], seed: int
+) -> Callable[[pd.DataFrame, str], np.ndarray]:
+    """The control task: a table's clips and a target's name to values (N, D) that only the clips' kinds decide."""
+    rng = np.random.default_rng(seed)
+    kinds = sorted({*_kinds(train_table), *_kinds(test_table)})
+    source = targets(train_table)
+    dealt = {name: {kind: source[name][rng.integers(len(train_table))] for kind in kinds} for name in names}
+    return lambda table, name: np.stack([dealt[name][kind] for kind in _kinds(table)])
+
+
 def _kinds(table: pd.DataFrame) -> list[str]:
     return (table["class"] + "/" + table["family"]).tolist()
 
 
-def _scores(train: np.ndarray, goals: list, test: np.ndarray, test_goals: list) -> list[float]:
-    """R² of one ridge probe a goal. The decomposition of the features is shared, each column's penalty is its own."""
-    # Channels that hardly ever fire on the training clips would be blown up by scaling.
-    alive = train.std(0) >= 1e-3 * train.std(0).max()
-    model = make_pipeline(StandardScaler(), RidgeCV(ALPHAS, alpha_per_target=True))
-    predicted = model.fit(train[:, alive], np.hstack(goals)).predict(test[:, alive])
-    ends = np.cumsum([goal.shape[1] for goal in goals])[:-1]
-    return [_r2(goal, p) for goal, p in zip(test_goals, np.split(predicted, ends, axis=1), strict=True)]
+def _scores(fit: Part, choose: Part, test: Part) -> np.ndarray:
+    """R² on `test` of one ridge probe a goal, fitted on `fit` and `choose`, its penalty chosen on `choose`.
+
+    Leaving single clips out would not do: where class means are removed, the others tell what the one left out was.
+    """
+    # Channels that hardly ever fire would be blown up by scaling.
+    alive = fit.x.std(0) >= 1e-3 * fit.x.std(0).max()
+    scaler = StandardScaler().fit(fit.x[:, alive])
+    x, x_choose, x_test = (scaler.transform(part.x[:, alive].astype(float)) for part in (fit, choose, test))
+    y, y_choose = (np.hstack(part.goals) for part in (fit, choose))
+    errors = [((Ridge(alpha).fit(x, y).predict(x_choose) - y_choose) ** 2).sum(0) for alpha in ALPHAS]
+    model = Ridge(ALPHAS[np.argmin(errors, 0)]).fit(np.vstack([x, x_choose]), np.vstack([y, y_choose]))
+    ends = np.cumsum([goal.shape[1] for goal in test.goals])[:-1]
+    predicted = np.split(model.predict(x_test), ends, axis=1)
+    return np.array([_r2(goal, p) for goal, p in zip(test.goals, predicted, strict=True)])
 
 
 def _within(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:

@@ -4,6 +4,7 @@ table = load("results/smoke")        # experiment, arm, seed, metric, value, sta
 python -m d3d.records results/smoke/train/rgb-seed0.json      # one line: the run and its headline
 """
 
+import hashlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,9 @@ SCHEMA = 1
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "captum", "av", "safetensors", "papermill")
-HEADLINES = ("iid/top1", "test/top1", "Mixed_4f/velocity/r2", "motion_part/frozen")
+HEADLINES = ("iid/top1", "test/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
+# Experiments whose records are those of networks.
+TRAINED = ("train", "distill")
 
 
 class RecordError(ValueError):
@@ -32,7 +35,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `metrics` are flat (`iid/top1`), `files` says what became of the videos found, where there were any."""
+    """One run. `metrics` are flat (`iid/top1`), `files` tells of the videos found, `arrays` is the .npz's SHA-256."""
 
     experiment: str
     arm: str
@@ -42,6 +45,7 @@ class Record:
     stand_in: bool
     provenance: dict[str, Any]
     files: dict[str, Any] = field(default_factory=dict)
+    arrays: str = ""
     schema: int = SCHEMA
 
     @property
@@ -49,37 +53,49 @@ class Record:
         return f"{self.arm}-seed{self.seed}"
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """The whole content or nothing: written beside `path`, flushed to the disk, then renamed onto it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_atomic(contents: Mapping[Path, bytes]) -> None:
+    """Every file whole or none: all are written beside their places and flushed to the disk, then renamed in order.
+
+    Raises OSError naming the file that the disk does not take; what stood there is untouched.
+    """
+    staged = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, temporary in staged.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in staged.items():
+            os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"{path} could not be written and what stood there is untouched: {error.strerror}"
-        ) from None
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+        reason = f"{path} could not be written and what stood there is untouched: {error.strerror}"
+        raise OSError(error.errno, reason) from None
 
 
 def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Writes results/<experiment>/<arm>-seed<seed>.json, after the .npz beside it where there are arrays.
+    """Writes results/<experiment>/<arm>-seed<seed>.json last, after the .npz beside it where there are arrays.
 
     Raises ValueError for a metric that is not finite, OSError naming the file where the disk does not take it.
     """
     if bad := [name for name, value in record.metrics.items() if not np.isfinite(value)]:
         raise ValueError(f"metric {bad[0]!r} of {record.experiment}/{record.name} is {record.metrics[bad[0]]}")
     path = Path(results) / record.experiment / f"{record.name}.json"
+    contents: dict[Path, bytes] = {}
     if arrays:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        write_atomic(path.with_suffix(".npz"), buffer.getvalue())
-    write_atomic(path, (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode())
+        contents[path.with_suffix(".npz")] = buffer.getvalue()
+        record = replace(record, arrays=_digest(buffer.getvalue()))
+    contents[path] = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
+    write_atomic(contents)
     return path
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read(path: str | Path) -> Record:
@@ -102,40 +118,78 @@ def read(path: str | Path) -> Record:
     return record
 
 
-def read_all(results: str | Path) -> list[Record]:
-    """Every record below `results`, in the order of their paths; empty where the folder does not exist."""
-    return [read(path) for path in sorted(Path(results).glob("*/*.json"))]
+def read_all(results: str | Path, experiments: Sequence[str] = ("*",)) -> list[Record]:
+    """Every record of the experiments below `results`, in order; empty where there are none.
+
+    Raises RecordError where runs of one arm were made with different parameters: their mean would mean nothing.
+    """
+    found = [read(path) for name in experiments for path in sorted(Path(results).glob(f"{name}/*.json"))]
+    first: dict[tuple[str, str], Record] = {}
+    for record in found:
+        other = first.setdefault((record.experiment, record.arm), record)
+        if differing := [k for k in _shared(record) if _shared(record)[k] != _shared(other).get(k)]:
+            raise RecordError(
+                f"{record.experiment}/{record.name} and {other.name} under {results} were made with different "
+                f"{', '.join(differing)}: delete the one that does not belong there"
+            )
+    return found
+
+
+def _shared(record: Record) -> dict[str, Any]:
+    """The parameters that all seeds of an arm have in common."""
+    own = {"seed", "results", "teacher", "student"}
+    return {name: value for name, value in record.params.items() if name not in own}
 
 
 def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
-    """The arrays beside a record. Raises FileNotFoundError where there are none."""
+    """The arrays beside a record.
+
+    Raises FileNotFoundError where there are none, RecordError where they are cut or another run's.
+    """
     path = Path(results) / record.experiment / f"{record.name}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"no arrays at {path}, beside its record: run {record.experiment!r} again")
-    with np.load(path, allow_pickle=False) as file:
+    content = path.read_bytes()
+    if _digest(content) != record.arrays:
+        raise RecordError(f"{path} holds other arrays than its record says: run {record.experiment!r} again")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return dict(file)
 
 
-def pairs(results: str | Path, first: str, second: str) -> list[tuple[Record, Record]]:
-    """Trained networks to fuse: two arms of the same seed, or one arm of a seed and of the next, in a ring."""
-    trained = [r for r in read_all(results) if r.experiment in ("train", "distill")]
+def pairs(results: str | Path, first: str, second: str, *, same: type) -> list[tuple[Record, Record]]:
+    """Trained networks to fuse: two arms of each seed, or one arm of seeds taken two by two, so that pairs share none.
+
+    `same` is the dataclass of the parameters that both must agree on. Raises RecordError where they do not.
+    """
+    trained = read_all(results, TRAINED)
     mine, other = ({r.seed: r for r in trained if r.arm == arm} for arm in (first, second))
-    if first != second:
-        return [(mine[seed], other[seed]) for seed in sorted(mine) if seed in other]
-    ring = sorted(mine)
-    return [(mine[a], mine[b]) for a, b in zip(ring, ring[1:] + ring[:1], strict=True) if a != b]
+    seeds = sorted(set(mine) & set(other))
+    found = (
+        [(mine[s], other[s]) for s in seeds]
+        if first != second
+        else [(mine[a], mine[b]) for a, b in zip(seeds[::2], seeds[1::2], strict=False)]
+    )
+    for a, b in found:
+        if differing := [f.name for f in fields(same) if a.params[f.name] != b.params[f.name]]:
+            raise RecordError(f"{a.name} and {b.name} saw other clips: they differ in {', '.join(differing)}")
+    return found
 
 
 def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> list[Record]:
-    """The records of an experiment's arms at its lowest seed, in the order of `arms`; empty where there are none."""
-    found = [r for r in read_all(results) if r.experiment == experiment]
+    """The records of an experiment's arms at its lowest seed, in the order of `arms`.
+
+    Raises FileNotFoundError where there is none.
+    """
+    found = [r for r in read_all(results, [experiment]) if r.arm in arms]
+    if not found:
+        raise FileNotFoundError(f"no records of {experiment!r} under {results}: run that experiment first")
     first = [r for r in found if r.seed == min(r.seed for r in found)]
-    return sorted((r for r in first if r.arm in arms), key=lambda r: arms.index(r.arm))
+    return sorted(first, key=lambda r: arms.index(r.arm))
 
 
 def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], dict[str, np.ndarray]]:
     """The arrays, training curves included, of every trained network of the arms, by (arm, seed)."""
-    found = [r for r in read_all(results) if r.experiment in ("train", "distill") and r.arm in arms]
+    found = [r for r in read_all(results, TRAINED) if r.arm in arms]
     return {(r.arm, r.seed): read_arrays(results, r) for r in found}
 
 
@@ -144,8 +198,11 @@ def config(record: Record, config_class: type[T]) -> T:
     return config_class(**{f.name: record.params[f.name] for f in fields(config_class)})
 
 
-def load(results: str | Path):
-    """One tidy pandas table: a row a metric, with experiment, arm, seed, metric, value and stand_in."""
+def load(results: str | Path, *, needs: Sequence[str] = ()):
+    """One tidy pandas table: a row a metric, with experiment, arm, seed, metric, value and stand_in.
+
+    Raises FileNotFoundError naming an experiment of `needs` that has no record.
+    """
     import pandas as pd
 
     rows = [
@@ -153,16 +210,16 @@ def load(results: str | Path):
         for r in read_all(results)
         for metric, value in r.metrics.items()
     ]
-    return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
+    table = pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
+    if missing := [name for name in needs if name not in set(table["experiment"])]:
+        raise FileNotFoundError(f"no records of {missing[0]!r} under {results}: run that experiment first")
+    return table
 
 
-def now() -> datetime:
-    """The time in UTC, as records keep it."""
-    return datetime.now(UTC)
-
-
-def provenance(*, source: str, notebook: str, started: datetime, device: str) -> dict[str, Any]:
-    """What produced a run: commit (D3D_COMMIT and D3D_DIRTY where the tree has no history), source, packages, times."""
+def provenance(*, source: str, notebook: str, device: str) -> dict[str, Any]:
+    """What a run is made from, to be taken when it starts: commit (D3D_COMMIT and D3D_DIRTY where the tree has no
+    history), source, packages, device, time.
+    """
     return {
         "commit": os.environ.get("D3D_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
         "dirty": os.environ["D3D_DIRTY"] not in ("", "0", "false") if "D3D_DIRTY" in os.environ else _dirty(),
@@ -170,9 +227,13 @@ def provenance(*, source: str, notebook: str, started: datetime, device: str) ->
         "notebook": notebook,
         "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "device": device,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round((now() - started).total_seconds(), 1),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def seconds_since(started: str) -> float:
+    """Seconds since a time as `provenance` keeps it."""
+    return round((datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds(), 1)
 
 
 def _git(*arguments: str) -> str:
@@ -184,8 +245,9 @@ def _git(*arguments: str) -> str:
 
 
 def _dirty() -> bool:
-    """Whether code or parameters differ from the commit; what runs write does not count."""
-    return bool(_git("status", "--porcelain", "--", "d3d", "notebooks", "Snakefile", "requirements.lock"))
+    """Whether code or parameters differ from the commit, or nobody knows; what runs write does not count."""
+    made_from = ("d3d", "notebooks", "Snakefile", "requirements.lock")
+    return not _git("rev-parse", "HEAD") or bool(_git("status", "--porcelain", "--", *made_from))
 
 
 def _version(name: str) -> str:

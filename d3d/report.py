@@ -1,7 +1,7 @@
 """Text made from records: the verdicts, the README's table, the book's generated pages.
 
 python -m d3d.report verdicts     print them
-python -m d3d.report readme       write them into README.md
+python -m d3d.report readme       write them into README.md, and draw its picture
 python -m d3d.report pages        write book/generated/*.md, which the book includes
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from d3d import notebooks, records
+from d3d import notebooks, plots, records, sprites
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.plots import LABELS
 from d3d.stats import Interval, interval
@@ -120,6 +120,8 @@ def arm_text(rows: pd.DataFrame, arm: str, metric: str) -> str:
     if values.empty:
         return "not measured"
     found = interval(values)
+    if found.n < 2:
+        return f"{found.mean:.3f} (one seed)"
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]".replace("-", "−")
 
 
@@ -208,7 +210,7 @@ def runs(results: Path) -> str:
         rows.append(
             {
                 "notebook": name,
-                "run": path.stem,
+                "run": path.stem if name in ("train", "distill") else path.stem.split("-")[-1],
                 "seconds": "—" if meta["duration"] is None else f"{meta['duration']:.0f}",
                 "started (UTC)": (meta["start_time"] or "—")[:16].replace("T", " "),
                 "outcome": "failed" if meta["exception"] else "done",
@@ -245,6 +247,8 @@ def main(command: str) -> None:
         pages()
     elif command == "readme":
         Path("README.md").write_text(readme())
+        picture = plots.clips(sprites.render(sprites.SpriteConfig(), "iid", range(8)))
+        picture.savefig("book/_static/clips.png", dpi=90, bbox_inches="tight")
     elif command == "verdicts":
         print(banner(shown()))
         for verdict in verdicts(shown()):

@@ -80,7 +80,7 @@ class SpriteConfig:
         if self.frames < 2 or self.size < 16:
             raise ValueError(f"a clip needs at least 2 frames of 16 pixels, not {self.frames} of {self.size}")
         for name in ("amplitude", "camera", "noise"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
 
 

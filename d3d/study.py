@@ -3,26 +3,35 @@
 Light on imports: the graph reads it at every start.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# The networks, and the experiment that trains each.
-ARMS = {"rgb": "train", "flow": "train", "rgb_longer": "distill", "rgb_teacher": "distill", "d3d": "distill"}
-# Ensembles by the mean of softmax: two arms of one seed, or one arm of a seed and of the next.
+# The networks, and the experiment that trains each. rgb_twin sees the clips of rgb with weights and order of its own:
+# a control that differs from RGB in nothing but chance.
+ARMS = {
+    "rgb": "train",
+    "rgb_twin": "train",
+    "flow": "train",
+    "rgb_longer": "distill",
+    "rgb_teacher": "distill",
+    "d3d": "distill",
+}
+TEACHERS = {"d3d": "flow", "rgb_teacher": "rgb_twin"}
+# Ensembles by the mean of softmax: two arms of one seed, or one arm of seeds taken two by two.
 FUSIONS = {
     "two_stream": ("rgb", "flow"),
-    "rgb_rgb": ("rgb", "rgb"),
+    "rgb_rgb": ("rgb", "rgb_twin"),
     "d3d_rgb": ("d3d", "rgb"),
     "d3d_d3d": ("d3d", "d3d"),
 }
+PROBED = ("random", "rgb", "flow", "rgb_longer", "rgb_teacher", "d3d")
 # The records that each experiment writes for a seed.
 WRITES = {
     "train": tuple(arm for arm, experiment in ARMS.items() if experiment == "train"),
     "distill": tuple(arm for arm, experiment in ARMS.items() if experiment == "distill"),
     "fuse": tuple(FUSIONS),
-    "probe": ("random", *ARMS),
-    "attribution": ("random", *(arm for arm in ARMS if arm != "flow")),
+    "probe": PROBED,
+    "attribution": tuple(arm for arm in PROBED if arm != "flow"),
 }
 PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
 
@@ -39,24 +48,22 @@ def weights(results: str | Path, arm: str, seed: int) -> str:
     return str(Path(results) / ARMS[arm] / f"{arm}-seed{seed}.safetensors")
 
 
-def following(seeds: Sequence[int], seed: int) -> int:
-    """The next seed, in a ring: whose RGB network teaches RGB-teacher."""
-    return seeds[(seeds.index(seed) + 1) % len(seeds)]
+def seeds_of(experiment: str, profile: dict[str, Any], *, arm: str = "") -> list[int]:
+    """The seeds that an experiment writes records of: fewer for attribution, the first of each pair for D3D + D3D."""
+    seeds = profile["attributed_seeds"] if experiment == "attribution" else profile["seeds"]
+    if arm in FUSIONS and len(set(FUSIONS[arm])) == 1:
+        return sorted(seeds)[: len(seeds) // 2 * 2 : 2]
+    return seeds
 
 
-def given(experiment: str, arm: str, seed: int, *, seeds: Sequence[int], results: str) -> dict[str, Any]:
+def given(experiment: str, arm: str | None, seed: int | None, *, results: str) -> dict[str, Any]:
     """What a run is given beyond its profile."""
     if experiment == "fuse":
         return {"results": results}
     own: dict[str, Any] = {"results": results, "seed": seed}
     if experiment == "train":
-        own |= {"arm": arm, "stream": arm}
+        own |= {"arm": arm, "stream": arm.removesuffix("_twin"), "twin": int(arm.endswith("_twin"))}
     if experiment == "distill":
         own |= {"arm": arm, "student": weights(results, "rgb", seed)}
-        if arm == "d3d":
-            own["teacher"] = weights(results, "flow", seed)
-        if arm == "rgb_teacher":
-            own["teacher"] = weights(results, "rgb", following(seeds, seed))
-        if arm == "rgb_longer":
-            own["lambda_"] = 0.0
+        own |= {"teacher": weights(results, TEACHERS[arm], seed)} if arm in TEACHERS else {"lambda_": 0.0}
     return own

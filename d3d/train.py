@@ -21,14 +21,22 @@ from d3d.evaluate import accuracy, predict
 from d3d.losses import DISTANCES
 from d3d.s3dg import S3DG, s3dg
 
+# Seeds of training stay below; from here on they are twins' and the probes' own.
+MAX_SEED = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig):
-    """How a stream is trained; the fields are the parameters of notebooks/experiments/train.ipynb."""
+    """How a stream is trained; the fields are the parameters of notebooks/experiments/train.ipynb.
+
+    seed chooses training clips, weights and order. twin: 1 keeps the clips and draws other weights and another order,
+    which is what another network of the same kind needs to be a fair control.
+    """
 
     arm: str = ""
     stream: str = "rgb"
     seed: int = 0
+    twin: int = 0
     epochs: int = 8
     batch_size: int = 32
     learning_rate: float = 0.1
@@ -43,8 +51,14 @@ class TrainConfig(DataConfig):
         super().__post_init__()
         if self.stream not in STREAMS:
             raise ValueError(f"stream must be one of {', '.join(STREAMS)}, not {self.stream!r}")
-        for name in ("epochs", "batch_size", "learning_rate", "width"):
-            if getattr(self, name) <= 0:
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed must lie between 0 and {MAX_SEED - 1}, not {self.seed}")
+        if self.twin not in (0, 1):
+            raise ValueError(f"twin must be 0 or 1, not {self.twin}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 for batch norm, not {self.batch_size}")
+        for name in ("epochs", "learning_rate", "width"):
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("momentum", "warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -68,7 +82,7 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
-        if self.lambda_ < 0:
+        if not self.lambda_ >= 0:
             raise ValueError(f"lambda_ must not be negative, it is {self.lambda_}")
         if self.lambda_ > 0 and not self.teacher:
             raise ValueError("a student with lambda_ above 0 needs teacher: the path of a trained stream's checkpoint")
@@ -80,10 +94,18 @@ def build(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -
         model, about = load_checkpoint(checkpoint, classes=data.classes, device=device)
         if about.stream != config.stream:
             raise ValueError(f"student {checkpoint} is a {about.stream} stream, the run trains {config.stream!r}")
+        if about.width != config.width:
+            raise ValueError(f"student {checkpoint} has width {about.width}, the run says {config.width}")
         model.dropout.p = config.dropout
         return model
-    channels = STREAMS[config.stream]
-    model = s3dg(len(data.classes), in_channels=channels, width=config.width, dropout=config.dropout, seed=config.seed)
+    seed = config.seed + MAX_SEED * config.twin
+    model = s3dg(
+        len(data.classes),
+        in_channels=STREAMS[config.stream],
+        width=config.width,
+        dropout=config.dropout,
+        seed=seed,
+    )
     return model.to(device)
 
 
@@ -113,22 +135,25 @@ def fit(
 ) -> list[dict[str, float]]:
     """Trains `model` in place by SGD with warm-up and cosine decay; returns a row an epoch, reported as it ends.
 
-    `teacher` holds logits (N, K) of the training clips. The last, smaller batch of an epoch is trained on too.
-    Raises FloatingPointError naming the step and the terms where the loss is not finite.
+    `teacher` holds logits (N, K) of the training clips. Every clip is used once an epoch, in batches of equal size
+    give or take one and at most `batch_size`, but of at least two for batch norm.
+    Raises FloatingPointError naming the epoch and the terms where the loss is not finite.
     """
     clips = data.splits["train"]
     device = clips.labels.device
     lambda_ = config.lambda_ if teacher is not None else 0.0
     # One number for a run: the order of the clips, and dropout, follow from the seed alone.
-    order = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)
+    order = np.random.default_rng((config.seed, config.twin))
+    torch.manual_seed(config.seed + MAX_SEED * config.twin)
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
-    batches = math.ceil(len(clips) / config.batch_size)
+    if len(clips) < 2:
+        raise ValueError(f"training needs at least 2 clips, there is {len(clips)}")
+    batches = min(math.ceil(len(clips) / config.batch_size), len(clips) // 2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(config.warmup, config.epochs * batches))
     history = []
     for epoch in range(1, config.epochs + 1):

@@ -13,6 +13,8 @@ from torchvision.transforms.v2 import functional as TF
 
 # A file that holds less than this share of what its header promises was cut.
 WHOLE = 0.95
+# FFmpeg would also show text files and still images as films.
+NO_FILMS = ("tty", "image2", "_pipe")
 
 
 class VideoError(ValueError):
@@ -50,12 +52,12 @@ def read_clip(
 def _decode(path: Path, frames: int, fps: float | None, start: float) -> list[tuple[float, np.ndarray]]:
     """(seconds, RGB) of the frames needed. The rest of the file is only demuxed, to see that it is whole."""
     try:
-        container = av.open(str(path))
+        container = av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path} cannot be opened as a video: {error.strerror}") from None
     with container:
-        if not container.streams.video:
-            raise VideoError(f"{path} has no video stream")
+        if not container.streams.video or container.format.name.endswith(NO_FILMS):
+            raise VideoError(f"{path} holds no video, but {container.format.long_name or container.format.name}")
         stream = container.streams.video[0]
         shown: list[tuple[float, np.ndarray]] = []
         packets, end = 0, 0.0
@@ -70,7 +72,7 @@ def _decode(path: Path, frames: int, fps: float | None, start: float) -> list[tu
                             shown.append((frame.time or 0.0, frame.to_ndarray(format="rgb24")))
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{path} is damaged: {error.strerror}") from None
-        duration = container.duration / av.time_base if container.duration else 0.0
+        duration = _duration(container, stream)
         if packets < WHOLE * stream.frames - 1:
             raise VideoError(f"{path} is cut: {packets} of {stream.frames} frames are there")
         if not stream.frames and end < WHOLE * duration - 0.1:
@@ -78,6 +80,16 @@ def _decode(path: Path, frames: int, fps: float | None, start: float) -> list[tu
     if not shown:
         raise VideoError(f"{path} has no frame to decode from {start} s on")
     return shown
+
+
+def _duration(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Seconds that the header promises of the video stream; 0 where it promises none. Audio may go on for longer."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if tag := stream.metadata.get("DURATION"):
+        hours, minutes, seconds = tag.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else 0.0
 
 
 def _enough(shown: list, frames: int, fps: float | None, start: float) -> bool:

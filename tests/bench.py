@@ -35,7 +35,9 @@ class Workload:
 def main() -> None:
     cuda = torch.cuda.is_available()
     work = Workload("cuda", 16, 64, 224, 15) if cuda else Workload("cpu", 1, 16, 224, 5)
-    started = records.now()
+    made = records.provenance(
+        source="tests/bench.py", notebook="", device=torch.cuda.get_device_name() if cuda else "cpu"
+    )
     torch.manual_seed(0)
     clips = torch.rand(work.batch, 3, work.frames, work.size, work.size, device=work.device)
     labels = torch.randint(CLASSES, (work.batch,), device=work.device)
@@ -70,12 +72,7 @@ def main() -> None:
         ratio = rates["s3dg"] / rates["torchvision_s3d"]
         print(f"{kind:<12}{rates['s3dg']:>16.2f}{rates['torchvision_s3d']:>18.2f}{ratio:>8.2f}")
         metrics |= {f"{kind}/{name}/clips_per_second": rate for name, rate in rates.items()} | {f"{kind}/ratio": ratio}
-    made = records.provenance(
-        source="tests/bench.py",
-        notebook="",
-        started=started,
-        device=torch.cuda.get_device_name() if cuda else "cpu",
-    )
+    made["seconds"] = records.seconds_since(made["started"])
     record = Record("bench", "s3dg", 0, vars(work), metrics, False, made)
     print("->", records.write("results/local", record))
 

@@ -24,6 +24,7 @@ def folder(tmp_path):
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (root / "wave" / "notes.txt").write_text("not a video")
     (root / "wave" / ".hidden").write_text("")
+    (root / "juggle" / "gone.mp4").symlink_to(root / "nowhere.mp4")
     return root
 
 
@@ -56,9 +57,9 @@ def test_flow_is_clipped_and_scaled():
 def test_a_folder_of_class_folders(folder):
     data = load(DataConfig(dataset="folder", root=str(folder), frames=8, size=32), seed=0)
     assert data.classes == ("juggle", "wave")
-    assert data.files["found"] == 12
+    assert data.files["found"] == 13
     assert data.files["decoded"] == 10
-    assert sorted(name.split("/")[-1] for name in data.refused) == ["cut.avi", "notes.txt"]
+    assert sorted(name.split("/")[-1] for name in data.refused) == ["cut.avi", "gone.mp4", "notes.txt"]
     assert "is cut" in next(v for k, v in data.refused.items() if k.endswith("cut.avi"))
     train, test = data.splits["train"], data.splits["test"]
     assert sorted(train.labels.tolist()) == [0] * 4 + [1] * 4
@@ -98,10 +99,18 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
         (only_text / name / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"holds no video that can be read; the first: .*notes.txt cannot be opened"):
         load(config(only_text), seed=0)
+    (folder / "wave" / "more").mkdir()
+    with pytest.raises(ValueError, match=r"more' is a folder: a class folder holds its video files directly"):
+        load(config(folder), seed=0)
+    (folder / "wave" / "more").rmdir()
     for path in (folder / "juggle").iterdir():
         path.unlink()
+    with pytest.raises(ValueError, match=r"class 'juggle' .* holds no file"):
+        load(config(folder), seed=0)
+    (folder / "juggle").rmdir()
     with pytest.raises(ValueError, match="holds one class only"):
         load(config(folder), seed=0)
+    (folder / "juggle").mkdir()
     (folder / "juggle" / "notes.txt").write_text("x")
     with pytest.raises(ValueError, match=r"class .juggle. .* has no video that can be read"):
         load(config(folder), seed=0)

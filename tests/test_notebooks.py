@@ -76,8 +76,9 @@ def test_the_reported_seeds_are_the_plans():
             {"seeds": [0, 1], "learning_rat": 0.1},
             r"sets 'learning_rat', which no notebook takes: .*learning_rate",
         ),
-        ({"seeds": [0]}, "at least two whole numbers as seeds"),
-        ({"epochs": 3}, "at least two whole numbers as seeds, not None"),
+        ({"seeds": ["a"]}, "must list whole numbers as seeds"),
+        ({"epochs": 3}, "must list whole numbers as seeds, not None"),
+        ({"seeds": [0, 1], "attributed_seeds": [2]}, "attributed_seeds must be some of the seeds"),
         ([1], "must map parameters to values"),
     ],
 )
@@ -192,6 +193,14 @@ def test_a_record_holds_what_the_run_was(tmp_path):
     assert found.provenance["notebook"] == "notebooks/experiments/train.ipynb"
 
 
+def test_an_edit_during_a_run_is_not_its_source(tmp_path, tree):
+    run = notebooks.start("train", TrainConfig, namespace("train", results=str(tmp_path)))
+    before = notebooks.source_hash("train")
+    (tree / "d3d" / "losses.py").write_text("")
+    run.write("rgb", {"iid/top1": 0.5})
+    assert records.read(tmp_path / "train" / "rgb-seed0.json").provenance["source"] == before
+
+
 def test_age_tells_what_is_stale(tmp_path):
     result = tmp_path / "result"
     result.write_text("done")
@@ -205,11 +214,11 @@ def test_age_tells_what_is_stale(tmp_path):
 class TestStudy:
     def test_every_student_is_given_its_teacher(self):
         def given(arm, seed):
-            return study.given("distill", arm, seed, seeds=[0, 1, 2], results="r")
+            return study.given("distill", arm, seed, results="r")
 
         assert given("d3d", 1)["teacher"] == "r/train/flow-seed1.safetensors"
         assert given("d3d", 1)["student"] == "r/train/rgb-seed1.safetensors"
-        assert given("rgb_teacher", 2)["teacher"] == "r/train/rgb-seed0.safetensors"
+        assert given("rgb_teacher", 2)["teacher"] == "r/train/rgb_twin-seed2.safetensors"
         assert given("rgb_longer", 0) == {
             "results": "r",
             "seed": 0,
@@ -218,6 +227,16 @@ class TestStudy:
             "lambda_": 0.0,
         }
 
+    def test_a_twin_differs_in_chance_alone(self):
+        rgb, twin = (study.given("train", arm, 4, results="r") for arm in ("rgb", "rgb_twin"))
+        assert twin == rgb | {"arm": "rgb_twin", "twin": 1}
+
+    def test_pairs_share_no_network(self):
+        profile = {"seeds": [0, 1, 2, 3, 4], "attributed_seeds": [1]}
+        assert study.seeds_of("fuse", profile, arm="d3d_d3d") == [0, 2]
+        assert study.seeds_of("fuse", profile, arm="two_stream") == [0, 1, 2, 3, 4]
+        assert study.seeds_of("attribution", profile) == [1]
+
     def test_an_unknown_arm_is_named(self):
-        with pytest.raises(ValueError, match="no arm 'd4d': the arms are rgb, flow"):
+        with pytest.raises(ValueError, match="no arm 'd4d': the arms are rgb, rgb_twin, flow"):
             study.weights("r", "d4d", 0)

@@ -67,7 +67,7 @@ def test_differences():
 def test_attributions():
     clip = render(SpriteConfig(noise=0.0, size=32, frames=4), "iid", range(2))
     maps = {"rgb": clip.mask.float().numpy(), "d3d": clip.rgb.mean(1).numpy()}
-    return plots.attributions(clip.rgb, clip.mask, maps, title="maps", rows=2)
+    return plots.attributions(clip.rgb, clip.mask, maps, title="maps")
 
 
 @figure

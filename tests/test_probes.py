@@ -49,6 +49,16 @@ def test_noise_knows_nothing(tables):
     assert all(value < 0.1 for name, value in scores.items() if name.endswith(("r2", "r2_within")))
 
 
+def test_more_features_than_clips_do_not_fool_the_probe(tables):
+    """Where class means are removed, leaving out one clip at a time leaks it: the penalty must not fall for that."""
+    rng = np.random.default_rng(2)
+    scores = probes.linear(rng.normal(size=(400, 700)), rng.normal(size=(200, 700)), *tables)
+    assert all(-0.2 < value < 0.1 for name, value in scores.items() if name.endswith(("r2", "r2_within")))
+    assert scores["motion/r2_within"] == pytest.approx(
+        np.mean([scores[f"{name}/r2_within"] for name in ("velocity", "rotation", "expansion")])
+    )
+
+
 def test_the_control_task_costs_a_probe_that_names_the_kind(tables):
     kinds = sorted(set(tables[0]["class"] + tables[0]["family"]))
     named = [np.eye(len(kinds))[[kinds.index(k) for k in t["class"] + t["family"]]] for t in tables]

@@ -87,6 +87,31 @@ def test_a_student_starts_from_its_checkpoint(data, tmp_path):
     assert same(start.state_dict(), model.state_dict())
 
 
+def test_a_student_of_another_width_is_refused(data, tmp_path):
+    path = tmp_path / "rgb.safetensors"
+    checkpoints.save_checkpoint(path, s3dg(8, width=0.3), stream="rgb", classes=data.classes)
+    with pytest.raises(ValueError, match=r"rgb.safetensors has width 0.3, the run says 0.1"):
+        train.build(DistillConfig(**TINY, student=str(path), lambda_=0.0), data)
+
+
+def test_a_twin_sees_the_same_clips_with_other_weights_and_order(data):
+    config, twin = TrainConfig(**TINY), TrainConfig(**TINY, twin=1)
+    assert not same(train.build(config, data).state_dict(), train.build(twin, data).state_dict())
+    assert torch.equal(load(twin, seed=0).splits["train"].rgb, data.splits["train"].rgb)
+    assert fitted(config, data)[1] != fitted(twin, data)[1]
+
+
+@pytest.mark.parametrize(("clips", "batch_size"), [(9, 2), (3, 2), (5, 4)])
+def test_no_batch_is_of_one_clip(data, clips, batch_size):
+    few = replace(
+        data.splits["train"],
+        rgb=data.splits["train"].rgb[:clips],
+        labels=data.splits["train"].labels[:clips],
+    )
+    config = TrainConfig(**TINY | {"batch_size": batch_size, "epochs": 1})
+    assert len(fitted(config, Data(data.classes, {"train": few}))[1]) == 1
+
+
 def test_a_student_of_another_stream_is_refused(data, teacher):
     with pytest.raises(ValueError, match="is a flow stream, the run trains 'rgb'"):
         train.build(DistillConfig(**TINY, student=teacher, lambda_=0.0), data)
@@ -128,6 +153,11 @@ def test_scores_cover_every_test_clip(data):
         ({"stream": "depth"}, "stream must be one of rgb, flow, not 'depth'"),
         ({"epochs": 0}, "epochs must be positive, not 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
+        ({"batch_size": 1}, "batch_size must be at least 2 for batch norm, not 1"),
+        ({"seed": -1}, "seed must lie between 0 and 999, not -1"),
+        ({"seed": 1000}, "seed must lie between 0 and 999, not 1000"),
+        ({"twin": 2}, "twin must be 0 or 1, not 2"),
+        ({"noise": float("nan")}, "noise must not be negative, it is nan"),
     ],
 )
 def test_a_value_out_of_range_is_named(values, message):

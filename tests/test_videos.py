@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 import av
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -131,3 +132,44 @@ def test_real_clips(real_clips):
             frames = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(16), strict=False)]
         means = [f[:, (f.shape[1] - f.shape[0]) // 2 :][:, : f.shape[0]].mean() / 255 for f in frames]
         assert np.allclose(clip.mean((0, 2, 3)), means, atol=0.01)
+
+
+def test_text_and_stills_are_no_videos(tmp_path):
+    listing = tmp_path / "list.txt"
+    listing.write_text("a line of text\n" * 200)
+    still = tmp_path / "still.png"
+    plt.imsave(still, np.zeros((40, 40, 3)))
+    for path in (listing, still):
+        with pytest.raises(VideoError, match=rf"{path.name} (holds no video|cannot be opened)"):
+            read_clip(path)
+
+
+def test_odd_metadata_and_longer_audio_do_no_harm(tmp_path):
+    path = tmp_path / "talk.mkv"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for level in RAMP:
+            picture = np.full((32, 48, 3), level, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+        for i in range(40):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.int16), format="s16", layout="mono")
+            sound.rate, sound.pts = 8000, 1000 * i
+            container.mux(audio.encode(sound))
+        container.mux(audio.encode())
+    with av.open(str(path)) as container:
+        assert container.duration / av.time_base > 4.5
+    assert np.allclose(levels(read_clip(path, frames=20, short_side=32, crop=32)), RAMP, atol=6)
+    titled = tmp_path / "title.avi"
+    with av.open(str(titled), "w") as container:
+        container.metadata["title"] = "XXXX"
+        video = container.add_stream("mpeg4", rate=10)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        for level in RAMP:
+            picture = np.full((32, 48, 3), level, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+    titled.write_bytes(titled.read_bytes().replace(b"XXXX", b"\xe9t\xe9\xff"))
+    assert read_clip(titled, frames=2, short_side=32, crop=32).shape == (3, 2, 32, 32)

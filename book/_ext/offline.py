@@ -1,9 +1,11 @@
-"""Keeps every request of a page on its own site: the theme's dormant thebe entry would load from a CDN."""
+"""Keeps every request of a page on its own site: thebe's dormant scripts would load from a CDN."""
 
 
 def drop_remote_scripts(app, pagename, templatename, context, doctree):
-    names = {script: str(getattr(script, "filename", script) or "") for script in context["script_files"]}
-    context["script_files"] = [script for script, name in names.items() if "thebe" not in name]
+    def loads_thebe(script):
+        return "thebe" in f"{script.filename} {script.attributes}".lower()
+
+    context["script_files"] = [script for script in context["script_files"] if not loads_thebe(script)]
 
 
 def setup(app):

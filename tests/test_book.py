@@ -1,0 +1,149 @@
+"""The built book in a real browser; `make book` builds it."""
+
+import os
+import shutil
+
+import pytest
+
+from d3d import records
+from d3d.records import ROOT
+from d3d.sprites import CLASSES
+from d3d.stats import interval
+
+pytestmark = pytest.mark.slow
+HTML = ROOT / "book" / "_build" / "html"
+PAGES = [
+    "index",
+    *(f"chapters/{name}" for name in sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))),
+    "plan",
+    "howto",
+    "generated/evidence",
+    "generated/status",
+    "bibliography",
+]
+FIGURES = {
+    "data": 2,
+    "streams": 2,
+    "missing_motion": 2,
+    "distillation": 3,
+    "attention": 4,
+    "rerun": 1,
+    "verdict": 1,
+}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    missing = [what for what, there in {"the built book": HTML.is_dir(), "Chromium": executable}.items() if not there]
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"{' and '.join(missing)} missing")
+    assert not missing
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page at a width; gives the page and every address it asked for."""
+    contexts = []
+
+    def visit_(name, width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page, asked, errors = context.new_page(), [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("requestfailed", lambda request: errors.append(request.url))
+        page.goto(f"{HTML.as_uri()}/{name}.html")
+        page.wait_for_load_state("networkidle")
+        return page, asked, errors
+
+    yield visit_
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_and_asks_for_nothing_elsewhere(visit, name):
+    page, asked, errors = visit(name)
+    assert page.locator("h1").count() >= 1
+    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert not errors
+    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
+    assert not broken
+    text = page.locator("article").inner_text()
+    assert "{glue:" not in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_phone(visit, name):
+    page, _, _ = visit(name, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize(("name", "figures"), FIGURES.items())
+def test_every_figure_of_a_chapter_is_there(visit, name, figures):
+    page, _, _ = visit(f"chapters/{name}")
+    assert page.locator("article .cell_output img").count() >= figures
+
+
+def test_the_front_page_has_every_verdict(visit):
+    page, _, _ = visit("index")
+    rows = page.locator("article table tbody tr")
+    assert rows.count() == 23
+    ids = [rows.nth(i).locator("td").first.inner_text() for i in range(23)]
+    assert ids[0] == "A1"
+    assert ids[-1] == "H9"
+    verdicts = {rows.nth(i).locator("td").nth(3).inner_text() for i in range(23)}
+    assert verdicts <= {
+        "supported",
+        "not supported",
+        "supported on sprites",
+        "not supported on sprites",
+        "inconclusive",
+        "reported",
+        "needs data",
+    }
+    assert all(rows.nth(i).locator("td").nth(3).inner_text() == "needs data" for i in range(3, 14))
+
+
+def test_formulas_are_set(visit):
+    page, _, _ = visit("plan")
+    page.wait_for_selector("mjx-container", timeout=20_000)
+    assert page.locator("mjx-container").count() >= 2
+
+
+def test_the_status_page_lists_every_notebook(visit):
+    page, _, _ = visit("generated/status")
+    rows = page.locator("article table").first.locator("tbody tr")
+    assert rows.count() >= 30
+    outcomes = {rows.nth(i).locator("td").nth(4).inner_text() for i in range(rows.count())}
+    assert outcomes == {"done"}
+
+
+def test_code_can_be_shown(visit):
+    page, _, _ = visit("chapters/streams")
+    source = page.locator("details.hide.above-input").first
+    assert not source.locator("pre").first.is_visible()
+    source.locator("summary").click()
+    assert "plots.accuracy" in source.inner_text()
+
+
+def test_both_streams_of_the_smoke_study_are_above_chance():
+    results = ROOT / "results/smoke"
+    if not results.is_dir() and not os.environ.get("CI"):
+        pytest.skip("the smoke study has not been run")
+    table = records.load(results, needs=["train"])
+    for arm in ("rgb", "flow"):
+        values = table[(table["arm"] == arm) & (table["metric"] == "iid/top1")]["value"]
+        found = interval(values)
+        assert found.n >= 3
+        assert found.low > 1 / len(CLASSES), f"{arm}: {found}"

@@ -1,0 +1,154 @@
+"""Notebooks through plain papermill, as a rerunner starts them: on sprites, on videos, with wrong input, killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from d3d import records, study
+from d3d.checkpoints import save_checkpoint
+from d3d.s3dg import s3dg
+from tests.test_videos import noise_video
+
+pytestmark = pytest.mark.slow
+TINY = {"frames": 4, "size": 16, "train_clips": 16, "test_clips": 16, "epochs": 1, "batch_size": 8, "width": 0.1}
+
+
+def command(name, out, **given) -> list[str]:
+    parameters = [part for key, value in given.items() for part in ("-p", key, str(value))]
+    executable = str(Path(sys.executable).with_name("papermill"))
+    return [executable, "--no-progress-bar", f"notebooks/experiments/{name}.ipynb", str(out), *parameters]
+
+
+def papermill(name, out, **given) -> subprocess.CompletedProcess:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(name, out, **given), env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_experiment_in_turn(tmp_path):
+    results, out = tmp_path / "results", tmp_path / "out.ipynb"
+    sizes = TINY | {"results": results}
+    data = {k: v for k, v in sizes.items() if k not in ("epochs", "batch_size")}
+    runs = [("train", sizes | {"stream": stream}) for stream in ("rgb", "flow")]
+    runs += [("train", sizes | {"arm": "rgb_twin", "twin": 1})]
+    for arm in ("d3d", "rgb_teacher", "rgb_longer"):
+        given = {k: v for k, v in study.given("distill", arm, 0, results=results).items() if v}
+        runs.append(("distill", sizes | given | ({"lambda_": 0} if arm == "rgb_longer" else {})))
+    runs += [("fuse", {"results": results}), ("probe", data), ("attribution", data | {"clips": 2, "steps": 2})]
+    for name, given in runs:
+        done = papermill(name, out, **given)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = {(r.experiment, r.arm, r.seed) for r in records.read_all(results)}
+    # One seed makes no pair of D3D.
+    assert found == {(name, arm, 0) for name, arms in study.WRITES.items() for arm in arms if arm != "d3d_d3d"}
+    table = records.load(results)
+    assert table["stand_in"].all()
+    assert table[table["metric"].str.endswith("top1")]["value"].between(0, 1).all()
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Two class folders of links to files elsewhere, and one file cut in half."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("juggle", "wave"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        for codec, suffix in (("mpeg4", "avi"), ("libx264", "mp4"), ("libvpx-vp9", "webm")):
+            path = noise_video(elsewhere / f"{name}.{suffix}", codec)
+            (tmp_path / "root" / name / path.name).symlink_to(path)
+    content = (elsewhere / "wave.avi").read_bytes()
+    (tmp_path / "root" / "wave" / "half.avi").write_bytes(content[: len(content) // 2])
+    return tmp_path / "root"
+
+
+def test_a_folder_of_videos(tmp_path, videos):
+    results = tmp_path / "results"
+    given = {"dataset": "folder", "root": videos, "epochs": 1, "results": results}
+    done = papermill("train", tmp_path / "out.ipynb", **given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = records.read(results / "train" / "rgb-seed0.json")
+    assert (record.files["found"], record.files["decoded"]) == (7, 6)
+    assert [Path(p).name for p in record.files["refused"]] == ["half.avi"]
+    assert "is cut: " in record.files["refused"][str(videos / "wave" / "half.avi")]
+    assert not record.stand_in
+    assert 0 <= record.metrics["test/top1"] <= 1
+    assert len(records.read_arrays(results, record)["logits/test"]) == 2
+
+
+def test_real_clips(tmp_path, real_clips):
+    root, results = tmp_path / "root", tmp_path / "results"
+    for name, pattern in [("wave", "*_wave_*.avi"), ("juggle", "v_Soccer*.avi"), ("other", "*.mp4")]:
+        (root / name).mkdir(parents=True)
+        for path in real_clips.glob(pattern):
+            (root / name / path.name).symlink_to(path)
+    content = next(real_clips.glob("*.mp4")).read_bytes()
+    (root / "other" / "half.mp4").write_bytes(content[: len(content) // 2])
+    done = papermill("train", tmp_path / "out.ipynb", dataset="folder", root=root, epochs=1, results=results)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = records.read(results / "train" / "rgb-seed0.json")
+    assert (record.files["found"], record.files["decoded"]) == (9, 8)
+    assert [Path(p).name for p in record.files["refused"]] == ["half.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "sentence"),
+    [
+        (
+            "train",
+            {"learning_rat": 0.1},
+            "'learning_rat' is no parameter of the notebook 'train', which takes am",
+        ),
+        ("train", {"rho": 1.5}, "rho is a probability and must lie in [0, 1], not 1.5"),
+        ("train", {"dataset": "folder", "root": "/no/such/folder"}, "root '/no/such/folder' does not exist"),
+        ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 8 "),
+        ("distill", TINY, "a student with lambda_ above 0 needs teacher"),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence_and_no_record(tmp_path, name, given, sentence):
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
+    given = {k: path if v == "TEACHER" else v for k, v in given.items()}
+    done = papermill(name, tmp_path / "out.ipynb", results=tmp_path / "results", **given)
+    assert done.returncode != 0
+    last = [line for line in done.stderr.splitlines() if line.strip()][-1]
+    assert sentence in last
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_killed_run_leaves_no_record_and_can_be_run_again(tmp_path):
+    results = tmp_path / "results"
+    given = TINY | {"results": results, "epochs": 400}
+    process = subprocess.Popen(
+        [*command("train", tmp_path / "out.ipynb", **given), "--log-output"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if "epoch   2/400" in line:
+            break
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not list(results.rglob("*.json"))
+    done = papermill("train", tmp_path / "out.ipynb", **given | {"epochs": 1})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert records.read(results / "train" / "rgb-seed0.json").params["epochs"] == 1
+
+
+def test_two_runs_of_a_seed_give_the_same_record(tmp_path):
+    found = []
+    for name in ("a", "b"):
+        results = tmp_path / name
+        done = papermill("train", tmp_path / "out.ipynb", **TINY | {"results": results, "seed": 4})
+        assert done.returncode == 0, done.stderr[-3000:]
+        record = records.read(results / "train" / "rgb-seed4.json")
+        weights_ = (results / "train" / "rgb-seed4.safetensors").read_bytes()
+        found.append(({k: v for k, v in record.metrics.items() if "seconds" not in k}, weights_))
+    assert found[0] == found[1]
