@@ -6,9 +6,16 @@ PROFILE ?= smoke
 # Notebooks at once: as many as there are cores, but one on the GPU of the full-size study.
 CORES ?= $(if $(filter h200,$(PROFILE)),1,all)
 BIN := .venv/bin
-# A line a finished run; what is stale is told by age, from what the records say. The lock of this make stands in for
-# Snakemake's own, which a killed run leaves behind; what a killed run left half done is made again.
-SNAKEMAKE = flock --nonblock --close .venv/lock $(BIN)/snakemake --cores $(CORES) --quiet all --rerun-triggers mtime --rerun-incomplete --nolock
+# A line a finished run; what is stale is told by age, from what the records say; what a killed run left half done is
+# made again. A lock that dies with its holder stands in for Snakemake's own, which a killed run leaves behind.
+FLAGS := --quiet host progress reason rules --rerun-triggers mtime --rerun-incomplete --nolock
+LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 --close .venv/lock)
+define snakemake
+set -o pipefail; \
+  $(LOCK) $(BIN)/snakemake --cores $(CORES) $(FLAGS) --config profile=$(1) -- $(2) 2>&1 \
+  | sed -u -E '/^(Select jobs|Execute [0-9]+ jobs|Assuming unrestricted|Using shell|Complete log)/d' || \
+  { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it, or end it"; exit 1; }
+endef
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One environment for make, notebooks and tests: packages of the user or another project never leak in.
 export PYTHONNOUSERSITE := 1
@@ -28,12 +35,12 @@ help: ## list the targets
 	@cp requirements.lock $@
 
 book: .venv/lock ## run what is missing of the smoke study, execute the chapters, build book/_build/html
-	@$(SNAKEMAKE) --config profile=smoke -- book
+	@$(call snakemake,smoke,book)
 	@$(BIN)/python -m d3d.report verdicts
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
 study: .venv/lock ## run the experiments of PROFILE=smoke|h200 that are missing or stale
-	@$(SNAKEMAKE) --config profile=$(PROFILE) -- study
+	@$(call snakemake,$(PROFILE),study)
 
 test: .venv/lock ## the tests to run before every commit
 	@$(BIN)/python -m pytest -m "not slow"

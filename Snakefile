@@ -41,6 +41,13 @@ def stamp(experiment, arm=None, seed=None):
     return notebooks.follows(PLAN / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
 
 
+strangers = {str(p) for p in Path(RESULTS).glob("*/*.json")} - {r for name in study.WRITES for r in records_of(name)}
+if strangers:
+    raise WorkflowError(
+        f"{min(strangers)} is no run of the profile {PROFILE!r} and would be averaged with those that are: "
+        f"move it elsewhere ({len(strangers)} such in all)"
+    )
+
 # Written before Snakemake looks at any file.
 STAMPS = {(name, arm, seed): stamp(name, arm, seed) for arm, name in study.ARMS.items() for seed in STUDY["seeds"]}
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in ("probe", "attribution") for s in study.seeds_of(n, STUDY)}
@@ -58,7 +65,7 @@ def papermill(notebook, out, options):
     return (
         f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1 "
         f"papermill --no-progress-bar --log-output {notebooks.notebook(notebook)} {out} {options} > {log} 2>&1 "
-        f"|| {{ tail -n 30 {log}; echo 'failed: {out} shows where'; exit 1; }}"
+        f"|| {{ grep . {log} | tail -n 1; echo 'failed: {out} and {log} show where'; exit 1; }}"
     )
 
 

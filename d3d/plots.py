@@ -184,7 +184,7 @@ def probes(table: pd.DataFrame, *, arms: Sequence[str], score: str = "r2_within"
 @_styled
 def differences(table: pd.DataFrame) -> Figure:
     """A forest of contrasts; columns `label`, `mean`, `low`, `high`, `bound`, and `values`, one a seed."""
-    figure, axis = plt.subplots(figsize=(8, 0.42 * len(table) + 1.1))
+    figure, axis = plt.subplots(figsize=(8, 0.52 * len(table) + 1.1))
     for y, row in zip(range(len(table))[::-1], table.itertuples(), strict=True):
         axis.plot([row.low, row.high], [y, y], color=_COLOURS[0], lw=5, alpha=0.3, solid_capstyle="butt")
         axis.plot([row.mean] * 2, [y - 0.3, y + 0.3], color=_COLOURS[0], lw=2)

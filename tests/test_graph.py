@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,18 @@ def finished(tmp_path, monkeypatch):
     return root
 
 
-def planned(root) -> dict[str, int]:
+def snakemake(*arguments: str) -> list[str]:
+    """The command of the Makefile, with its flags."""
+    flags = re.search(r"^FLAGS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    executable = str(Path(sys.executable).with_name("snakemake"))
+    return [executable, "--cores", "2", *flags, "--config", "profile=smoke", *arguments]
+
+
+def environment(root) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(root), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def planned(root, counting=True) -> dict[str, int]:
     """How many jobs of each rule a run would start; the target is the chapters."""
     targets = [f"book/chapters/{name}.ipynb" for name in CHAPTERS]
     command = [
@@ -139,7 +152,28 @@ def test_lost_weights_are_made_again_for_what_needs_them(finished):
     assert (found["train"], found["distill"]) == (1, 1)
 
 
+def test_a_killed_study_goes_on(finished):
+    record = finished / "results/smoke/train/rgb-seed1.json"
+    record.unlink()
+    command = snakemake("--", "results/smoke/train/rgb-seed1.json")
+    running = subprocess.Popen(command, cwd=finished, env=environment(finished), start_new_session=True)
+    log = record.with_suffix(".log")
+    while "epoch   1/" not in (log.read_text() if log.exists() else ""):
+        assert running.poll() is None
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not record.exists()
+    assert planned(finished)["train"] == 1
+
+
+def test_a_record_of_no_run_is_not_averaged_in(finished):
+    edit(finished / "notebooks/params/smoke.yaml", seeds=[0, 1])
+    with pytest.raises(AssertionError, match=r"seed2.json is no run of the profile 'smoke' .* move it elsewhere"):
+        planned(finished, counting=False)
+
+
 def test_a_wrong_profile_stops_the_graph(finished):
     edit(finished / "notebooks/params/smoke.yaml", learning_rat=0.1)
     with pytest.raises(AssertionError, match="sets 'learning_rat', which no notebook takes"):
-        planned(finished)
+        planned(finished, counting=False)
