@@ -176,4 +176,4 @@ rule book:
         # After a failure Sphinx's cache would hide the warnings that caused it.
         "python3 -m d3d.report pages && "
         "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
-        "> book/_build.log 2>&1 || {{ cat book/_build.log; rm -rf book/_build; exit 1; }}; }}"
+        "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }}"

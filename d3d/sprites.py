@@ -170,7 +170,7 @@ class _Sprite:
         """Offset (complex, px), turn (rad) and log scale at T frames, each zero at the middle of the clip."""
         t = np.arange(frames) - (frames - 1) / 2
         path = self.speed[:, None] * t
-        # A rotation or expansion moves the outline as fast as a translation moves the whole.
+        # A rotation moves the outline as fast as a translation the whole; an expansion half as fast, to stay in frame.
         turn = path / self.radius[:, None]
         swing = 3 * self.speed[:, None] * np.sin(2 * np.pi * t / 8 + beat[:, None])
 
