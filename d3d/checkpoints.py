@@ -26,9 +26,11 @@ class About:
 
 def save_checkpoint(path: str | Path, model: S3DG, *, stream: str, classes: tuple[str, ...]) -> None:
     """Writes the network as safetensors. Raises OSError naming the path where the disk does not take it."""
-    about = {"stream": stream, "classes": list(classes), "width": model.width, "in_channels": model.in_channels}
+    about = {"format": FORMAT, "stream": stream, "classes": list(classes)}
+    about |= {"width": model.width, "in_channels": model.in_channels}
+    # One key: safetensors writes several in any order, and equal networks should be equal files.
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic({Path(path): save(tensors, {"format": FORMAT, "about": json.dumps(about)})})
+    write_atomic({Path(path): save(tensors, {"about": json.dumps(about)})})
 
 
 def read_about(path: str | Path) -> About:
@@ -69,9 +71,9 @@ def _read(path: Path, *, weights: bool) -> tuple[About, dict[str, torch.Tensor]]
             state = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from None
-    if meta.get("format") != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of this package (format {meta.get('format')!r}, not {FORMAT!r})")
-    fields = json.loads(meta["about"])
+    fields = json.loads(meta.get("about", "{}"))
+    if fields.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of this package, which would say format {FORMAT!r}")
     return About(**fields | {"classes": tuple(fields["classes"])}), state
 
 

@@ -189,6 +189,14 @@ class TestCheckpoints:
         assert about == checkpoints.About("flow", ("a", "b", "c"), 0.1, 2)
         assert not again.training
 
+    def test_equal_networks_are_equal_files(self, tmp_path):
+        content = set()
+        for i in range(12):
+            path = tmp_path / f"{i}.safetensors"
+            checkpoints.save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
+            content.add(path.read_bytes())
+        assert len(content) == 1
+
     def test_damage_is_named(self, tmp_path):
         path = tmp_path / "a.safetensors"
         checkpoints.save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
