@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -235,7 +236,8 @@ def _assignments(code: str) -> Iterator[tuple[str, Any]]:
             yield statement.targets[0].id, ast.literal_eval(statement.value)
 
 
-def _imports(code: str) -> list[str]:
+@cache
+def _imports(code: str) -> tuple[str, ...]:
     """Modules of this package that a piece of code imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(code)):
@@ -245,4 +247,4 @@ def _imports(code: str) -> list[str]:
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("d3d.")}
-    return sorted(found)
+    return tuple(sorted(found))
