@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from d3d import sprites
+from d3d.flow import tvl1_clip
 from d3d.sprites import SpriteConfig
 
 DATASETS = ("sprites", "folder")
 STREAMS = {"rgb": 3, "flow": 2}  # and their input channels
-RENDER_BATCH = 64
+FLOWS = ("tvl1", "exact")
+# A GPU is busy with many small clips only, a CPU's cache holds few.
+RENDER_BATCH = {"cpu": 64, "cuda": 512}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,15 @@ class DataConfig(SpriteConfig):
     """What to load.
 
     dataset: sprites or folder. root: the folder of class folders. train_clips, test_clips: sprites a split.
-    bound: flow is clipped to ± bound pixels and divided by it.
+    flow: what the temporal stream sees, tvl1 as in the paper or exact. bound: it is clipped to ± bound pixels and
+    divided by it.
     """
 
     dataset: str = "sprites"
     root: str = ""
     train_clips: int = 512
     test_clips: int = 256
+    flow: str = "tvl1"
     bound: float = 5.0
 
     def __post_init__(self) -> None:
@@ -43,6 +48,8 @@ class DataConfig(SpriteConfig):
             raise ValueError("dataset 'folder' needs root: a folder with one folder of videos a class")
         if self.dataset != "folder" and self.root:
             raise ValueError(f"root is only for dataset 'folder', not for {self.dataset!r}")
+        if self.flow not in FLOWS:
+            raise ValueError(f"flow must be one of {', '.join(FLOWS)}, not {self.flow!r}")
         if not self.bound > 0:
             raise ValueError(f"bound must be positive, not {self.bound}")
         for name in ("train_clips", "test_clips"):
@@ -56,11 +63,13 @@ class DataConfig(SpriteConfig):
 class Clips:
     """Clips of one split on one device: rgb uint8 (N, 3, T, H, W), flow float32 (N, 2, T, H, W) or None, labels (N,).
 
-    The table has a row a clip and at least its `label` and `group`.
+    flow is what the temporal stream sees, true_flow what is so; mask (N, T, H, W) is where the target is seen. The
+    table has a row a clip and at least its `label` and `group`.
     """
 
     rgb: Tensor
     flow: Tensor | None
+    true_flow: Tensor | None
     mask: Tensor | None
     labels: Tensor
     table: pd.DataFrame
@@ -98,36 +107,53 @@ class Data:
 
 
 def load(
-    config: DataConfig, *, seed: int, streams: tuple[str, ...] = ("rgb",), device: torch.device | str = "cpu"
+    config: DataConfig,
+    *,
+    seed: int,
+    streams: tuple[str, ...] = ("rgb",),
+    teacher: tuple[str, ...] = (),
+    device: torch.device | str = "cpu",
 ) -> Data:
     """The data set's clips with the inputs of `streams`; `seed` chooses the training sprites.
 
+    teacher: streams that are wanted of the training clips only.
     Raises FileNotFoundError for a missing root, ValueError where the data set cannot give what is asked.
     """
-    if unknown := set(streams) - set(STREAMS):
+    if unknown := {*streams, *teacher} - set(STREAMS):
         raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
     if config.dataset == "sprites":
         counts = {f"train/{seed}": config.train_clips, **dict.fromkeys(sprites.SPLITS, config.test_clips)}
         splits = {
-            split.split("/")[0]: _sprites(config, split, count, "flow" in streams, device)
+            split.split("/")[0]: _sprites(config, split, count, "flow" in wanted, device)
             for split, count in counts.items()
+            for wanted in ((*streams, *teacher) if split.startswith("train/") else streams,)
         }
         return Data(tuple(c.name for c in sprites.CLASSES), splits)
-    if "flow" in streams:
+    if "flow" in (*streams, *teacher):
         raise ValueError("dataset 'folder' has no optical flow: train stream 'rgb' on it, or use dataset 'sprites'")
     return _folder(config, device)
 
 
 def _sprites(config: DataConfig, split: str, count: int, flow: bool, device: torch.device | str) -> Clips:
-    parts = [
-        sprites.render(config, split, range(i, min(i + RENDER_BATCH, count)), device=device)
-        for i in range(0, count, RENDER_BATCH)
-    ]
-    table = pd.concat([p.table for p in parts], ignore_index=True)
+    size = RENDER_BATCH[torch.device(device).type]
+    rgb, true, seen, mask, tables = [], [], [], [], []
+    for i in range(0, count, size):
+        part = sprites.render(config, split, range(i, min(i + size, count)), device=device)
+        rgb.append((part.rgb * 255).round_().to(torch.uint8))
+        mask.append(part.mask)
+        tables.append(part.table)
+        if flow:
+            true.append(part.flow)
+        if flow and config.flow == "tvl1":
+            # From the frames as both streams get them, in 8 bits.
+            seen.append(tvl1_clip(rgb[-1].float() / 255))
+    table = pd.concat(tables, ignore_index=True)
+    true_flow = torch.cat(true) if flow else None
     return Clips(
-        rgb=torch.cat([(p.rgb * 255).round_().to(torch.uint8) for p in parts]),
-        flow=torch.cat([p.flow for p in parts]) if flow else None,
-        mask=torch.cat([p.mask for p in parts]),
+        rgb=torch.cat(rgb),
+        flow=torch.cat(seen) if seen else true_flow,
+        true_flow=true_flow,
+        mask=torch.cat(mask),
         labels=torch.from_numpy(table["label"].to_numpy(copy=True)).to(device),
         table=table,
         bound=config.bound,
@@ -212,5 +238,5 @@ def _folder(config: DataConfig, device: torch.device | str) -> Data:
             raise ValueError(f"root {config.root!r} has too few videos to hold any out for testing: give a class two")
         rows = table.loc[index].reset_index(drop=True)
         labels = torch.from_numpy(rows["label"].to_numpy(copy=True)).to(device)
-        splits[split] = Clips(rgb[index].to(device), None, None, labels, rows, config.bound)
+        splits[split] = Clips(rgb[index].to(device), None, None, None, labels, rows, config.bound)
     return Data(classes, splits, found=found, refused=refused)

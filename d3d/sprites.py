@@ -5,10 +5,11 @@
     batch.rgb, batch.flow, batch.mask, batch.table
 
 A clip is a pure function of (config, split, index). Its parameters are drawn on the CPU by a counter-based generator,
-its pixels are computed on the device, and its flow is the exact motion of the layer each pixel shows.
+its pixels are computed on the device, and its flow is the exact motion of the layer each pixel shows. The frame is a
+torus, so that where a sprite is, and how it is turned, is uniform in every frame, whatever its motion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
@@ -18,19 +19,46 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-PROGRAMS = ("right", "left", "clockwise", "counterclockwise", "expand", "contract", "sway", "bob")
-# Lobes of the outline, directions (degrees) of the waves of the texture, waves across the sprite.
-FAMILIES = {
-    "disc-stripes": (0, (0,), 2.0),
-    "peanut-checks": (2, (0, 90), 1.5),
-    "trefoil-cells": (3, (0, 60, 120), 2.0),
-    "quatrefoil-stripes": (4, (0,), 1.2),
-    "star-checks": (5, (0, 90), 2.5),
-    "gear-cells": (7, (0, 60, 120), 1.2),
-}
+PROGRAMS = (
+    "right",
+    "left",
+    "drift",
+    "dash",
+    "clockwise",
+    "counterclockwise",
+    "orbit",
+    "counterorbit",
+    "expand",
+    "contract",
+    "sway",
+    "bob",
+    "rock",
+    "pulse",
+)
+SHAPES = {"disc": 0, "peanut": 2, "trefoil": 3, "quatrefoil": 4, "star": 5, "gear": 7}  # lobes of the outline
+# Directions of a texture's waves in degrees, and waves across half the sprite.
+TEXTURES = {"stripes": ((0,), 2.0), "checks": ((0, 90), 1.5), "cells": ((0, 60, 120), 1.75)}
+FAMILIES = (
+    "disc-stripes",
+    "disc-cells",
+    "peanut-checks",
+    "peanut-stripes",
+    "trefoil-cells",
+    "trefoil-checks",
+    "quatrefoil-stripes",
+    "quatrefoil-cells",
+    "star-checks",
+    "star-stripes",
+    "gear-cells",
+    "gear-checks",
+)
 GROUPS = ("motion", "appearance", "both")
 SPLITS = ("val", "iid", "decorrelated")
+PERIOD = 8  # frames of an oscillation; an orbit takes half as many again
+HEADING = np.radians(30)  # a translation's direction varies by as much to either side
+SPEEDS = {"drift": 0.6, "dash": 1.6}  # of the other programs' speed; told apart by nothing else
 LOBE_DEPTH = 0.35
+LIGHT, TINT = 0.3, 0.2  # how far texture and hue leave middle grey at full contrast
 
 
 class SpriteClass(NamedTuple):
@@ -42,16 +70,24 @@ class SpriteClass(NamedTuple):
     family: str
 
 
-# Motion pairs share a family, appearance pairs share a program that no other class has.
+# Motion pairs share a family. Appearance pairs share an outline, which flow can see, and a program no other class has.
 CLASSES = (
     SpriteClass("right", "motion", "right", "disc-stripes"),
     SpriteClass("left", "motion", "left", "disc-stripes"),
+    SpriteClass("drift", "motion", "drift", "disc-cells"),
+    SpriteClass("dash", "motion", "dash", "disc-cells"),
     SpriteClass("clockwise", "motion", "clockwise", "peanut-checks"),
     SpriteClass("counterclockwise", "motion", "counterclockwise", "peanut-checks"),
-    SpriteClass("expand-trefoil", "appearance", "expand", "trefoil-cells"),
-    SpriteClass("expand-quatrefoil", "appearance", "expand", "quatrefoil-stripes"),
-    SpriteClass("contract", "both", "contract", "star-checks"),
-    SpriteClass("sway", "both", "sway", "gear-cells"),
+    SpriteClass("orbit", "motion", "orbit", "peanut-stripes"),
+    SpriteClass("counterorbit", "motion", "counterorbit", "peanut-stripes"),
+    SpriteClass("expand-cells", "appearance", "expand", "trefoil-cells"),
+    SpriteClass("expand-checks", "appearance", "expand", "trefoil-checks"),
+    SpriteClass("contract-checks", "appearance", "contract", "star-checks"),
+    SpriteClass("contract-stripes", "appearance", "contract", "star-stripes"),
+    SpriteClass("sway", "both", "sway", "quatrefoil-stripes"),
+    SpriteClass("bob", "both", "bob", "quatrefoil-cells"),
+    SpriteClass("rock", "both", "rock", "gear-cells"),
+    SpriteClass("pulse", "both", "pulse", "gear-checks"),
 )
 
 
@@ -60,8 +96,9 @@ class SpriteConfig:
     """Knobs of the controlled data.
 
     rho: probability that a clip shows its class's own family where appearance does not define the class.
-    frames, size: T, and H = W in pixels. amplitude: speed of the target in pixels a frame. contrast: of its texture.
-    camera: drift of the background in pixels a frame. noise: standard deviation of the sensor noise, in [0, 1] units.
+    frames, size: T, and H = W in pixels. amplitude: speed of the sprites in pixels a frame. contrast: of their texture
+    and colour. camera: fastest drift of the background in pixels a frame. noise: standard deviation of the sensor
+    noise, in [0, 1] units.
     """
 
     rho: float = 0.5
@@ -86,44 +123,49 @@ class SpriteConfig:
 
 @dataclass(frozen=True)
 class Rendered:
-    """rgb (B, 3, T, H, W) in [0, 1], flow (B, 2, T, H, W) in pixels, mask (B, T, H, W) of the target, a row a clip."""
+    """rgb (B, 3, T, H, W) in [0, 1], exact flow (B, 2, T, H, W) in pixels, layer (B, T, H, W), a row a clip.
+
+    layer: what a pixel shows, 0 background, 1 distractor, 2 target. pose (B, T, 4): the target's x, y and radius in
+    pixels, and its angle in radians, in each frame.
+    """
 
     rgb: Tensor
     flow: Tensor
-    mask: Tensor
+    layer: Tensor
+    pose: np.ndarray
     table: pd.DataFrame
+
+    @property
+    def mask(self) -> Tensor:
+        """Where the target is seen (B, T, H, W)."""
+        return self.layer == 2
 
 
 def render(config: SpriteConfig, split: str, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Rendered:
     """Clips `indices` of `split`: `val`, `iid`, `decorrelated` (rho = 0) or `train/<seed>`.
 
     Flow follows the convention of the study: field t carries frame t onto frame t + 1, the last field is repeated.
-    The table has the label, its group and what is known exactly: program, family, hue, size, position (px, at the
-    middle frame), velocity (px a frame), angular velocity (rad a frame) and expansion (log scale a frame) of the
-    target relative to the background, averaged over the clip.
+    The table has the label, its group and what is known exactly: program, family, shape, texture, hue, size, position
+    (px, at the middle of the clip), velocity (px a frame), angular velocity (rad a frame) and expansion (log scale a
+    frame) of the target relative to the background, averaged over the clip, and the camera's velocity.
     Raises ValueError for an unknown split.
     """
     if split not in SPLITS and not split.startswith("train/"):
         raise ValueError(f"no split {split!r}: the splits are train/<seed>, {', '.join(SPLITS)}")
     draw = _Draws(split, np.asarray(indices, dtype=np.uint64))
     label = np.asarray(indices, dtype=np.int64) % len(CLASSES)
-    own = np.array([list(FAMILIES).index(c.family) for c in CLASSES])[label]
+    own = np.array([FAMILIES.index(c.family) for c in CLASSES])[label]
     defined = np.array([c.group == "appearance" for c in CLASSES])[label]
     keeps = defined | (draw("keeps its own family") < (0.0 if split == "decorrelated" else config.rho))
     family = np.where(keeps, own, draw.integer("family", len(FAMILIES)))
     program = np.array([PROGRAMS.index(c.program) for c in CLASSES])[label]
 
     camera = _camera(config, draw)
-    target = _Sprite(config, draw, "target", program, family)
-    distractor = _Sprite(
-        config,
-        draw,
-        "distractor",
-        draw.integer("distractor program", len(PROGRAMS)),
-        draw.integer("distractor family", len(FAMILIES)),
-    )
-    rgb, flow, mask = _paint(config, draw, camera, target, distractor, torch.device(device))
-    return Rendered(rgb, flow, mask, _table(label, target))
+    target = _Sprite(config, draw, "target", camera, program, family)
+    others = draw.integer("distractor program", len(PROGRAMS)), draw.integer("distractor family", len(FAMILIES))
+    distractor = _Sprite(config, draw, "distractor", camera, *others)
+    rgb, flow, layer = _paint(config, draw, camera, (distractor, target), torch.device(device))
+    return Rendered(rgb, flow, layer, target.pose(), _table(label, camera, target))
 
 
 class _Draws:
@@ -148,85 +190,112 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-class _Sprite:
-    """Drawn parameters of one sprite, and its motion relative to the background, one row a clip."""
-
-    def __init__(self, config: SpriteConfig, draw: _Draws, name: str, program: np.ndarray, family: np.ndarray) -> None:
-        size = config.size
-        self.name, self.program, self.family = name, program, family
-        self.radius = size * draw(f"{name} radius", 0.14, 0.22)
-        self.hue = draw(f"{name} hue")
-        self.phase = np.stack([draw(f"{name} phase {k}", 0, 2 * np.pi) for k in range(3)], 1)
-        self.x = size * draw(f"{name} x", 0.35, 0.65)
-        self.y = size * draw(f"{name} y", 0.35, 0.65)
-        self.angle = draw(f"{name} angle", 0, 2 * np.pi)
-        self.speed = config.amplitude * draw(f"{name} speed", 0.75, 1.25)
-        self.offset, self.turn, self.log_scale = self._motion(config.frames, draw(f"{name} beat", 0, 2 * np.pi))
-        # Sprite to background, as z -> a z + b on the complex plane (x + iy): rotation and scale, then position.
-        self.a = self.radius[:, None] * np.exp(self.log_scale + 1j * (self.angle[:, None] + self.turn))
-        self.b = (self.x + 1j * self.y)[:, None] + self.offset
-
-    def _motion(self, frames: int, beat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Offset (complex, px), turn (rad) and log scale at T frames, each zero at the middle of the clip."""
-        t = np.arange(frames) - (frames - 1) / 2
-        path = self.speed[:, None] * t
-        # A rotation moves the outline as fast as a translation the whole; an expansion half as fast, to stay in frame.
-        turn = path / self.radius[:, None]
-        swing = 3 * self.speed[:, None] * np.sin(2 * np.pi * t / 8 + beat[:, None])
-
-        def of(*programs: str) -> np.ndarray:
-            return np.isin(self.program, [PROGRAMS.index(p) for p in programs])[:, None].astype(float)
-
-        # y points down, so that a growing angle turns clockwise on the screen.
-        offset = path * (of("right") - of("left")) + swing * (of("sway") + 1j * of("bob"))
-        return offset, turn * (of("clockwise") - of("counterclockwise")), turn / 2 * (of("expand") - of("contract"))
-
-
 def _camera(config: SpriteConfig, draw: _Draws) -> np.ndarray:
     """Where the background stands at each frame, as a complex offset in pixels (B, T)."""
-    t = np.arange(config.frames) - (config.frames - 1) / 2
-    speed, angle = config.camera * draw("camera speed"), draw("camera angle", 0, 2 * np.pi)
-    return (speed * np.exp(1j * angle))[:, None] * t
+    velocity = config.camera * draw("camera speed") * np.exp(1j * draw("camera angle", 0, 2 * np.pi))
+    return velocity[:, None] * _times(config)
+
+
+def _times(config: SpriteConfig) -> np.ndarray:
+    """Frames counted from the middle of the clip (T,)."""
+    return np.arange(config.frames) - (config.frames - 1) / 2
+
+
+class _Sprite:
+    """Drawn parameters of one sprite and its motion, one row a clip; positions are complex numbers x + iy."""
+
+    def __init__(
+        self, config: SpriteConfig, draw: _Draws, name: str, camera: np.ndarray, program: np.ndarray, family: np.ndarray
+    ) -> None:
+        self.name, self.size, self.program, self.family = name, config.size, program, family
+        self.radius = config.size * draw(f"{name} radius", 0.14, 0.22)
+        self.hue = draw(f"{name} hue")
+        self.phase = np.stack([draw(f"{name} phase {k}", 0, 2 * np.pi) for k in range(3)], 1)
+        self.centre = config.size * (draw(f"{name} x") + 1j * draw(f"{name} y"))
+        self.angle = draw(f"{name} angle", 0, 2 * np.pi)
+        speed = config.amplitude * draw(f"{name} speed", 0.75, 1.25)
+        self.offset, self.turn, self.log_scale = self._motion(_times(config), draw, speed[:, None])
+        # Sprite to frame, as z -> a z + b: rotation and scale, then position, which wraps around.
+        self.a = self.radius[:, None] * np.exp(self.log_scale + 1j * (self.angle[:, None] + self.turn))
+        self.b = self.centre[:, None] + self.offset + camera
+
+    def _motion(self, t: np.ndarray, draw: _Draws, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Offset (complex, px), turn (rad) and log scale (B, T), relative to the background."""
+        name = self.name
+        sign = np.where(draw(f"{name} sign") < 0.5, -1.0, 1.0)[:, None]
+        heading = np.exp(1j * draw(f"{name} heading", -HEADING, HEADING))[:, None]
+        beat = draw(f"{name} beat", 0, 2 * np.pi)[:, None]
+        path = speed * t
+        # Half the square of an oscillation is its mean: √2 gives it the mean square speed of a steady motion.
+        swing = np.sqrt(2) * speed * PERIOD / (2 * np.pi) * np.sin(2 * np.pi * t / PERIOD + beat)
+        lap = 1.5 * PERIOD / (2 * np.pi)
+        orbit = speed * lap * np.exp(1j * (t / lap + beat))
+        # A turning sprite's outline moves at the speed, a growing one's at half of it, within a factor of two in all.
+        turn = path / self.radius[:, None]
+        grow = t * np.minimum(speed / (2 * self.radius[:, None]), np.log(2) / (len(t) - 1))
+
+        def of(program: str) -> np.ndarray:
+            return (self.program == PROGRAMS.index(program))[:, None]
+
+        offset = path * heading * (of("right") * 1.0 - of("left"))
+        offset = offset + 1j * sign * path * heading * (SPEEDS["drift"] * of("drift") + SPEEDS["dash"] * of("dash"))
+        offset = offset + orbit * of("orbit") + orbit.conj() * of("counterorbit")
+        offset = offset + swing * of("sway") + 1j * swing * of("bob")
+        # y points down, so that a growing angle turns clockwise on the screen.
+        swing = swing / self.radius[:, None]
+        turn = turn * (of("clockwise") * 1.0 - of("counterclockwise")) + swing * of("rock")
+        return offset, turn, grow * (of("expand") * 1.0 - of("contract")) + swing / 2 * of("pulse")
+
+    def pose(self) -> np.ndarray:
+        """x, y, radius (px) and angle (rad) in each frame (B, T, 4)."""
+        x, y = self.b.real % self.size, self.b.imag % self.size
+        return np.stack([x, y, np.abs(self.a), np.angle(self.a)], -1)
 
 
 def _paint(
-    config: SpriteConfig, draw: _Draws, camera: np.ndarray, target: _Sprite, distractor: _Sprite, device: torch.device
+    config: SpriteConfig, draw: _Draws, camera: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    size = config.size
-    grid = torch.arange(size, device=device, dtype=torch.float32)
-    y, x = torch.meshgrid(grid, grid, indexing="ij")
+    """Pixels, flow and layers. Everything is a sum of a row and a column: no wave is computed a pixel at a time."""
+    grid = torch.arange(config.size, device=device, dtype=torch.float32)
 
     def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)[..., None, None]
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)[..., None]
 
     # Background: four waves of 6 to 16 pixels, carried along by the camera.
-    bx, by = x - column(camera.real), y - column(camera.imag)
-    grey = torch.zeros_like(bx)
-    for k in range(4):
-        rate, angle = 2 * np.pi / draw(f"background wave {k}", 6, 16), draw(f"background angle {k}", 0, 2 * np.pi)
-        phase = draw(f"background phase {k}", 0, 2 * np.pi)
-        kx, ky, p = (column(v[:, None]) for v in (rate * np.cos(angle), rate * np.sin(angle), phase))
-        grey += torch.cos(kx * bx + ky * by + p) / 4
-    image = (0.5 + 0.3 * grey)[:, None].expand(-1, 3, -1, -1, -1).clone()
+    length, angle, phase = (
+        np.stack([draw(f"background {name} {k}", *limits) for k in range(4)], 1)[:, None]
+        for name, limits in {"length": (6, 16), "angle": (0, 2 * np.pi), "phase": (0, 2 * np.pi)}.items()
+    )
+    k = 2 * np.pi / length * np.exp(1j * angle)
+    phase = phase - (k.conj() * camera[..., None]).real
+    grey = _waves(grid[None, None], grid[None, None], column(k.real), column(k.imag), column(phase), 1 / 4)
+    grey = grey.mul_(LIGHT).add_(0.5)
     step = _following(camera) - camera
-    flow = torch.stack([column(step.real).expand_as(bx), column(step.imag).expand_as(by)], 1)
-    mask = torch.zeros_like(bx, dtype=torch.bool)
+    flow = torch.stack([column(part)[..., None].expand_as(grey) for part in (step.real, step.imag)], 1)
+    layer = torch.zeros_like(grey, dtype=torch.uint8)
 
-    for sprite in (distractor, target):
-        a, b = sprite.a, sprite.b + camera
-        inverse = 1 / a
-        ir, ii, br, bi = (column(v) for v in (inverse.real, inverse.imag, b.real, b.imag))
-        u, v = ir * (x - br) - ii * (y - bi), ii * (x - br) + ir * (y - bi)
-        paint, alpha = _appearance(config, sprite, u, v, column)
-        image = torch.lerp(image, paint, alpha[:, None])
-        mask = alpha > 0.5
-        a, b = _following(a), _following(b)
-        ar, ai, br, bi = (column(v) for v in (a.real, a.imag, b.real, b.imag))
-        motion = torch.stack([ar * u - ai * v + br - x, ai * u + ar * v + bi - y], 1)
-        flow = torch.where(mask[:, None], motion, flow)
+    for number, sprite in enumerate(sprites, 1):
+        # Coordinates from the sprite's centre, the short way around the torus.
+        half = config.size / 2
+        x = (grid - column(sprite.b.real % config.size) + half).remainder(config.size) - half
+        y = (grid - column(sprite.b.imag % config.size) + half).remainder(config.size) - half
+        alpha = _coverage(sprite, x, y, column)
+        texture = _texture(sprite, x, y, column)
+        grey = torch.lerp(grey, texture.mul_(LIGHT * config.contrast).add_(0.5), alpha)
+        shown = alpha > 0.5
+        layer.masked_fill_(shown, number)
+        turned, moved = _following(sprite.a) / sprite.a - 1, _following(sprite.b) - sprite.b
+        real, imag = column(turned.real), column(turned.imag)
+        motion_x = (real * x + column(moved.real))[..., None, :] - (imag * y)[..., :, None]
+        motion_y = (imag * x + column(moved.imag))[..., None, :] + (real * y)[..., :, None]
+        flow = torch.where(shown[:, None], torch.stack([motion_x, motion_y], 1), flow)
     flow[:, :, -1] = flow[:, :, -2]
-    rgb = image + config.noise * _noise(image.shape, draw.key, device)
-    return rgb.clamp_(0, 1), flow, mask
+    # The target is painted last: its coverage is still at hand for its colour.
+    hue = np.cos(2 * np.pi * (sprites[-1].hue[:, None] - np.arange(3) / 3))
+    rgb = grey[:, None] + column(TINT * config.contrast * hue)[..., None, None] * alpha[:, None]
+    if config.noise:
+        rgb.add_(_noise(rgb.shape, draw.key, device), alpha=config.noise)
+    return rgb.clamp_(0, 1), flow, layer
 
 
 def _following(pose: np.ndarray) -> np.ndarray:
@@ -234,66 +303,77 @@ def _following(pose: np.ndarray) -> np.ndarray:
     return np.concatenate([pose[:, 1:], pose[:, -1:]], 1)
 
 
-def _appearance(config: SpriteConfig, sprite: _Sprite, u: Tensor, v: Tensor, column) -> tuple[Tensor, Tensor]:
-    """Colour (B, 3, T, H, W) and coverage (B, T, H, W) of a sprite at its own coordinates, where its radius is 1."""
-    lobes, angles, waves = zip(*FAMILIES.values(), strict=True)
-    lobes, waves = np.array(lobes)[sprite.family], np.array(waves)[sprite.family]
-    weight = np.array([[k < len(a) for k in range(3)] for a in angles], dtype=float)[sprite.family]
+def _waves(x: Tensor, y: Tensor, kx: Tensor, ky: Tensor, phase: Tensor, weight: Tensor | float) -> Tensor:
+    """Σ weight · cos(kx · x + ky · y + phase) as (B, T, H, W).
+
+    x (B, T, W), y (B, T, H); the rest (B, T, K, 1) or what broadcasts to it. As cos(a + b) = cos a cos b − sin a sin b,
+    a wave is a product of rows and columns: one small matrix product for all K.
+    """
+    across, down = kx * x[..., None, :], ky * y[..., None, :] + phase
+    down = torch.cat([weight * down.cos(), -weight * down.sin()], -2)
+    across = torch.cat([across.cos(), across.sin()], -2).expand(*down.shape[:-1], -1)
+    return down.transpose(-1, -2) @ across
+
+
+def _texture(sprite: _Sprite, x: Tensor, y: Tensor, column: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """The sprite's own waves, in [−1, 1], at pixels x, y from its centre."""
+    angles, waves = zip(*(TEXTURES[family.split("-")[1]] for family in FAMILIES), strict=True)
+    used = np.array([[k < len(a) for k in range(3)] for a in angles], dtype=float)[sprite.family]
     angle = np.radians([[(*a, 0, 0)[k] for k in range(3)] for a in angles])[sprite.family]
-    weight /= weight.sum(1, keepdims=True)
-
-    light = torch.zeros_like(u)
-    for k in range(3):
-        rate = np.pi * waves
-        kx, ky, p, w = (
-            column(c[:, None])
-            for c in (rate * np.cos(angle[:, k]), rate * np.sin(angle[:, k]), sprite.phase[:, k], weight[:, k])
-        )
-        light += w * torch.cos(kx * u + ky * v + p)
-    light = 0.5 + 0.5 * config.contrast * light
-    colour = _hue(sprite.hue) if sprite.name == "target" else np.ones((len(sprite.hue), 3))
-    paint = column(colour[:, :, None]) * light[:, None]
-
-    outline = 1 - LOBE_DEPTH * (0.5 - 0.5 * torch.cos(column(lobes[:, None].astype(float)) * torch.atan2(v, u)))
-    pixels = column(np.abs(sprite.a))
-    alpha = ((outline - torch.hypot(u, v)) * pixels + 0.5).clamp(0, 1)
-    return paint, alpha
+    rate = np.pi * np.array(waves)[sprite.family]
+    k = rate[:, None, None] * np.exp(-1j * angle[:, None]) / sprite.a[..., None]
+    weight = used / used.sum(1, keepdims=True)
+    return _waves(x, y, column(k.real), column(-k.imag), column(sprite.phase[:, None]), column(weight[:, None]))
 
 
-def _hue(hue: np.ndarray) -> np.ndarray:
-    """Saturated colours (B, 3) of hues in [0, 1)."""
-    return 0.15 + 0.85 * np.clip(np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+def _coverage(sprite: _Sprite, x: Tensor, y: Tensor, column: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """How much of each pixel (B, T, H, W) the sprite covers: its outline is radius · (1 − depth · (1 − cos nφ) / 2)."""
+    lobes = np.array([SHAPES[family.split("-")[0]] for family in FAMILIES], dtype=float)[sprite.family][:, None]
+    radius, start = np.abs(sprite.a), lobes * np.angle(sprite.a)
+    x, y = x[..., None, :], y[..., :, None]
+    wave = torch.atan2(y, x).mul_(column(lobes)[..., None]).sub_(column(start)[..., None]).cos_()
+    outline = wave.mul_(column(radius * LOBE_DEPTH / 2)[..., None]).add_(
+        column(radius * (1 - LOBE_DEPTH / 2) + 0.5)[..., None]
+    )
+    return outline.sub_(torch.hypot(x, y)).clamp_(0, 1)
 
 
 def _noise(shape: torch.Size, key: np.ndarray, device: torch.device) -> Tensor:
     """Unit noise, near normal, a function of (clip, channel, frame, pixel): the bytes of a 32-bit hash, added."""
-    clip = torch.from_numpy((key & np.uint64(0xFFFFFFFF)).astype(np.int64)).to(device)
-    h = torch.arange(shape[1:].numel(), device=device) * 0x9E3779B1 & 0xFFFFFFFF
-    h = clip[:, None] ^ h
+    clip = torch.from_numpy((key & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)).to(device)
+    place = torch.arange(shape[1:].numel(), device=device, dtype=torch.int32) * (0x9E3779B1 - 2**32)
+    h = clip[:, None] ^ place
     for _ in range(2):
-        h = ((h >> 16) ^ h) * 0x45D9F3B & 0xFFFFFFFF
-    h = (h >> 16) ^ h
-    total = (h & 255) + (h >> 8 & 255) + (h >> 16 & 255) + (h >> 24)
-    return ((total - 510) / np.sqrt(4 * (256**2 - 1) / 12)).to(torch.float32).view(shape)
+        h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF)).mul_(0x45D9F3B)
+    h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF))
+    pairs = (h & 0xFF00FF).add_((h >> 8).bitwise_and_(0xFF00FF))
+    total = (pairs & 0xFFFF).add_(pairs >> 16)
+    return total.to(torch.float32).sub_(510).mul_(1 / np.sqrt(4 * (256**2 - 1) / 12)).view(shape)
 
 
-def _table(label: np.ndarray, target: _Sprite) -> pd.DataFrame:
-    steps = target.offset.shape[1] - 1
-    velocity = (target.offset[:, -1] - target.offset[:, 0]) / steps
+def _table(label: np.ndarray, camera: np.ndarray, target: _Sprite) -> pd.DataFrame:
+    steps = camera.shape[1] - 1
+    velocity, drift = ((path[:, -1] - path[:, 0]) / steps for path in (target.offset, camera))
+    shape, texture = np.array([family.split("-") for family in FAMILIES]).T
+    middle = target.pose()[:, camera.shape[1] // 2]
     return pd.DataFrame(
         {
             "label": label,
             "class": np.array([c.name for c in CLASSES])[label],
             "group": np.array([c.group for c in CLASSES])[label],
             "program": np.array(PROGRAMS)[target.program],
-            "family": np.array(list(FAMILIES))[target.family],
+            "family": np.array(FAMILIES)[target.family],
+            "shape": shape[target.family],
+            "texture": texture[target.family],
             "hue": target.hue,
             "radius": target.radius,
-            "x": target.x,
-            "y": target.y,
+            "x": middle[:, 0],
+            "y": middle[:, 1],
             "velocity_x": velocity.real,
             "velocity_y": velocity.imag,
             "angular_velocity": (target.turn[:, -1] - target.turn[:, 0]) / steps,
             "expansion": (target.log_scale[:, -1] - target.log_scale[:, 0]) / steps,
+            "camera_x": drift.real,
+            "camera_y": drift.imag,
         }
     )

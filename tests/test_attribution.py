@@ -89,9 +89,9 @@ def test_grad_cam_has_the_clips_size_and_names_a_wrong_endpoint():
 
 
 def test_explaining_a_split():
-    split = load(DataConfig(frames=4, size=16, train_clips=8, test_clips=16), seed=0).splits["iid"]
+    split = load(DataConfig(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["iid"]
     metrics, arrays = attribution.explain(
-        calibrate(s3dg(8, width=0.1), split, "rgb"), split, clips=3, steps=4, endpoint="Mixed_3c"
+        calibrate(s3dg(16, width=0.1), split, "rgb"), split, clips=3, steps=4, endpoint="Mixed_3c"
     )
     assert metrics["target_area"] == pytest.approx(split.mask[:3].float().mean().item())
     assert 0 <= metrics["target_share"] <= 1

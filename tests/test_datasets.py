@@ -6,6 +6,7 @@ import torch
 
 from d3d import sprites
 from d3d.datasets import DataConfig, load
+from d3d.flow import tvl1_clip
 from tests.test_videos import noise_video
 
 SMALL = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16}
@@ -29,12 +30,13 @@ def folder(tmp_path):
 
 
 def test_sprites_come_as_rendered():
-    data = load(DataConfig(**SMALL), seed=3, streams=("rgb", "flow"))
+    data = load(DataConfig(**SMALL, flow="exact"), seed=3, streams=("rgb", "flow"))
     assert set(data.splits) == {"train", "val", "iid", "decorrelated"}
     assert set(data.tests) == {"val", "iid", "decorrelated"}
     clips = data.splits["train"]
     rendered = sprites.render(DataConfig(**SMALL), "train/3", range(24))
     assert torch.equal(clips.flow, rendered.flow)
+    assert torch.equal(clips.true_flow, rendered.flow)
     assert (clips.inputs("rgb", slice(None)) - rendered.rgb).abs().max() <= 0.5 / 255 + 1e-6
     assert clips.labels.tolist() == [i % len(sprites.CLASSES) for i in range(24)]
 
@@ -46,8 +48,25 @@ def test_the_seed_chooses_training_clips_and_leaves_test_clips():
         assert torch.equal(a.splits[split].rgb, b.splits[split].rgb)
 
 
+def test_the_temporal_stream_sees_tvl1_of_the_frames_in_8_bits():
+    config = DataConfig(**SMALL | {"size": 32}, noise=0.0)
+    clips = load(config, seed=3, streams=("flow",)).splits["train"]
+    frames = (clips.rgb.float() / 255)[:2]
+    assert torch.equal(clips.flow[:2], tvl1_clip(frames))
+    assert torch.equal(clips.true_flow, sprites.render(config, "train/3", range(24)).flow)
+    # It is an estimate: near the truth, and not the truth.
+    error = (clips.flow - clips.true_flow).norm(dim=1).mean()
+    assert 0.01 < error < 0.7 * clips.true_flow.norm(dim=1).mean()
+
+
+def test_a_teacher_sees_the_training_clips_only():
+    data = load(DataConfig(**SMALL, flow="exact"), seed=3, teacher=("flow",))
+    assert data.splits["train"].flow is not None
+    assert all(clips.flow is None for clips in data.tests.values())
+
+
 def test_flow_is_clipped_and_scaled():
-    clips = load(DataConfig(**SMALL, amplitude=6.0, bound=2.0), seed=0, streams=("flow",)).splits["iid"]
+    clips = load(DataConfig(**SMALL, amplitude=6.0, bound=2.0, flow="exact"), seed=0, streams=("flow",)).splits["iid"]
     shown = clips.inputs("flow", slice(None))
     assert shown.abs().max() == 1
     below = clips.flow.abs() < 2
@@ -124,7 +143,8 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
         ({"root": "clips"}, "root is only for dataset 'folder'"),
         ({"rho": 2.0}, r"rho is a probability and must lie in \[0, 1\], not 2.0"),
         ({"bound": 0.0}, "bound must be positive"),
-        ({"test_clips": 3}, "test_clips must be at least 8"),
+        ({"flow": "raft"}, "flow must be one of tvl1, exact, not 'raft'"),
+        ({"test_clips": 3}, "test_clips must be at least 16"),
     ],
 )
 def test_a_value_out_of_range_is_named(values, message):

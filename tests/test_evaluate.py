@@ -57,8 +57,8 @@ def test_two_networks_can_be_right_where_each_is_wrong():
 
 
 def test_an_untrained_network_passes_something_on_once_calibrated():
-    clips = load(DataConfig(frames=4, size=16, train_clips=16, test_clips=8), seed=0).splits["train"]
-    model = s3dg(8, width=0.1)
+    clips = load(DataConfig(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["train"]
+    model = s3dg(16, width=0.1)
     weights = {name: value.clone() for name, value in model.named_parameters()}
     calibrate(model, clips, "rgb", batch_size=16)
     assert not model.training

@@ -38,7 +38,8 @@ def test_what_is_linearly_there_is_found(tables):
 def test_naming_the_class_is_not_knowing_motion_within_it(tables):
     one_hot = [np.eye(len(CLASSES))[t["label"]] for t in tables]
     scores = probes.linear(*one_hot, *tables)
-    assert scores["velocity/r2"] > 0.8
+    assert scores["rotation/r2"] > 0.7
+    assert scores["rotation/r2_within"] < 0.05
     assert scores["velocity/r2_within"] < 0.05
     assert scores["expansion/r2_within"] < 0.05
 
@@ -60,22 +61,22 @@ def test_more_features_than_clips_do_not_fool_the_probe(tables):
 
 
 def test_the_control_task_costs_a_probe_that_names_the_kind(tables):
-    kinds = sorted(set(tables[0]["class"] + tables[0]["family"]))
+    kinds = sorted({*(tables[0]["class"] + tables[0]["family"]), *(tables[1]["class"] + tables[1]["family"])})
     named = [np.eye(len(kinds))[[kinds.index(k) for k in t["class"] + t["family"]]] for t in tables]
     scores = probes.linear(*named, *tables)
-    assert scores["velocity/r2"] > 0.8
-    assert scores["velocity/selectivity"] < 0.1
+    assert scores["rotation/r2"] > 0.5
+    assert scores["rotation/selectivity"] < 0.1
 
 
 def test_features_are_means_over_time_and_quadrants():
-    clips = load(DataConfig(frames=4, size=32, train_clips=8, test_clips=8), seed=0).splits["iid"]
-    model = s3dg(8, width=0.1).eval()
+    clips = load(DataConfig(frames=4, size=32, train_clips=16, test_clips=16), seed=0).splits["iid"]
+    model = s3dg(16, width=0.1).eval()
     found = probes.pooled(model, clips, "rgb", ["Conv2d_1a_7x7", "Mixed_5c"], batch_size=3)
     with torch.no_grad():
         x = model.endpoints(clips.inputs("rgb", slice(None)), ["Conv2d_1a_7x7"])["Conv2d_1a_7x7"]
     corner = x[:, :, :, :8, :8].mean((2, 3, 4))
-    assert np.allclose(found["Conv2d_1a_7x7"].reshape(8, -1, 4)[:, :, 0], corner, atol=1e-5)
-    assert found["Mixed_5c"].shape == (8, model.endpoint_info["Mixed_5c"].channels)
+    assert np.allclose(found["Conv2d_1a_7x7"].reshape(16, -1, 4)[:, :, 0], corner, atol=1e-5)
+    assert found["Mixed_5c"].shape == (16, model.endpoint_info["Mixed_5c"].channels)
 
 
 def test_flat_names():

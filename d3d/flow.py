@@ -1,0 +1,243 @@
+"""Optical flow: TV-L1, warping, end-point error, flow as colours.
+
+    flow = tvl1(a, b)                # (B, 2, H, W) in pixels, on the GPU of a and b, or through OpenCV
+    score(flow, truth)["epe"]        # pixels
+
+Flow is float32 (B, 2, ..., H, W) in pixels, channel 0 to the right, 1 down: the pixel at x shows in the next frame at
+x + flow.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.utils import flow_to_image
+
+GREY = (0.299, 0.587, 0.114)
+# Pixels that are solved together: 256 pairs at 256 x 256 take 2.5 GB.
+CHUNK_PIXELS = 2**24
+SPEEDS = {"slow": (0.0, 0.5), "medium": (0.5, 1.5), "fast": (1.5, float("inf"))}  # pixels a frame
+
+
+def tvl1(
+    a: Tensor,
+    b: Tensor,
+    *,
+    tau: float = 0.25,
+    lambda_: float = 0.15,
+    theta: float = 0.3,
+    scales: int = 5,
+    warps: int = 5,
+    scale_step: float = 0.8,
+    epsilon: float = 0.01,
+    inner: int = 30,
+    outer: int = 10,
+    median: int = 5,
+    workers: int | None = None,
+) -> Tensor:
+    """Flow (B, 2, H, W), in pixels, from images a to b: TV-L1 (Zach et al. 2007; Sánchez Pérez et al. 2013).
+
+    a, b: (B, 1, H, W) grey or (B, 3, H, W) RGB in [0, 1], on one device. The algorithm and the defaults are OpenCV's
+    DualTVL1. On a GPU all images are solved together; convergence is looked at every ten steps, not every one. On a
+    CPU OpenCV itself does it, in `workers` processes, as many as there are cores unless said otherwise.
+
+    tau: time step. lambda_: weight of the data term, for grey levels of 0 to 255. theta: tightness of the coupling.
+    scales: levels of the pyramid, each scale_step as large as the one before and at least 16 pixels a side.
+    warps: warpings a level. epsilon: a warping ends where the flow's root mean square change is less. inner: steps
+    between median filters of `median` pixels a side (1: none, 3 or 5); outer: at most so many filters a warping.
+
+    Raises ValueError for images of other or different shapes and for a parameter out of range.
+    """
+    if a.shape != b.shape or a.device != b.device:
+        raise ValueError(
+            f"a and b must be alike, they are {tuple(a.shape)} on {a.device}, {tuple(b.shape)} on {b.device}"
+        )
+    if a.ndim != 4 or a.shape[1] not in (1, 3) or not a.is_floating_point():
+        raise ValueError(f"images must be float (B, 1, H, W) or (B, 3, H, W) in [0, 1], not {a.dtype} {tuple(a.shape)}")
+    if median not in (1, 3, 5):
+        raise ValueError(f"median must be 1 (no filter), 3 or 5, not {median}")
+    if not 0 < scale_step < 1:
+        raise ValueError(f"scale_step must lie between 0 and 1, not {scale_step}")
+    numbers = {"tau": tau, "lambda_": lambda_, "theta": theta, "scales": scales, "warps": warps, "inner": inner}
+    for name, value in (numbers | {"outer": outer}).items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, not {value}")
+    numbers |= {"outer": outer, "scale_step": scale_step, "epsilon": epsilon, "median": median}
+    a, b = _grey(a), _grey(b)
+    if not len(a):
+        return a.new_zeros(0, 2, *a.shape[1:])
+    if a.device.type == "cuda":
+        size = max(1, CHUNK_PIXELS // a[0].numel())
+        return torch.cat([_solve(*part, **numbers) for part in zip(a.split(size), b.split(size), strict=True)])
+    # OpenCV is needed on a CPU only.
+    from d3d import tvl1_cpu
+
+    flow = tvl1_cpu.solve(a.numpy(force=True), b.numpy(force=True), numbers, workers=workers)
+    return torch.from_numpy(flow).to(a.device)
+
+
+def tvl1_clip(rgb: Tensor, **parameters: float) -> Tensor:
+    """Flow (B, 2, T, H, W) of clips (B, 3, T, H, W) in [0, 1] by `tvl1`: field t carries frame t onto t + 1.
+
+    The last field is repeated, so that T frames have T fields. Raises ValueError for fewer than two frames.
+    """
+    clips, _, frames, height, width = rgb.shape
+    if frames < 2:
+        raise ValueError("flow needs clips of at least 2 frames, these have 1")
+    a, b = (part.transpose(1, 2).flatten(0, 1) for part in (rgb[:, :, :-1], rgb[:, :, 1:]))
+    flow = tvl1(a, b, **parameters).view(clips, frames - 1, 2, height, width).transpose(1, 2)
+    return torch.cat([flow, flow[:, :, -1:]], 2)
+
+
+def warp(image: Tensor, flow: Tensor, *, padding: str = "border") -> Tensor:
+    """`image` (B, C, H, W) looked up at x + flow (B, 2, H, W), bicubic: the next frame, carried back onto this one.
+
+    padding: what lies outside of the image, its `border` repeated or `zeros`.
+    """
+    height, width = image.shape[-2:]
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=image.device, dtype=flow.dtype) for n in (height, width)), indexing="ij"
+    )
+    at = torch.stack(
+        [(x + flow[:, 0]) * (2 / max(1, width - 1)) - 1, (y + flow[:, 1]) * (2 / max(1, height - 1)) - 1], -1
+    )
+    return F.grid_sample(image, at, mode="bicubic", padding_mode=padding, align_corners=True)
+
+
+def occluded(layer: Tensor, flow: Tensor) -> Tensor:
+    """Where what a pixel shows is hidden in the next frame or out of it: bool (B, T - 1, H, W).
+
+    layer (B, T, H, W): which of the moving things a pixel shows. flow (B, 2, T, H, W), exact.
+    """
+    height, width = layer.shape[-2:]
+    y, x = torch.meshgrid(*(torch.arange(n, device=layer.device) for n in (height, width)), indexing="ij")
+    x, y = (x + flow[:, 0, :-1]).round().long(), (y + flow[:, 1, :-1]).round().long()
+    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    at = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    arrived = layer[:, 1:].flatten(2).gather(2, at.flatten(2)).view_as(at)
+    return outside | (arrived != layer[:, :-1])
+
+
+def endpoint_error(flow: Tensor, truth: Tensor) -> Tensor:
+    """Distance in pixels (B, ..., H, W) between the ends of two flows (B, 2, ..., H, W)."""
+    return torch.linalg.vector_norm(flow - truth, dim=1)
+
+
+def score(flow: Tensor, truth: Tensor, **parts: Tensor) -> dict[str, float]:
+    """Mean end-point error in pixels: `epe`, `epe/slow`, `epe/medium`, `epe/fast` by true speed (0.5, 1.5 px a frame).
+
+    parts: masks (B, ..., H, W), each giving `epe/<name>` over the pixels where it holds, such as target or occluded.
+    A part without a pixel is left out.
+    """
+    error, speed = endpoint_error(flow, truth), torch.linalg.vector_norm(truth, dim=1)
+    parts = {name: (speed >= low) & (speed < high) for name, (low, high) in SPEEDS.items()} | parts
+    scores = {"epe": error.mean().item()}
+    return scores | {f"epe/{name}": error[part].mean().item() for name, part in parts.items() if part.any()}
+
+
+def colours(flow: Tensor, *, bound: float) -> Tensor:
+    """Flow (B, 2, H, W) as RGB uint8 (B, 3, H, W): hue is direction, saturation speed, full at `bound` pixels.
+
+    The Middlebury wheel (Baker et al. 2011), as torchvision draws it; torchvision alone would scale every batch by its
+    own fastest pixel.
+    """
+    speed = torch.linalg.vector_norm(flow, dim=1, keepdim=True)
+    flow = flow * (bound / speed.clamp(min=bound))
+    ruler = torch.zeros_like(flow[..., :1])
+    ruler[:, 0] = bound
+    return flow_to_image(torch.cat([flow, ruler], -1))[..., :-1]
+
+
+def _grey(image: Tensor) -> Tensor:
+    """(B, H, W) float32."""
+    image = image.float()
+    return image[:, 0] if image.shape[1] == 1 else torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))
+
+
+def _solve(
+    a: Tensor, b: Tensor, *, scales: int, warps: int, scale_step: float, epsilon: float, median: int, **weights: float
+) -> Tensor:
+    """TV-L1 of grey images (B, H, W) in [0, 1], coarse to fine."""
+    pyramid = [(a * 255, b * 255)]
+    for _ in range(scales - 1):
+        size = [round(n * scale_step) for n in pyramid[-1][0].shape[1:]]
+        if min(size) < 16:
+            break
+        pyramid.append(tuple(_resize(image, size, 1 / scale_step) for image in pyramid[-1]))
+    u = torch.zeros(2, *pyramid[-1][0].shape, device=a.device)
+    for a, b in reversed(pyramid):
+        if u.shape[1:] != a.shape:
+            u = _resize(u, a.shape[1:]) / scale_step
+        u = _scale(a, b, u, warps=warps, limit=epsilon**2 * a[0].numel(), median=median, **weights)
+    return u.transpose(0, 1).contiguous()
+
+
+def _scale(
+    a: Tensor,
+    b: Tensor,
+    u: Tensor,
+    *,
+    warps: int,
+    limit: float,
+    median: int,
+    inner: int,
+    outer: int,
+    tau: float,
+    lambda_: float,
+    theta: float,
+) -> Tensor:
+    """One level of the pyramid: from flow u (2, B, H, W) to a better one."""
+    # Triton comes with torch's CUDA builds only.
+    from d3d import tvl1_kernels as kernels
+
+    moving = torch.stack([b, *_gradient(b)], 1)
+    state = torch.cat([u, torch.zeros(4, *a.shape, device=a.device)])
+    spare = torch.empty_like(state)
+    for _ in range(warps):
+        u = state[:2]
+        warped, ix, iy = warp(moving, u.transpose(0, 1), padding="zeros").transpose(0, 1)
+        fixed = torch.stack([ix, iy, warped - ix * u[0] - iy * u[1] - a])
+        change = torch.full((len(a),), torch.inf, device=a.device)
+        for _ in range(outer):
+            if median > 1:
+                kernels.median(state[:2], spare[:2], change, size=median, limit=limit)
+                state[:2] = spare[:2]
+            for steps in _portions(inner, kernels.HALO):
+                before, change = change, torch.zeros_like(change)
+                kernels.iterate(
+                    fixed, state, spare, before, change, steps=steps, limit=limit,
+                    l_t=lambda_ * theta, theta=theta, taut=tau / theta,
+                )  # fmt: skip
+                state, spare = spare, state
+            if not (change > limit).any():
+                break
+    return state[:2]
+
+
+def _portions(total: int, most: int) -> Iterator[int]:
+    """`total` in parts of at most `most`."""
+    for done in range(0, total, most):
+        yield min(most, total - done)
+
+
+def _gradient(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences of (B, H, W) in x and y, the border repeated."""
+    padded = F.pad(image[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    return (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2, (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2
+
+
+def _resize(image: Tensor, size: list[int], step: float | None = None) -> Tensor:
+    """Linear interpolation of (..., H, W) on pixel centres `step` apart, or as far as the sizes say, as OpenCV does it.
+
+    torch's own takes the step from the sizes or truncates the size, and its pyramid would be another.
+    """
+    for axis, n in zip((-2, -1), size, strict=True):
+        have = image.shape[axis]
+        at = (torch.arange(n, device=image.device) + 0.5) * (step or have / n) - 0.5
+        at = at.clamp(0, have - 1)
+        low = at.floor().long()
+        share = (at - low).view(-1, 1) if axis == -2 else at - low
+        high = (low + 1).clamp(max=have - 1)
+        image = torch.lerp(image.index_select(axis, low), image.index_select(axis, high), share)
+    return image
