@@ -58,6 +58,7 @@ PERIOD = 8  # frames of an oscillation; an orbit takes half as many again
 HEADING = np.radians(30)  # a translation's direction varies by as much to either side
 SPEEDS = {"drift": 0.6, "dash": 1.6}  # of the other programs' speed; told apart by nothing else
 LOBE_DEPTH = 0.35
+DISTRACTOR = 0.6  # its radius, of a target's: flow cannot see colour, but the smaller mover is not the one asked for
 LIGHT, TINT = 0.3, 0.2  # how far texture and hue leave middle grey at full contrast
 
 
@@ -96,14 +97,15 @@ class SpriteConfig:
     """Knobs of the controlled data.
 
     rho: probability that a clip shows its class's own family where appearance does not define the class.
-    frames, size: T, and H = W in pixels. amplitude: speed of the sprites in pixels a frame. contrast: of their texture
-    and colour. camera: fastest drift of the background in pixels a frame. noise: standard deviation of the sensor
-    noise, in [0, 1] units.
+    frames, size: T, and H = W in pixels. extent: mean radius of the target, as a share of the frame's side.
+    amplitude: speed of the sprites in pixels a frame. contrast: of their texture and colour. camera: fastest drift of
+    the background in pixels a frame. noise: standard deviation of the sensor noise, in [0, 1] units.
     """
 
     rho: float = 0.5
     frames: int = 16
     size: int = 64
+    extent: float = 0.18
     amplitude: float = 1.5
     contrast: float = 1.0
     camera: float = 0.5
@@ -114,6 +116,9 @@ class SpriteConfig:
             raise ValueError(f"rho is a probability and must lie in [0, 1], not {self.rho}")
         if not 0 < self.contrast <= 1:
             raise ValueError(f"contrast must lie in (0, 1], not {self.contrast}")
+        # Grown by half of a factor of two, the largest sprite must not meet itself around the torus.
+        if not 0.05 <= self.extent <= 0.28:
+            raise ValueError(f"extent must lie between 0.05 and 0.28 of the frame's side, not {self.extent}")
         if self.frames < 2 or self.size < 16:
             raise ValueError(f"a clip needs at least 2 frames of 16 pixels, not {self.frames} of {self.size}")
         for name in ("amplitude", "camera", "noise"):
@@ -208,7 +213,8 @@ class _Sprite:
         self, config: SpriteConfig, draw: _Draws, name: str, camera: np.ndarray, program: np.ndarray, family: np.ndarray
     ) -> None:
         self.name, self.size, self.program, self.family = name, config.size, program, family
-        self.radius = config.size * draw(f"{name} radius", 0.14, 0.22)
+        share = config.extent * (1.0 if name == "target" else DISTRACTOR)
+        self.radius = config.size * share * draw(f"{name} radius", 0.78, 1.22)
         self.hue = draw(f"{name} hue")
         self.phase = np.stack([draw(f"{name} phase {k}", 0, 2 * np.pi) for k in range(3)], 1)
         self.centre = config.size * (draw(f"{name} x") + 1j * draw(f"{name} y"))

@@ -64,7 +64,7 @@ def test_the_control_task_costs_a_probe_that_names_the_kind(tables):
     kinds = sorted({*(tables[0]["class"] + tables[0]["family"]), *(tables[1]["class"] + tables[1]["family"])})
     named = [np.eye(len(kinds))[[kinds.index(k) for k in t["class"] + t["family"]]] for t in tables]
     scores = probes.linear(*named, *tables)
-    assert scores["rotation/r2"] > 0.5
+    assert scores["rotation/r2"] > 0.4
     assert scores["rotation/selectivity"] < 0.1
 
 

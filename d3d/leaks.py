@@ -1,0 +1,123 @@
+"""Leak controls: what a single frame gives away of the motion that a clip's label names. It should be nothing.
+
+Two motion classes form a pair where appearance cannot tell them: choosing between the two is right half of the time by
+chance. All is tested on `decorrelated`, where appearance has nothing to do with the motion.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+from d3d import sprites
+from d3d.datasets import RENDER_BATCH, Data, DataConfig, load
+from d3d.evaluate import predict
+from d3d.sprites import CLASSES, SpriteConfig
+from d3d.train import TrainConfig, build, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakConfig(SpriteConfig):
+    """Clips and training of the controls; the fields are the parameters of notebooks/experiments/leak.ipynb."""
+
+    seed: int = 0
+    train_clips: int = 512
+    test_clips: int = 256
+    epochs: int = 8
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    width: float = 0.25
+    results: str = "results/local"
+
+    def moments(self) -> dict[str, int]:
+        """The frames that are looked at."""
+        return {"first": 0, "middle": self.frames // 2, "last": self.frames - 1}
+
+
+def siblings() -> np.ndarray:
+    """For each class the other one of its pair (K,): same family for motion, same program for appearance; else −1."""
+    shared = {"motion": lambda c: c.family, "appearance": lambda c: c.program}
+    found = np.full(len(CLASSES), -1)
+    for i, a in enumerate(CLASSES):
+        for j, b in enumerate(CLASSES):
+            if i != j and a.group == b.group and a.group in shared and shared[a.group](a) == shared[a.group](b):
+                found[i] = j
+    return found
+
+
+def pair_accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """`motion_pairs` and `appearance_pairs`: how often a clip's class outscores its sibling; chance is 0.5.
+
+    scores (N, K): logits or log-probabilities. labels (N,). A group without clips is left out.
+    """
+    sibling = siblings()[labels]
+    own, other = (scores[np.arange(len(labels)), column] for column in (labels, sibling))
+    right = (own > other) + 0.5 * (own == other)
+    groups = np.array([c.group for c in CLASSES])[labels]
+    return {f"{name}_pairs": float(right[groups == name].mean()) for name in ("motion", "appearance") if name in groups}
+
+
+def one_frame(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:
+    """S3D-G trained on single frames of all classes: `<moment>/motion_pairs` and `<moment>/appearance_pairs`.
+
+    The appearance pairs are the positive control: a frame does tell those, so the network can learn from frames.
+    """
+    given = asdict(config)
+    shared = {f.name for f in fields(TrainConfig)}
+    training = TrainConfig(**{name: value for name, value in given.items() if name in shared}, stream="rgb")
+    data = load(
+        DataConfig(**{f.name: given[f.name] for f in fields(DataConfig) if f.name in given}),
+        seed=config.seed,
+        device=device,
+    )
+    metrics = {}
+    for moment, t in config.moments().items():
+        splits = {
+            name: replace(data.splits[name], rgb=data.splits[name].rgb[:, :, t : t + 1])
+            for name in ("train", "decorrelated")
+        }
+        model = build(training, data, device)
+        fit(model, training, Data(data.classes, splits))
+        test = splits["decorrelated"]
+        found = pair_accuracy(predict(model, test, "rgb"), test.table["label"].to_numpy())
+        metrics |= {f"{moment}/{name}": value for name, value in found.items()}
+    return metrics
+
+
+def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Logistic regression on position, size and angle, and their products: `<moment>/motion_pairs`.
+
+    `three/motion_pairs` is the positive control: the poses of three frames on end tell the motion.
+    """
+    moments = {name: [t] for name, t in config.moments().items()} | {"three": [0, 1, 2]}
+    poses, labels = {}, {}
+    for split, count in {f"train/{config.seed}": config.train_clips, "decorrelated": config.test_clips}.items():
+        parts = _rendered(config, split, count, device)
+        moving = np.concatenate([p.table["group"] == "motion" for p in parts])
+        poses[split] = np.concatenate([p.pose for p in parts])[moving]
+        labels[split] = np.concatenate([p.table["label"] for p in parts])[moving]
+    metrics = {}
+    train, test = poses
+    for moment, frames in moments.items():
+        x = {split: _features(found[:, frames], config.size) for split, found in poses.items()}
+        model = make_pipeline(PolynomialFeatures(2), StandardScaler(), LogisticRegression(max_iter=500, C=0.1))
+        model.fit(x[train], labels[train])
+        scores = np.full((len(x[test]), len(CLASSES)), -np.inf)
+        scores[:, model.classes_] = model.predict_log_proba(x[test])
+        metrics[f"{moment}/motion_pairs"] = pair_accuracy(scores, labels[test])["motion_pairs"]
+    return metrics
+
+
+def _rendered(config: SpriteConfig, split: str, count: int, device: torch.device | str) -> Sequence[sprites.Rendered]:
+    size = RENDER_BATCH[torch.device(device).type]
+    return [sprites.render(config, split, range(i, min(i + size, count)), device=device) for i in range(0, count, size)]
+
+
+def _features(pose: np.ndarray, size: int) -> np.ndarray:
+    """Poses (N, T, 4) as numbers (N, 7 T): what wraps around as sine and cosine, the radius as its logarithm."""
+    turns = np.stack([2 * np.pi * pose[..., 0] / size, 2 * np.pi * pose[..., 1] / size, pose[..., 3]], -1)
+    return np.concatenate([np.sin(turns), np.cos(turns), np.log(pose[..., 2:3])], -1).reshape(len(pose), -1)

@@ -1,0 +1,121 @@
+"""Which TV-L1? Its parameters, the size it is computed at, and OpenCV's against ours, held against exact flow."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from d3d import sprites
+from d3d.flow import GREY, endpoint_error, occluded, score, tvl1
+from d3d.sprites import SpriteConfig
+
+# Arms of the study, and what each changes of the defaults.
+VARIANTS: dict[str, dict[str, float]] = {
+    "default": {},
+    "lambda_0.05": {"lambda_": 0.05},
+    "lambda_0.5": {"lambda_": 0.5},
+    "warps_2": {"warps": 2},
+    "warps_10": {"warps": 10},
+    "scales_1": {"scales": 1},
+    "no_median": {"median": 1},
+    "outer_2": {"outer": 2},
+    "epsilon_0.1": {"epsilon": 0.1},
+}
+# Arms of a second part: the size that flow is computed at, from frames of twice the network's size.
+SIZES = {"size_2": 2.0, "size_1": 1.0, "size_0.5": 0.5}
+ARMS = (*VARIANTS, *SIZES, "opencv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig(SpriteConfig):
+    """What is estimated; the fields are the parameters of notebooks/experiments/tvl1.ipynb. clips: pairs of frames."""
+
+    clips: int = 32
+    results: str = "results/local"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clips < 1:
+            raise ValueError(f"clips must be at least 1, not {self.clips}")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two frames that follow each other (B, 3, H, W), the exact flow between them (B, 2, H, W), and parts of it."""
+
+    a: Tensor
+    b: Tensor
+    truth: Tensor
+    parts: dict[str, Tensor]
+
+
+def pairs(config: FlowConfig, device: torch.device | str = "cpu") -> Pairs:
+    """The two middle frames of the first clips of `val`, in 8 bits.
+
+    Parts of the truth, bool (B, H, W): target, occluded, visible, and by the frame's gradient the textured half of the
+    pixels and the flat half.
+    """
+    clip = sprites.render(config, "val", range(config.clips), device=device)
+    t = (config.frames - 1) // 2
+    a, b = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
+    hidden = occluded(clip.layer, clip.flow)[:, t]
+    grey = torch.einsum("bchw,c->bhw", a, a.new_tensor(GREY))
+    steepness = sum(g.abs() for g in torch.gradient(grey, dim=(1, 2)))
+    textured = steepness > steepness.median()
+    parts = {"target": clip.mask[:, t], "occluded": hidden, "visible": ~hidden, "textured": textured, "flat": ~textured}
+    return Pairs(a, b, clip.flow[:, :, t], parts)
+
+
+def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
+    """Arm to metrics: end-point errors (see `d3d.flow.score`) and `ms` a field, of all pairs solved together."""
+    given = pairs(config, device)
+    found = {}
+    for name, change in VARIANTS.items():
+        flow, ms = timed(lambda change=change: tvl1(given.a, given.b, **change), device)
+        found[name] = score(flow, given.truth, **given.parts) | {"ms": ms}
+    return found
+
+
+def opencv(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, float]:
+    """OpenCV on one core: errors, `ms` a field, and `difference`, the mean distance from ours in pixels."""
+    given = pairs(config, device)
+    flow, ms = timed(lambda: tvl1(given.a.cpu(), given.b.cpu(), workers=1), "cpu")
+    difference = endpoint_error(flow, tvl1(given.a, given.b).cpu()).mean().item()
+    parts = {name: part.cpu() for name, part in given.parts.items()}
+    return score(flow, given.truth.cpu(), **parts) | {"ms": ms, "difference": difference}
+
+
+def sizes(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
+    """Arm to metrics: flow for a network of `size` pixels, computed at another size of the same video.
+
+    The video has twice the network's size. `size_2` computes flow on it and resizes the flow, `size_1` resizes the
+    frames first. Errors are in pixels of the network's size.
+    """
+    video = pairs(
+        replace(config, size=2 * config.size, amplitude=2 * config.amplitude, camera=2 * config.camera), device
+    )
+    truth = F.avg_pool2d(video.truth, 2) / 2
+    target = F.avg_pool2d(video.parts["target"].float()[:, None], 2)[:, 0] > 0.5
+    found = {}
+    for name, factor in SIZES.items():
+        frames = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.a, video.b)]
+        flow, ms = timed(lambda frames=frames: tvl1(*frames), device)
+        flow = F.interpolate(flow, size=truth.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
+        found[name] = score(flow, truth, target=target) | {"ms": ms}
+    return found
+
+
+def timed(solve: Callable[[], Tensor], device: torch.device | str) -> tuple[Tensor, float]:
+    """The flow (B, ...), and milliseconds a field. On a GPU a first run, which compiles, does not count."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        solve()
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    flow = solve()
+    if cuda:
+        torch.cuda.synchronize()
+    return flow, (time.perf_counter() - began) * 1000 / len(flow)
