@@ -50,8 +50,8 @@ if strangers:
 
 # Written before Snakemake looks at any file.
 STAMPS = {(name, arm, seed): stamp(name, arm, seed) for arm, name in study.ARMS.items() for seed in STUDY["seeds"]}
-STAMPS |= {(n, None, s): stamp(n, None, s) for n in ("probe", "attribution") for s in study.seeds_of(n, STUDY)}
-STAMPS |= {("fuse", None, None): stamp("fuse")}
+STAMPS |= {(n, None, s): stamp(n, None, s) for n in study.EXAMINE for s in study.seeds_of(n, STUDY)}
+STAMPS |= {(n, None, None): stamp(n) for n in ("fuse", "tvl1")}
 CHAPTER_STAMPS = {
     name: notebooks.follows(PLAN / f"chapter-{name}", f"{SHOWN} {notebooks.source_hash(name)}") for name in CHAPTERS
 }
@@ -121,6 +121,28 @@ rule fuse:
         records_of("fuse"),
     params:
         command=job("fuse"),
+    shell:
+        "{params.command}"
+
+
+rule leak:
+    input:
+        lambda w: STAMPS["leak", None, int(w.seed)],
+    output:
+        [f"{RESULTS}/leak/{arm}-seed{{seed}}.json" for arm in study.WRITES["leak"]],
+    params:
+        command=job("leak"),
+    shell:
+        "{params.command}"
+
+
+rule tvl1:
+    input:
+        STAMPS["tvl1", None, None],
+    output:
+        records_of("tvl1"),
+    params:
+        command=job("tvl1"),
     shell:
         "{params.command}"
 

@@ -27,7 +27,7 @@ from d3d.records import ROOT, Record
 
 FOLDER = Path("notebooks")
 # Keys of a profile that say which runs there are, not how one is made.
-STUDY_KEYS = ("seeds", "attributed_seeds")
+STUDY_KEYS = ("seeds", "examined_seeds")
 
 
 class ParameterError(ValueError):
@@ -68,8 +68,8 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     seeds = profile.get("seeds")
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise ParameterError(f"{path} must list whole numbers as seeds, not {seeds!r}")
-    if not set(profile.setdefault("attributed_seeds", seeds)) <= set(seeds):
-        raise ParameterError(f"{path}: attributed_seeds must be some of the seeds, not {profile['attributed_seeds']}")
+    if not set(profile.setdefault("examined_seeds", seeds)) <= set(seeds):
+        raise ParameterError(f"{path}: examined_seeds must be some of the seeds, not {profile['examined_seeds']}")
     return profile
 
 

@@ -25,14 +25,30 @@ FUSIONS = {
     "d3d_d3d": ("d3d", "d3d"),
 }
 PROBED = ("random", "rgb", "flow", "rgb_longer", "rgb_teacher", "d3d")
+# TV-L1: changes of its parameters, the size it is computed at from a video of twice the network's, and OpenCV's.
+TVL1_VARIANTS: dict[str, dict[str, float]] = {
+    "default": {},
+    "lambda_0.05": {"lambda_": 0.05},
+    "lambda_0.5": {"lambda_": 0.5},
+    "warps_2": {"warps": 2},
+    "warps_10": {"warps": 10},
+    "scales_1": {"scales": 1},
+    "no_median": {"median": 1},
+    "outer_2": {"outer": 2},
+    "epsilon_0.1": {"epsilon": 0.1},
+}
+TVL1_SIZES = {"size_2": 2.0, "size_1": 1.0, "size_0.5": 0.5}
 # The records that each experiment writes for a seed.
 WRITES = {
+    "leak": ("pose", "one_frame"),
+    "tvl1": (*TVL1_VARIANTS, *TVL1_SIZES, "opencv"),
     "train": tuple(arm for arm, experiment in ARMS.items() if experiment == "train"),
     "distill": tuple(arm for arm, experiment in ARMS.items() if experiment == "distill"),
     "fuse": tuple(FUSIONS),
     "probe": PROBED,
     "attribution": tuple(arm for arm in PROBED if arm != "flow"),
 }
+EXAMINE = ("leak", "probe", "attribution")
 PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
 
 
@@ -49,8 +65,11 @@ def weights(results: str | Path, arm: str, seed: int) -> str:
 
 
 def seeds_of(experiment: str, profile: dict[str, Any], *, arm: str = "") -> list[int]:
-    """The seeds that an experiment writes records of: fewer for attribution, the first of each pair for D3D + D3D."""
-    seeds = profile["attributed_seeds"] if experiment == "attribution" else profile["seeds"]
+    """The seeds that an experiment writes records of: one for TV-L1, those to examine for what looks into networks and
+    clips, the first of each pair for D3D + D3D."""
+    if experiment == "tvl1":
+        return [0]
+    seeds = profile["examined_seeds"] if experiment in EXAMINE else profile["seeds"]
     if arm in FUSIONS and len(set(FUSIONS[arm])) == 1:
         return sorted(seeds)[: len(seeds) // 2 * 2 : 2]
     return seeds
@@ -58,7 +77,7 @@ def seeds_of(experiment: str, profile: dict[str, Any], *, arm: str = "") -> list
 
 def given(experiment: str, arm: str | None, seed: int | None, *, results: str) -> dict[str, Any]:
     """What a run is given beyond its profile."""
-    if experiment == "fuse":
+    if experiment in ("fuse", "tvl1"):
         return {"results": results}
     own: dict[str, Any] = {"results": results, "seed": seed}
     if experiment == "train":

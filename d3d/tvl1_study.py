@@ -11,39 +11,27 @@ from torch.nn import functional as F
 from d3d import sprites
 from d3d.flow import GREY, endpoint_error, occluded, score, tvl1
 from d3d.sprites import SpriteConfig
-
-# Arms of the study, and what each changes of the defaults.
-VARIANTS: dict[str, dict[str, float]] = {
-    "default": {},
-    "lambda_0.05": {"lambda_": 0.05},
-    "lambda_0.5": {"lambda_": 0.5},
-    "warps_2": {"warps": 2},
-    "warps_10": {"warps": 10},
-    "scales_1": {"scales": 1},
-    "no_median": {"median": 1},
-    "outer_2": {"outer": 2},
-    "epsilon_0.1": {"epsilon": 0.1},
-}
-# Arms of a second part: the size that flow is computed at, from frames of twice the network's size.
-SIZES = {"size_2": 2.0, "size_1": 1.0, "size_0.5": 0.5}
-ARMS = (*VARIANTS, *SIZES, "opencv")
+from d3d.study import TVL1_SIZES, TVL1_VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig(SpriteConfig):
-    """What is estimated; the fields are the parameters of notebooks/experiments/tvl1.ipynb. clips: pairs of frames."""
+    """What is estimated; the fields are the parameters of notebooks/experiments/tvl1.ipynb.
 
-    clips: int = 32
+    pairs: of frames, one a clip.
+    """
+
+    pairs: int = 32
     results: str = "results/local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.clips < 1:
-            raise ValueError(f"clips must be at least 1, not {self.clips}")
+        if self.pairs < 1:
+            raise ValueError(f"pairs must be at least 1, not {self.pairs}")
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Frames:
     """Two frames that follow each other (B, 3, H, W), the exact flow between them (B, 2, H, W), and parts of it."""
 
     a: Tensor
@@ -52,13 +40,13 @@ class Pairs:
     parts: dict[str, Tensor]
 
 
-def pairs(config: FlowConfig, device: torch.device | str = "cpu") -> Pairs:
+def frames(config: FlowConfig, device: torch.device | str = "cpu") -> Frames:
     """The two middle frames of the first clips of `val`, in 8 bits.
 
     Parts of the truth, bool (B, H, W): target, occluded, visible, and by the frame's gradient the textured half of the
     pixels and the flat half.
     """
-    clip = sprites.render(config, "val", range(config.clips), device=device)
+    clip = sprites.render(config, "val", range(config.pairs), device=device)
     t = (config.frames - 1) // 2
     a, b = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
     hidden = occluded(clip.layer, clip.flow)[:, t]
@@ -66,14 +54,14 @@ def pairs(config: FlowConfig, device: torch.device | str = "cpu") -> Pairs:
     steepness = sum(g.abs() for g in torch.gradient(grey, dim=(1, 2)))
     textured = steepness > steepness.median()
     parts = {"target": clip.mask[:, t], "occluded": hidden, "visible": ~hidden, "textured": textured, "flat": ~textured}
-    return Pairs(a, b, clip.flow[:, :, t], parts)
+    return Frames(a, b, clip.flow[:, :, t], parts)
 
 
 def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
     """Arm to metrics: end-point errors (see `d3d.flow.score`) and `ms` a field, of all pairs solved together."""
-    given = pairs(config, device)
+    given = frames(config, device)
     found = {}
-    for name, change in VARIANTS.items():
+    for name, change in TVL1_VARIANTS.items():
         flow, ms = timed(lambda change=change: tvl1(given.a, given.b, **change), device)
         found[name] = score(flow, given.truth, **given.parts) | {"ms": ms}
     return found
@@ -81,7 +69,7 @@ def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str
 
 def opencv(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, float]:
     """OpenCV on one core: errors, `ms` a field, and `difference`, the mean distance from ours in pixels."""
-    given = pairs(config, device)
+    given = frames(config, device)
     flow, ms = timed(lambda: tvl1(given.a.cpu(), given.b.cpu(), workers=1), "cpu")
     difference = endpoint_error(flow, tvl1(given.a, given.b).cpu()).mean().item()
     parts = {name: part.cpu() for name, part in given.parts.items()}
@@ -94,15 +82,15 @@ def sizes(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, d
     The video has twice the network's size. `size_2` computes flow on it and resizes the flow, `size_1` resizes the
     frames first. Errors are in pixels of the network's size.
     """
-    video = pairs(
+    video = frames(
         replace(config, size=2 * config.size, amplitude=2 * config.amplitude, camera=2 * config.camera), device
     )
     truth = F.avg_pool2d(video.truth, 2) / 2
     target = F.avg_pool2d(video.parts["target"].float()[:, None], 2)[:, 0] > 0.5
     found = {}
-    for name, factor in SIZES.items():
-        frames = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.a, video.b)]
-        flow, ms = timed(lambda frames=frames: tvl1(*frames), device)
+    for name, factor in TVL1_SIZES.items():
+        shown = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.a, video.b)]
+        flow, ms = timed(lambda shown=shown: tvl1(*shown), device)
         flow = F.interpolate(flow, size=truth.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
         found[name] = score(flow, truth, target=target) | {"ms": ms}
     return found

@@ -127,6 +127,8 @@ def test_imports_go_one_way():
         "notebooks",
         "checkpoints",
         "train",
+        "leaks",
+        "tvl1_study",
         "probes",
         "attribution",
         "stats",

@@ -13,10 +13,12 @@ import yaml
 from d3d import notebooks, records, study
 from d3d.attribution import AttributionConfig
 from d3d.evaluate import FuseConfig
+from d3d.leaks import LeakConfig
 from d3d.notebooks import ParameterError
 from d3d.probes import ProbeConfig
 from d3d.records import ROOT
 from d3d.train import DistillConfig, TrainConfig
+from d3d.tvl1_study import FlowConfig
 
 CONFIGS = {
     "train": TrainConfig,
@@ -24,6 +26,8 @@ CONFIGS = {
     "fuse": FuseConfig,
     "probe": ProbeConfig,
     "attribution": AttributionConfig,
+    "leak": LeakConfig,
+    "tvl1": FlowConfig,
 }
 ALL = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
 
@@ -78,7 +82,7 @@ def test_the_reported_seeds_are_the_plans():
         ),
         ({"seeds": ["a"]}, "must list whole numbers as seeds"),
         ({"epochs": 3}, "must list whole numbers as seeds, not None"),
-        ({"seeds": [0, 1], "attributed_seeds": [2]}, "attributed_seeds must be some of the seeds"),
+        ({"seeds": [0, 1], "examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
         ([1], "must map parameters to values"),
     ],
 )
@@ -136,8 +140,9 @@ def tree(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("module", "changed"),
     [
-        ("sprites", {"train", "distill", "probe", "attribution", "fuse"}),
-        ("losses", {"train", "distill"}),
+        ("sprites", set(CONFIGS)),
+        ("losses", {"train", "distill", "leak"}),
+        ("tvl1_kernels", {"train", "distill", "probe", "attribution", "fuse", "leak", "tvl1"}),
         ("probes", {"probe"}),
         ("attribution", {"attribution"}),
         ("plots", set()),
@@ -232,10 +237,12 @@ class TestStudy:
         assert twin == rgb | {"arm": "rgb_twin", "twin": 1}
 
     def test_pairs_share_no_network(self):
-        profile = {"seeds": [0, 1, 2, 3, 4], "attributed_seeds": [1]}
+        profile = {"seeds": [0, 1, 2, 3, 4], "examined_seeds": [1]}
         assert study.seeds_of("fuse", profile, arm="d3d_d3d") == [0, 2]
         assert study.seeds_of("fuse", profile, arm="two_stream") == [0, 1, 2, 3, 4]
         assert study.seeds_of("attribution", profile) == [1]
+        assert study.seeds_of("leak", profile) == [1]
+        assert study.seeds_of("tvl1", profile) == [0]
 
     def test_an_unknown_arm_is_named(self):
         with pytest.raises(ValueError, match="no arm 'd4d': the arms are rgb, rgb_twin, flow"):

@@ -55,9 +55,9 @@ def test_training_learns_what_is_there(data):
     labels = torch.arange(24) % 8
     bits = torch.stack([labels >> i & 1 for i in range(3)], 1)
     rgb = (bits * 200).to(torch.uint8).view(-1, 3, 1, 1, 1).expand(-1, 3, 4, 16, 16)
-    coloured = Data(data.classes, {"train": replace(data.splits["train"], rgb=rgb, labels=labels)})
-    history = fitted(TrainConfig(**TINY | {"epochs": 80, "width": 0.5, "batch_size": 24}, dropout=0.0), coloured)[1]
-    assert [row["epoch"] for row in history] == list(range(1, 81))
+    coloured = Data(data.classes[:8], {"train": replace(data.splits["train"], rgb=rgb, labels=labels)})
+    history = fitted(TrainConfig(**TINY | {"epochs": 40, "width": 0.5, "batch_size": 24}, dropout=0.0), coloured)[1]
+    assert [row["epoch"] for row in history] == list(range(1, 41))
     assert history[-1]["cross_entropy"] < 0.5 * history[0]["cross_entropy"]
     assert history[-1]["top1"] > 0.6
 
