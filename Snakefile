@@ -176,7 +176,8 @@ rule chapter:
         lambda w: CHAPTER_STAMPS[w.name],
         "book/claims.yaml",
         [records_of(experiment) for experiment in study.WRITES],
-        sorted(map(str, Path(SHOWN).glob("*/*.json"))) if SHOWN != RESULTS else [],
+        # What is committed; the chapters take an experiment's numbers from there where there are any.
+        sorted(map(str, [*study.PUBLISHED.glob("*/*.json"), *study.REGIME.glob("*/*/*.json")])),
     output:
         "book/chapters/{name}.ipynb",
     params:

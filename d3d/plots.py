@@ -1,5 +1,6 @@
 """Every figure of the book, each a function of a table or of arrays; every figure over seeds shows every seed."""
 
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 
@@ -9,8 +10,8 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
-from torchvision.utils import flow_to_image
 
+from d3d.flow import colours, endpoint_error
 from d3d.probes import ENDPOINTS, TARGETS
 from d3d.sprites import CLASSES, FAMILIES, Rendered
 from d3d.stats import interval
@@ -81,7 +82,7 @@ def clips(rendered: Rendered, *, columns: int = 6) -> Figure:
     figure, axes = plt.subplots(rows, columns + 2, figsize=(columns + 3, rows * 1.05), squeeze=False)
     for row in range(rows):
         images = [rendered.rgb[row, :, t].permute(1, 2, 0).cpu().numpy() for t in shown]
-        images.append(flow_to_image(rendered.flow[row, :, middle].cpu()).permute(1, 2, 0).numpy())
+        images.append(colours(rendered.flow[row, None, :, middle].cpu(), bound=3.0)[0].permute(1, 2, 0).numpy())
         images.append(rendered.mask[row, middle].cpu().numpy())
         for axis, image in zip(axes[row], images, strict=True):
             axis.imshow(image, interpolation="nearest", cmap="gray")
@@ -91,6 +92,95 @@ def clips(rendered: Rendered, *, columns: int = 6) -> Figure:
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
     for axis, title in zip(axes[0], [*(f"frame {t}" for t in shown), "flow", "mask"], strict=True):
         axis.set_title(title, fontsize=9)
+    return figure
+
+
+def film(rendered: Rendered, row: int, *, zoom: int = 3, bound: float = 3.0) -> str:
+    """HTML of a video that loops: one clip's frames, exact flow as colours (full at `bound` px) and target, abreast.
+
+    The video travels inside the page, so that nothing is fetched; it has controls, and its label is the class.
+    """
+    # PyAV is needed for films only: a machine that renders sprites does without it.
+    from d3d.videos import encode
+
+    rgb = (rendered.rgb[row].permute(1, 2, 3, 0) * 255).round().byte()
+    flow = colours(rendered.flow[row].transpose(0, 1), bound=bound).permute(0, 2, 3, 1)
+    mask = rendered.mask[row][..., None].expand_as(rgb).byte() * 255
+    frames = torch.cat([part.cpu() for part in (rgb, flow, mask)], 2)
+    frames = frames.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
+    name = rendered.table["class"].iloc[row]
+    video = b64encode(encode(frames, fps=8)).decode()
+    return (
+        f'<figure class="film"><video controls loop muted autoplay playsinline width="{frames.shape[2]}" '
+        f'height="{frames.shape[1]}" aria-label="A clip of the class {name}: frames, exact flow, target" '
+        f'src="data:video/mp4;base64,{video}"></video><figcaption>{name}</figcaption></figure>'
+    )
+
+
+@_styled
+def flows(pictures: Mapping[str, torch.Tensor], truth: torch.Tensor, *, bound: float = 3.0) -> Figure:
+    """Columns of flow fields as colours, a row a pair, under each the end-point error (px) of the row.
+
+    pictures: title to frames (B, 3, H, W) in [0, 1] or flow (B, 2, H, W); truth (B, 2, H, W).
+    """
+    rows = len(truth)
+    figure, axes = plt.subplots(rows, len(pictures), figsize=(1.5 * len(pictures), 1.7 * rows), squeeze=False)
+    for column, (title, given) in enumerate(pictures.items()):
+        is_flow = given.shape[1] == 2
+        images = colours(given, bound=bound) if is_flow else given
+        for row, axis in enumerate(axes[:, column]):
+            axis.imshow(images[row].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if is_flow and given is not truth:
+                axis.set_xlabel(f"{endpoint_error(given[row, None], truth[row, None]).mean():.2f} px", fontsize=8)
+        axes[0, column].set_title(title, fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+@_styled
+def parts(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mapping[str, Mapping[str, str]]) -> Figure:
+    """End-point error by parts of the frame: a panel a group of metrics, a bar an arm (`arms` maps it to its label).
+
+    groups: panel to metric to label.
+    """
+    widths = [len(metrics) for metrics in groups.values()]
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(1.1 * sum(widths) + 1, 3), sharey=True, squeeze=False, width_ratios=widths
+    )
+    for axis, (title, metrics) in zip(axes[0], groups.items(), strict=True):
+        for k, arm in enumerate(arms):
+            rows = table[table["arm"] == arm].groupby("metric")["value"].mean().reindex(list(metrics))
+            x = np.arange(len(metrics)) + (k - (len(arms) - 1) / 2) * 0.8 / len(arms)
+            axis.bar(x, rows, 0.8 / len(arms), color=_COLOURS[k], label=arms[arm])
+        axis.set_xticks(range(len(metrics)), list(metrics.values()))
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="y", color="0.92")
+        axis.set_axisbelow(True)
+    axes[0, 0].set_ylabel("end-point error (px)")
+    axes[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
+    return figure
+
+
+@_styled
+def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: float = 0.02) -> Figure:
+    """Two-way choices against chance, one half: a row an (arm, metric) with its label, a dot a seed.
+
+    The band is what still counts as chance.
+    """
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1))
+    axis.axvspan(0.5 - band, 0.5 + band, color="0.9", zorder=0)
+    axis.axvline(0.5, color="0.5", ls="--", lw=1, zorder=0)
+    for y, (arm, metric) in zip(range(len(rows))[::-1], rows, strict=True):
+        values = table.loc[(table["arm"] == arm) & (table["metric"] == metric), "value"].to_numpy()
+        axis.scatter(values, np.full(len(values), y), color=_COLOURS[0], s=22, zorder=3, edgecolor="white", lw=0.5)
+        axis.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color=_COLOURS[0], lw=2)
+    axis.set_yticks(range(len(rows)), list(rows.values())[::-1])
+    axis.set(xlabel="right choices between the two classes of a pair", xlim=(0.38, 1.02))
+    axis.grid(axis="x", color="0.94")
+    axis.set_axisbelow(True)
     return figure
 
 

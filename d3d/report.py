@@ -31,6 +31,7 @@ STATUS = """# Status
 Every notebook behind these pages, from papermill's own metadata, and the environment that ran them.
 """
 SHOWN_PARAMETERS = ("stream", "seed", "lambda_", "epochs", "width", "train_clips", "rho")
+REGIME_KNOBS = ("extent", "rho", "amplitude", "contrast", "camera", "noise", "train_clips", "epochs")
 BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
 
 
@@ -54,6 +55,26 @@ def finding_text(finding: Finding) -> str:
     bound = f" > {condition.above:g}" if condition.above is not None else ""
     bound = f" < {condition.below:g}" if condition.below is not None else bound
     return f"{condition.contrast}{bound} on {condition.metric}: {interval_text(finding.interval)}"
+
+
+def regime(folder: Path) -> pd.DataFrame:
+    """The search for the study's knobs: a row a cell, in the order made, with iid top-1 by arm and group."""
+    rows = []
+    for cell in folder.iterdir() if folder.is_dir() else []:
+        found = {record.arm: record for record in records.read_all(cell)}
+        flow, rgb, both = (found[arm] for arm in ("flow", "rgb", "two_stream"))
+        knobs = {knob: rgb.params.get(knob) for knob in REGIME_KNOBS}
+        scores = {
+            f"{name} {LABELS[arm]}": found[arm].metrics[f"iid/{group}top1"]
+            for group, name in {"": "all", "motion/": "motion", "appearance/": "appearance"}.items()
+            for arm in ("flow", "rgb", "two_stream")
+        }
+        inside = flow.metrics["iid/top1"] < rgb.metrics["iid/top1"] < both.metrics["iid/top1"]
+        inside = inside and 0.80 <= both.metrics["iid/top1"] <= 0.92
+        order = {"started": rgb.provenance["started"], "cell": cell.name, "seed": rgb.seed}
+        rows.append(order | knobs | scores | {"in the regime": "yes" if inside else "no"})
+    columns = ["started", "cell"]
+    return pd.DataFrame(rows).sort_values(columns).drop(columns="started") if rows else pd.DataFrame(columns=columns)
 
 
 def table(found: Iterable[Verdict]) -> str:

@@ -50,11 +50,12 @@ WRITES = {
 }
 EXAMINE = ("leak", "probe", "attribution")
 PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
+REGIME = Path("results/regime")  # the search for the knobs of the study: a folder of records a cell
 
 
-def shown() -> Path:
-    """Where the numbers of the book come from: the published study, or what this machine made."""
-    return PUBLISHED if any(PUBLISHED.glob("train/*.json")) else SMOKE
+def shown(experiment: str = "train") -> Path:
+    """Where the book's numbers of an experiment come from: the published records, or what this machine made."""
+    return PUBLISHED if any(PUBLISHED.glob(f"{experiment}/*.json")) else SMOKE
 
 
 def weights(results: str | Path, arm: str, seed: int) -> str:

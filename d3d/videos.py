@@ -3,6 +3,7 @@
 clip = read_clip("swim.mp4", frames=16, short_side=64, crop=64)      # (3, 16, 64, 64) in [0, 1]
 """
 
+import io
 from pathlib import Path
 
 import av
@@ -19,6 +20,19 @@ NO_FILMS = ("tty", "image2", "_pipe")
 
 class VideoError(ValueError):
     """A file from which no honest clip can be read; the message names the file and the reason."""
+
+
+def encode(frames: np.ndarray, *, fps: int) -> bytes:
+    """An MP4 file (H.264) of RGB frames, uint8 (T, H, W, 3) of even height and width."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "slow"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def read_clip(
