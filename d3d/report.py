@@ -31,7 +31,10 @@ STATUS = """# Status
 Every notebook behind these pages, from papermill's own metadata, and the environment that ran them.
 """
 SHOWN_PARAMETERS = ("stream", "seed", "lambda_", "epochs", "width", "train_clips", "rho")
-REGIME_KNOBS = ("extent", "rho", "amplitude", "contrast", "camera", "noise", "train_clips", "epochs")
+REGIME_KNOBS = {
+    name: name.replace("_", " ")
+    for name in ("extent", "rho", "amplitude", "contrast", "camera", "noise", "bound", "train_clips", "epochs")
+} | {"flow": "flow from"}
 BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
 
 
@@ -58,23 +61,27 @@ def finding_text(finding: Finding) -> str:
 
 
 def regime(folder: Path) -> pd.DataFrame:
-    """The search for the study's knobs: a row a cell, in the order made, with iid top-1 by arm and group."""
+    """The search for the study's knobs: a row a cell, in the order made, with iid top-1 by arm and group.
+
+    `in the regime`: flow < RGB < two-stream, and two-stream between .80 and .92. What a cell lacks stays empty.
+    """
     rows = []
-    for cell in folder.iterdir() if folder.is_dir() else []:
+    for cell in sorted(folder.glob("*")):
         found = {record.arm: record for record in records.read_all(cell)}
-        flow, rgb, both = (found[arm] for arm in ("flow", "rgb", "two_stream"))
-        knobs = {knob: rgb.params.get(knob) for knob in REGIME_KNOBS}
-        scores = {
-            f"{name} {LABELS[arm]}": found[arm].metrics[f"iid/{group}top1"]
-            for group, name in {"": "all", "motion/": "motion", "appearance/": "appearance"}.items()
+        if not found:
+            continue
+        any_one = found.get("rgb") or next(iter(found.values()))
+        top1 = {
+            (group, arm): found[arm].metrics[f"iid/{group}top1"] if arm in found else float("nan")
+            for group in ("", "motion/", "appearance/")
             for arm in ("flow", "rgb", "two_stream")
         }
-        inside = flow.metrics["iid/top1"] < rgb.metrics["iid/top1"] < both.metrics["iid/top1"]
-        inside = inside and 0.80 <= both.metrics["iid/top1"] <= 0.92
-        order = {"started": rgb.provenance["started"], "cell": cell.name, "seed": rgb.seed}
-        rows.append(order | knobs | scores | {"in the regime": "yes" if inside else "no"})
-    columns = ["started", "cell"]
-    return pd.DataFrame(rows).sort_values(columns).drop(columns="started") if rows else pd.DataFrame(columns=columns)
+        flow, rgb, both = (top1["", arm] for arm in ("flow", "rgb", "two_stream"))
+        row = {"started": any_one.provenance["started"], "cell": cell.name, "seed": any_one.seed}
+        row |= {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()}
+        row |= {f"{LABELS[arm]}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
+        rows.append(row | {"in the regime": "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"})
+    return pd.DataFrame(rows).sort_values(["started", "cell"]).drop(columns="started") if rows else pd.DataFrame()
 
 
 def table(found: Iterable[Verdict]) -> str:

@@ -3,6 +3,11 @@
 pytest -o addopts= tests/test_plots.py --mpl-generate-path=tests/figures
 """
 
+import base64
+import io
+import re
+
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +34,44 @@ def table(metrics, arms=ARMS, seeds=3):
 @figure
 def test_clips():
     return plots.clips(render(SpriteConfig(noise=0.0), "iid", range(3)), columns=4)
+
+
+@figure
+def test_flows():
+    clip = render(SpriteConfig(noise=0.0, frames=2, size=32), "iid", range(2))
+    truth = clip.flow[:, :, 0]
+    pictures = {"frame": clip.rgb[:, :, 0], "exact": truth, "half of it": truth / 2}
+    return plots.flows(pictures, truth)
+
+
+@figure
+def test_parts():
+    groups = {"all": {"epe": "all"}, "speed": {"epe/slow": "slow", "epe/fast": "fast"}}
+    rows = table(["epe", "epe/slow", "epe/fast"], arms=["default", "opencv"], seeds=1)
+    return plots.parts(rows, arms={"default": "ours", "opencv": "OpenCV"}, groups=groups)
+
+
+@figure
+def test_chance():
+    rows = {("pose", "first/motion_pairs"): "position, first frame", ("one_frame", "last/motion_pairs"): "last frame"}
+    values = table(["first/motion_pairs", "last/motion_pairs"], arms=["pose", "one_frame"])
+    return plots.chance(values.assign(value=values["value"] + 0.28), rows=rows)
+
+
+def test_a_film_plays_what_was_rendered():
+    clip = render(SpriteConfig(noise=0.0, frames=5, size=32), "iid", range(2))
+    html = plots.film(clip, 1, zoom=2)
+    assert clip.table["class"][1] in html
+    video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
+    with av.open(io.BytesIO(video)) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert len(frames) == 5
+    assert frames[0].shape == (64, 192, 3)
+    # Lossy, and half of the colours' resolution: the frame's brightness is what was rendered.
+    shown = frames[2][::2, :64:2].mean(-1) / 255
+    assert abs(shown - clip.rgb[1, :, 2].mean(0).numpy()).mean() < 0.03
+    mask = frames[2][::2, 128::2].mean(-1) > 127
+    assert (mask == clip.mask[1, 2].numpy()).mean() > 0.98
 
 
 @figure

@@ -1,0 +1,29 @@
+"""Text from records."""
+
+from d3d import report
+from d3d.records import Record, write
+
+
+def cell(folder, name, flow, rgb, both, started):
+    for experiment, arm, top1 in (("train", "flow", flow), ("train", "rgb", rgb), ("fuse", "two_stream", both)):
+        if top1 is not None:
+            metrics = {f"iid/{group}top1": top1 for group in ("", "motion/", "appearance/")}
+            params = {"rho": 0.6, "amplitude": 1.0} if experiment == "train" else {}
+            write(folder / name, Record(experiment, arm, 100, params, metrics, True, {"started": started}))
+
+
+def test_the_search_names_the_cells_in_the_regime(tmp_path):
+    cell(tmp_path, "later", 0.5, 0.7, 0.85, "2026-01-02")
+    cell(tmp_path, "earlier", 0.5, 0.9, 0.95, "2026-01-01")
+    cell(tmp_path, "order", 0.75, 0.7, 0.85, "2026-01-03")
+    cell(tmp_path, "half", 0.6, None, None, "2026-01-04")
+    table = report.regime(tmp_path).set_index("cell")
+    assert list(table.index) == ["earlier", "later", "order", "half"]
+    assert table["in the regime"].to_list() == ["no", "yes", "no", "no"]
+    assert table.loc["later", ["flow", "RGB", "two-stream"]].to_list() == [0.5, 0.7, 0.85]
+    assert table.loc["later", "amplitude"] == 1.0
+    assert table.loc["half", ["RGB", "two-stream"]].isna().all()
+
+
+def test_no_search_gives_no_rows(tmp_path):
+    assert report.regime(tmp_path / "nowhere").empty
