@@ -41,7 +41,8 @@ def stamp(experiment, arm=None, seed=None):
     return notebooks.follows(PLAN / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
 
 
-strangers = {str(p) for p in Path(RESULTS).glob("*/*.json")} - {r for name in study.WRITES for r in records_of(name)}
+planned = {record for name in study.WRITES for record in records_of(name)}
+strangers = {str(p) for p in Path(RESULTS).glob("*/*.json") if p.parent.name != "bench"} - planned
 if strangers:
     raise WorkflowError(
         f"{min(strangers)} is no run of the profile {PROFILE!r} and would be averaged with those that are: "
