@@ -340,7 +340,7 @@ def metrics(
 @_styled
 def families(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Share of each appearance family within each class, a panel a setting (`tables` maps its title to clips)."""
-    figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables) + 1.6, 3.4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables) + 1.6, 4.4), sharey=True, squeeze=False)
     classes = [c.name for c in CLASSES]
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
         share = pd.crosstab(table["class"], table["family"], normalize="index").reindex(classes, columns=list(FAMILIES))

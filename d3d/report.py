@@ -35,6 +35,7 @@ REGIME_KNOBS = {
     name: name.replace("_", " ")
     for name in ("extent", "rho", "amplitude", "contrast", "camera", "noise", "bound", "train_clips", "epochs")
 } | {"flow": "flow from"}
+REGIME_SCORES = [("", "flow"), ("", "rgb"), ("", "two_stream"), ("motion/", "flow"), ("motion/", "rgb")]
 BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
 
 
@@ -73,11 +74,10 @@ def regime(folder: Path) -> pd.DataFrame:
         any_one = found.get("rgb") or next(iter(found.values()))
         top1 = {
             (group, arm): found[arm].metrics[f"iid/{group}top1"] if arm in found else float("nan")
-            for group in ("", "motion/", "appearance/")
-            for arm in ("flow", "rgb", "two_stream")
+            for group, arm in REGIME_SCORES
         }
         flow, rgb, both = (top1["", arm] for arm in ("flow", "rgb", "two_stream"))
-        row = {"started": any_one.provenance["started"], "cell": cell.name, "seed": any_one.seed}
+        row = {"started": any_one.provenance["started"], "cell": cell.name}
         row |= {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()}
         row |= {f"{LABELS[arm]}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
         rows.append(row | {"in the regime": "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"})
@@ -275,7 +275,7 @@ def main(command: str) -> None:
         pages()
     elif command == "readme":
         Path("README.md").write_text(readme())
-        picture = plots.clips(sprites.render(sprites.SpriteConfig(), "iid", range(8)))
+        picture = plots.clips(sprites.render(sprites.SpriteConfig(), "iid", range(0, len(sprites.CLASSES), 2)))
         picture.savefig("book/_static/clips.png", dpi=90, bbox_inches="tight")
     elif command == "verdicts":
         print(banner(shown()))

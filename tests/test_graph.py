@@ -95,7 +95,7 @@ def test_a_parameter_reruns_what_takes_it(finished):
 
 def test_a_parameter_of_training_reruns_everything_that_follows(finished):
     edit(finished / "notebooks/params/smoke.yaml", epochs=2)
-    expected = {"train": 9, "distill": 9, "fuse": 1, "probe": 3, "attribution": 1}
+    expected = {"train": 9, "distill": 9, "fuse": 1, "probe": 1, "attribution": 1, "leak": 1}
     assert planned(finished) == expected | {"chapter": len(CHAPTERS)}
 
 
@@ -111,8 +111,20 @@ def test_a_module_reruns_what_uses_it(finished):
     with open(finished / "d3d/probes.py", "a") as file:
         file.write("\nCHANGED = True\n")
     found = planned(finished)
-    assert found["probe"] == 3
-    assert not {"train", "distill", "fuse", "attribution"} & set(found)
+    assert found["probe"] == 1
+    assert not {"train", "distill", "fuse", "attribution", "leak", "tvl1"} & set(found)
+
+
+def test_tvl1_has_parameters_of_its_own(finished):
+    edit(finished / "notebooks/params/smoke.yaml", pairs=8)
+    assert planned(finished) == {"tvl1": 1, "chapter": len(CHAPTERS)}
+
+
+def test_published_records_rerun_the_chapters_that_show_them(finished):
+    path = finished / "results/h200/leak/pose-seed0.json"
+    path.parent.mkdir(parents=True)
+    shutil.copy(finished / "results/smoke/leak/pose-seed0.json", path)
+    assert planned(finished) == {"chapter": len(CHAPTERS)}
 
 
 def test_figures_rerun_chapters_only(finished):
@@ -122,13 +134,13 @@ def test_figures_rerun_chapters_only(finished):
 
 
 def test_a_damaged_record_is_made_again(finished):
-    path = finished / "results/smoke/probe/random-seed1.json"
+    path = finished / "results/smoke/probe/random-seed0.json"
     path.write_text(path.read_text()[:100])
     assert planned(finished)["probe"] == 1
 
 
 def test_any_record_of_a_run_that_writes_several_counts(finished):
-    (finished / "results/smoke/probe/d3d-seed2.json").write_text("{}")
+    (finished / "results/smoke/probe/d3d-seed0.json").write_text("{}")
     assert planned(finished)["probe"] == 1
 
 

@@ -40,6 +40,8 @@ def test_every_experiment_in_turn(tmp_path):
         given = {k: v for k, v in study.given("distill", arm, 0, results=results).items() if v}
         runs.append(("distill", sizes | given | ({"lambda_": 0} if arm == "rgb_longer" else {})))
     runs += [("fuse", {"results": results}), ("probe", data), ("attribution", data | {"clips": 2, "steps": 2})]
+    runs += [("leak", {k: v for k, v in sizes.items() if k != "test_clips"} | {"leak_clips": 16})]
+    runs += [("tvl1", {"frames": 4, "size": 16, "pairs": 2, "results": results})]
     for name, given in runs:
         done = papermill(name, out, **given)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -105,7 +107,7 @@ def test_real_clips(tmp_path, real_clips):
         ),
         ("train", {"rho": 1.5}, "rho is a probability and must lie in [0, 1], not 1.5"),
         ("train", {"dataset": "folder", "root": "/no/such/folder"}, "root '/no/such/folder' does not exist"),
-        ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 8 "),
+        ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 16 "),
         ("distill", TINY, "a student with lambda_ above 0 needs teacher"),
     ],
 )

@@ -178,6 +178,40 @@ def test_expansion_and_rotation_show_in_the_flow():
             assert curl == pytest.approx(scale * np.sin(row["angular_velocity"]), abs=2e-3)
 
 
+def sprite_coordinates(clip, i: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each pixel lies in the target's own frame, complex (H, W), and its grey level."""
+    x, y, radius, angle = clip.pose[i, t]
+    size = clip.layer.shape[-1]
+    rows, cols = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    dx, dy = ((a - b + size / 2) % size - size / 2 for a, b in ((cols, x), (rows, y)))
+    return (dx + 1j * dy) * np.exp(-1j * angle) / radius, clip.rgb[i, :, t].mean(0)
+
+
+def test_texture_shape_and_hue_are_what_the_pixels_show():
+    clip = render(replace(STILL, size=128, extent=0.25, frames=2), "iid", range(48))
+    for i, row in clip.table.iterrows():
+        z, grey = sprite_coordinates(clip, i, 0)
+        mask = clip.mask[i, 0]
+        # Texture: of all kinds of waves, those that are listed explain the grey levels, and explain all of them.
+        left = {}
+        for name, (angles, waves) in TEXTURES.items():
+            phases = [np.pi * waves * (z[mask] * np.exp(-1j * np.radians(a))).real for a in angles]
+            design = torch.stack([f(p) for p in phases for f in (torch.cos, torch.sin)] + [torch.ones(mask.sum())], 1)
+            fit = torch.linalg.lstsq(design.double(), grey[mask].double()[:, None]).solution
+            left[name] = (design.double() @ fit - grey[mask][:, None]).var() / grey[mask].double().var()
+        assert min(left, key=left.get) == row["texture"]
+        assert left[row["texture"]] < 0.02
+        # Shape: the outline's distance from the centre has as many lobes as listed.
+        turns = np.angle(z.numpy())
+        edge = [abs(z[mask & torch.from_numpy(abs(turns - a) < 0.1)]).max() for a in np.linspace(-3, 3, 61)]
+        lobes = np.abs([np.mean(np.array(edge) * np.exp(1j * n * np.linspace(-3, 3, 61))) for n in range(1, 9)])
+        assert (lobes.argmax() + 1 if lobes.max() > 0.04 else 0) == SHAPES[row["shape"]]
+        # Hue: the angle of the colour on the wheel whose thirds are red, green and blue.
+        colour = clip.rgb[i, :, 0][:, mask].double().mean(1).numpy()
+        wheel = np.angle(colour @ np.exp(2j * np.pi * np.arange(3) / 3)) / (2 * np.pi)
+        assert abs((wheel - row["hue"] + 0.5) % 1 - 0.5) < 0.01
+
+
 def test_orbits_are_round_and_opposite():
     for name, sign in {"orbit": 1, "counterorbit": -1}.items():
         pose = render(STILL, "iid", of_class(name, 4)).pose
