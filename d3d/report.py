@@ -78,9 +78,9 @@ def regime(folder: Path) -> pd.DataFrame:
         }
         flow, rgb, both = (top1["", arm] for arm in ("flow", "rgb", "two_stream"))
         row = {"started": any_one.provenance["started"], "cell": cell.name}
-        row |= {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()}
         row |= {f"{LABELS[arm]}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
-        rows.append(row | {"in the regime": "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"})
+        row["in the regime"] = "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"
+        rows.append(row | {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()})
     return pd.DataFrame(rows).sort_values(["started", "cell"]).drop(columns="started") if rows else pd.DataFrame()
 
 
