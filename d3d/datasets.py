@@ -20,8 +20,6 @@ from d3d.sprites import SpriteConfig
 DATASETS = ("sprites", "folder")
 STREAMS = {"rgb": 3, "flow": 2}  # and their input channels
 FLOWS = ("tvl1", "exact")
-# A GPU is busy with many small clips only, a CPU's cache holds few.
-RENDER_BATCH = {"cpu": 64, "cuda": 512}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,19 +121,24 @@ def load(
         raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
     if config.dataset == "sprites":
         counts = {f"train/{seed}": config.train_clips, **dict.fromkeys(sprites.SPLITS, config.test_clips)}
-        splits = {
-            split.split("/")[0]: _sprites(config, split, count, "flow" in wanted, device)
-            for split, count in counts.items()
-            for wanted in ((*streams, *teacher) if split.startswith("train/") else streams,)
-        }
+        splits = {}
+        for split, count in counts.items():
+            name = split.split("/")[0]
+            wanted = (*streams, *teacher) if name == "train" else streams
+            splits[name] = _sprites(config, split, count, "flow" in wanted, device)
         return Data(tuple(c.name for c in sprites.CLASSES), splits)
     if "flow" in (*streams, *teacher):
         raise ValueError("dataset 'folder' has no optical flow: train stream 'rgb' on it, or use dataset 'sprites'")
     return _folder(config, device)
 
 
+def render_batch(device: torch.device | str) -> int:
+    """Clips to render at once: a GPU is busy with many small ones only, a CPU's cache holds few."""
+    return 512 if torch.device(device).type == "cuda" else 64
+
+
 def _sprites(config: DataConfig, split: str, count: int, flow: bool, device: torch.device | str) -> Clips:
-    size = RENDER_BATCH[torch.device(device).type]
+    size = render_batch(device)
     rgb, true, seen, mask, tables = [], [], [], [], []
     for i in range(0, count, size):
         part = sprites.render(config, split, range(i, min(i + size, count)), device=device)

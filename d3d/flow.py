@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torchvision.utils import flow_to_image
 
 GREY = (0.299, 0.587, 0.114)
-# Pixels that are solved together: 256 pairs at 256 x 256 take 2.5 GB.
+# Pixels that are solved together: 256 pairs at 256 x 256.
 CHUNK_PIXELS = 2**24
-SPEEDS = {"slow": (0.0, 0.5), "medium": (0.5, 1.5), "fast": (1.5, float("inf"))}  # pixels a frame
+SPEED_BINS = {"slow": (0.0, 0.5), "medium": (0.5, 1.5), "fast": (1.5, float("inf"))}  # pixels a frame
 
 
+@torch.no_grad()
 def tvl1(
     a: Tensor,
     b: Tensor,
@@ -59,17 +60,26 @@ def tvl1(
         raise ValueError(f"median must be 1 (no filter), 3 or 5, not {median}")
     if not 0 < scale_step < 1:
         raise ValueError(f"scale_step must lie between 0 and 1, not {scale_step}")
-    numbers = {"tau": tau, "lambda_": lambda_, "theta": theta, "scales": scales, "warps": warps, "inner": inner}
-    for name, value in (numbers | {"outer": outer}).items():
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon must not be negative, it is {epsilon}")
+    counts = {"scales": scales, "warps": warps, "inner": inner, "outer": outer}
+    counts |= {"workers": workers} if workers is not None else {}
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1 up, not {value}")
+    weights = {"tau": tau, "lambda_": lambda_, "theta": theta}
+    for name, value in weights.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, not {value}")
-    numbers |= {"outer": outer, "scale_step": scale_step, "epsilon": epsilon, "median": median}
+    counts.pop("workers", None)
+    numbers = counts | weights | {"scale_step": scale_step, "epsilon": epsilon, "median": median}
     a, b = _grey(a), _grey(b)
-    if not len(a):
-        return a.new_zeros(0, 2, *a.shape[1:])
+    if not a.numel():
+        return a.new_zeros(len(a), 2, *a.shape[1:])
     if a.device.type == "cuda":
         size = max(1, CHUNK_PIXELS // a[0].numel())
-        return torch.cat([_solve(*part, **numbers) for part in zip(a.split(size), b.split(size), strict=True)])
+        with torch.autocast("cuda", enabled=False):
+            return torch.cat([_solve(*part, **numbers) for part in zip(a.split(size), b.split(size), strict=True)])
     # OpenCV is needed on a CPU only.
     from d3d import tvl1_cpu
 
@@ -82,9 +92,9 @@ def tvl1_clip(rgb: Tensor, **parameters: float) -> Tensor:
 
     The last field is repeated, so that T frames have T fields. Raises ValueError for fewer than two frames.
     """
+    if rgb.ndim != 5 or rgb.shape[2] < 2:
+        raise ValueError(f"flow needs clips (B, 3, T, H, W) of at least 2 frames, not {tuple(rgb.shape)}")
     clips, _, frames, height, width = rgb.shape
-    if frames < 2:
-        raise ValueError("flow needs clips of at least 2 frames, these have 1")
     a, b = (part.transpose(1, 2).flatten(0, 1) for part in (rgb[:, :, :-1], rgb[:, :, 1:]))
     flow = tvl1(a, b, **parameters).view(clips, frames - 1, 2, height, width).transpose(1, 2)
     return torch.cat([flow, flow[:, :, -1:]], 2)
@@ -131,7 +141,7 @@ def score(flow: Tensor, truth: Tensor, **parts: Tensor) -> dict[str, float]:
     A part without a pixel is left out.
     """
     error, speed = endpoint_error(flow, truth), torch.linalg.vector_norm(truth, dim=1)
-    parts = {name: (speed >= low) & (speed < high) for name, (low, high) in SPEEDS.items()} | parts
+    parts = {name: (speed >= low) & (speed < high) for name, (low, high) in SPEED_BINS.items()} | parts
     scores = {"epe": error.mean().item()}
     return scores | {f"epe/{name}": error[part].mean().item() for name, part in parts.items() if part.any()}
 
@@ -140,8 +150,10 @@ def colours(flow: Tensor, *, bound: float) -> Tensor:
     """Flow (B, 2, H, W) as RGB uint8 (B, 3, H, W): hue is direction, saturation speed, full at `bound` pixels.
 
     The Middlebury wheel (Baker et al. 2011), as torchvision draws it; torchvision alone would scale every batch by its
-    own fastest pixel.
+    own fastest pixel. Raises ValueError where bound is not positive.
     """
+    if not bound > 0:
+        raise ValueError(f"bound must be positive, not {bound}")
     speed = torch.linalg.vector_norm(flow, dim=1, keepdim=True)
     flow = flow * (bound / speed.clamp(min=bound))
     ruler = torch.zeros_like(flow[..., :1])
@@ -152,7 +164,8 @@ def colours(flow: Tensor, *, bound: float) -> Tensor:
 def _grey(image: Tensor) -> Tensor:
     """(B, H, W) float32."""
     image = image.float()
-    return image[:, 0] if image.shape[1] == 1 else torch.einsum("bchw,c->bhw", image, image.new_tensor(GREY))
+    # Sums of products, which no mode of lower precision touches.
+    return image[:, 0] if image.shape[1] == 1 else sum(w * image[:, k] for k, w in enumerate(GREY))
 
 
 def _solve(
@@ -166,8 +179,8 @@ def _solve(
             break
         pyramid.append(tuple(_resize(image, size, 1 / scale_step) for image in pyramid[-1]))
     u = torch.zeros(2, *pyramid[-1][0].shape, device=a.device)
-    for a, b in reversed(pyramid):
-        if u.shape[1:] != a.shape:
+    for level, (a, b) in enumerate(reversed(pyramid)):
+        if level:
             u = _resize(u, a.shape[1:]) / scale_step
         u = _scale(a, b, u, warps=warps, limit=epsilon**2 * a[0].numel(), median=median, **weights)
     return u.transpose(0, 1).contiguous()

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from d3d import sprites
-from d3d.datasets import RENDER_BATCH, Data, DataConfig, load
+from d3d.datasets import Data, DataConfig, load, render_batch
 from d3d.evaluate import predict
 from d3d.sprites import CLASSES, SpriteConfig
 from d3d.train import TrainConfig, build, fit
@@ -35,6 +35,14 @@ class LeakConfig(SpriteConfig):
     learning_rate: float = 0.1
     width: float = 0.25
     results: str = "results/local"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frames < 3:
+            raise ValueError(f"the controls look at three frames on end: frames must be at least 3, not {self.frames}")
+        for name in ("train_clips", "leak_clips"):
+            if getattr(self, name) < len(CLASSES):
+                raise ValueError(f"{name} must be at least {len(CLASSES)}, one a class, not {getattr(self, name)}")
 
     def moments(self) -> dict[str, int]:
         """The frames that are looked at."""
@@ -113,7 +121,7 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
 
 
 def _rendered(config: SpriteConfig, split: str, count: int, device: torch.device | str) -> Sequence[sprites.Rendered]:
-    size = RENDER_BATCH[torch.device(device).type]
+    size = render_batch(device)
     return [sprites.render(config, split, range(i, min(i + size, count)), device=device) for i in range(0, count, size)]
 
 

@@ -95,7 +95,7 @@ def clips(rendered: Rendered, *, columns: int = 6) -> Figure:
     return figure
 
 
-def film(rendered: Rendered, row: int, *, zoom: int = 3, bound: float = 3.0) -> str:
+def film(rendered: Rendered, row: int, *, zoom: int = 4, bound: float = 3.0) -> str:
     """HTML of a video that loops: one clip's frames, exact flow as colours (full at `bound` px) and target, abreast.
 
     The video travels inside the page, so that nothing is fetched; it has controls, and its label is the class.

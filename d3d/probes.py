@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from d3d.datasets import Clips, DataConfig
 from d3d.s3dg import S3DG
+from d3d.sprites import CLASSES
 
 ENDPOINTS = ("Conv2d_2c_3x3", "Mixed_3c", "Mixed_4f", "Mixed_5c")
 MOTION = ("velocity", "rotation", "expansion")
@@ -35,6 +36,12 @@ class ProbeConfig(DataConfig):
         super().__post_init__()
         if self.dataset != "sprites":
             raise ValueError(f"probes need clips whose motion is known, dataset 'sprites', not {self.dataset!r}")
+        for name in ("train_clips", "test_clips"):
+            if getattr(self, name) < 2 * len(CLASSES):
+                raise ValueError(
+                    f"probes look within classes: {name} must be at least {2 * len(CLASSES)}, two a class, "
+                    f"not {getattr(self, name)}"
+                )
 
 
 class Part(NamedTuple):

@@ -23,7 +23,10 @@ import numpy as np
 SCHEMA = 1
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "captum", "av", "safetensors", "papermill")
+PACKAGES = (
+    *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
+    *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
+)
 HEADLINES = ("iid/top1", "test/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
 # Experiments whose records are those of networks.
 TRAINED = ("train", "distill")

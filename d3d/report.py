@@ -68,7 +68,10 @@ def regime(folder: Path) -> pd.DataFrame:
     """
     rows = []
     for cell in sorted(folder.glob("*")):
-        found = {record.arm: record for record in records.read_all(cell)}
+        read = records.read_all(cell)
+        found = {record.arm: record for record in read}
+        if len(read) != len(found):
+            raise ValueError(f"{cell} holds several seeds of an arm: a cell of the search has one")
         if not found:
             continue
         any_one = found.get("rgb") or next(iter(found.values()))

@@ -169,7 +169,9 @@ def render(config: SpriteConfig, split: str, indices: Sequence[int], *, device: 
     target = _Sprite(config, draw, "target", camera, program, family)
     others = draw.integer("distractor program", len(PROGRAMS)), draw.integer("distractor family", len(FAMILIES))
     distractor = _Sprite(config, draw, "distractor", camera, *others)
-    rgb, flow, layer = _paint(config, draw, camera, (distractor, target), torch.device(device))
+    device = torch.device(device)
+    with torch.autocast(device.type, enabled=False):
+        rgb, flow, layer = _paint(config, draw, camera, (distractor, target), device)
     return Rendered(rgb, flow, layer, target.pose(), _table(label, camera, target))
 
 
@@ -250,7 +252,10 @@ class _Sprite:
         # y points down, so that a growing angle turns clockwise on the screen.
         swing = swing / self.radius[:, None]
         turn = turn * (of("clockwise") * 1.0 - of("counterclockwise")) + swing * of("rock")
-        return offset, turn, grow * (of("expand") * 1.0 - of("contract")) + swing / 2 * of("pulse")
+        # The crest of a pulse is bounded too, its wave kept whole.
+        crest = np.sqrt(2) * speed * PERIOD / (2 * np.pi) / (2 * self.radius[:, None])
+        pulse = swing / 2 * np.minimum(1, np.log(2) / 2 / np.maximum(crest, 1e-9))
+        return offset, turn, grow * (of("expand") * 1.0 - of("contract")) + pulse * of("pulse")
 
     def pose(self) -> np.ndarray:
         """x, y, radius (px) and angle (rad) in each frame (B, T, 4)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import cv2
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 
 # OpenCV's names for what d3d.flow.tvl1 takes.
 SETTERS = {
@@ -29,7 +29,7 @@ def solve(a: np.ndarray, b: np.ndarray, parameters: Mapping[str, float], *, work
 
     workers: processes; as many as OMP_NUM_THREADS or else the cores say, and never more than there is work for.
     """
-    cores = int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
+    cores = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) or cpu_count()
     size = max(1, CHUNK_PIXELS // max(1, a[0].size if len(a) else 1))
     chunks = [slice(i, i + size) for i in range(0, len(a), size)]
     workers = min(workers or cores, len(chunks))

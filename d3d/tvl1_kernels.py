@@ -85,7 +85,8 @@ def _beside(x, OFFSET: tl.constexpr, AXIS: tl.constexpr):
     return tl.gather(x, tl.broadcast_to(at, x.shape), AXIS)
 
 
-@triton.jit
+# A count of one would become a constant, which has no type to widen.
+@triton.jit(do_not_specialize=["images"])
 def _iterate(
     fixed, old, new, before, after, images, height, width, limit, l_t, theta, taut,
     STEPS: tl.constexpr, HALO: tl.constexpr, TILE: tl.constexpr,
@@ -145,7 +146,7 @@ def _iterate(
     tl.store(new + 5 * plane + at, p22, mask=core)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _median(
     old, new, before, images, height, width, limit,
     SIZE: tl.constexpr, PAIRS: tl.constexpr, MIDDLE: tl.constexpr, BLOCK: tl.constexpr,

@@ -50,7 +50,7 @@ def frames(config: FlowConfig, device: torch.device | str = "cpu") -> Frames:
     t = (config.frames - 1) // 2
     a, b = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
     hidden = occluded(clip.layer, clip.flow)[:, t]
-    grey = torch.einsum("bchw,c->bhw", a, a.new_tensor(GREY))
+    grey = sum(weight * a[:, k] for k, weight in enumerate(GREY))
     steepness = sum(g.abs() for g in torch.gradient(grey, dim=(1, 2)))
     textured = steepness > steepness.median()
     parts = {"target": clip.mask[:, t], "occluded": hidden, "visible": ~hidden, "textured": textured, "flat": ~textured}
@@ -97,10 +97,10 @@ def sizes(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, d
 
 
 def timed(solve: Callable[[], Tensor], device: torch.device | str) -> tuple[Tensor, float]:
-    """The flow (B, ...), and milliseconds a field. On a GPU a first run, which compiles, does not count."""
+    """The flow (B, ...), and milliseconds a field. A first run, which compiles or starts workers, does not count."""
     cuda = torch.device(device).type == "cuda"
+    solve()
     if cuda:
-        solve()
         torch.cuda.synchronize()
     began = time.perf_counter()
     flow = solve()

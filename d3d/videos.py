@@ -23,7 +23,9 @@ class VideoError(ValueError):
 
 
 def encode(frames: np.ndarray, *, fps: int) -> bytes:
-    """An MP4 file (H.264) of RGB frames, uint8 (T, H, W, 3) of even height and width."""
+    """An MP4 file (H.264) of RGB frames, uint8 (T, H, W, 3). Raises ValueError for an odd height or width."""
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise ValueError(f"H.264 needs an even height and width, not {frames.shape[1]} x {frames.shape[2]}")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "20", "preset": "slow"})

@@ -1,6 +1,7 @@
 """Speed as ratios, in one process on one machine: `make bench`.
 
-What is compared runs in turn, on identical input, and medians count. Prints tables and writes records to
+What is compared runs in turn, and medians count; networks see identical clips, and what one core does is part of
+what the device does in a batch. Prints tables and writes records to
 results/local/bench. On a GPU networks run under bfloat16 autocast at 64 x 224 x 224, on a CPU in float32 at
 16 x 224 x 224; sprites at 16 x 64 x 64; TV-L1 on 256 x 256 pixels against OpenCV on one core.
 """
@@ -77,10 +78,14 @@ def bench_tvl1() -> tuple[dict, dict[str, float]]:
     def opencv() -> None:
         tvl1(a[:few], b[:few], workers=1)
 
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
     seconds = interleaved({"here": here, "opencv": opencv}, runs=work["runs"])
     rates = {"here": pairs / seconds["here"], "opencv_one_core": few / seconds["opencv"]}
     metrics = {f"{name}/pairs_per_second": rate for name, rate in rates.items()}
     metrics["ratio"] = rates["here"] / rates["opencv_one_core"]
+    if CUDA:
+        metrics["tvl1_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     difference = endpoint_error(tvl1(a[:few].to(DEVICE), b[:few].to(DEVICE)).cpu(), tvl1(a[:few], b[:few]))
     metrics["difference_px"] = difference.mean().item()
     return work, metrics | (kernel_traffic() if CUDA else {})

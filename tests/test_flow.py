@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from d3d import flow as flow_module
 from d3d import sprites, tvl1_cpu
 from d3d.flow import colours, endpoint_error, occluded, score, tvl1, tvl1_clip, warp
 
@@ -107,6 +108,12 @@ torch.save(found, sys.argv[1] + ".out")
 """
 
 
+def interpreted(path: Path, tile: int, halo: int) -> None:
+    """Solves the pair at `path` by the GPU's kernels in Triton's interpreter; the flow goes to path.out."""
+    command = [sys.executable, "-c", KERNELS, str(path), str(tile), str(halo)]
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
+
+
 @pytest.mark.parametrize(
     ("tile", "halo", "median"),
     [(64, 10, 5), (32, 5, 5), (64, 10, 3), (64, 10, 1)],
@@ -117,23 +124,57 @@ def test_the_kernels_are_opencvs_algorithm(tile, halo, median, tmp_path):
 
     epsilon is too small for early stopping, which OpenCV looks at every step and the kernels every ten.
     """
+    pytest.importorskip("triton")
     parameters = {"tau": 0.25, "lambda_": 0.15, "theta": 0.3, "scales": 2, "warps": 2, "scale_step": 0.8}
     parameters |= {"epsilon": 1e-6, "inner": 12, "outer": 1, "median": median}
     clip = sprites.render(sprites.SpriteConfig(size=38, frames=2, noise=0.02), "iid", [0, 5]).rgb[:, :, :, :33]
     a, b = clip[:, :, 0], clip[:, :, 1]
     grey = [(x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1) for x in (a, b)]
     torch.save({"a": grey[0], "b": grey[1], "parameters": parameters}, tmp_path / "pair")
-    subprocess.run(
-        [sys.executable, "-c", KERNELS, str(tmp_path / "pair"), str(tile), str(halo)],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        check=True,
-    )
+    interpreted(tmp_path / "pair", tile, halo)
     found, want = torch.load(tmp_path / "pair.out", weights_only=True), tvl1(a, b, **parameters)
     error = endpoint_error(found, want)
     assert want.norm(dim=1).max() > 1
     # OpenCV rounds positions to 1/32 pixel when it warps.
     assert error.mean() < 0.02
     assert error.median() < 0.005
+
+
+def test_what_has_converged_is_left_alone_beside_what_moves(tmp_path):
+    """A pair that stands still converges at once and keeps its flow of zero, whatever moves beside it."""
+    pytest.importorskip("triton")
+    parameters = {"tau": 0.25, "lambda_": 0.15, "theta": 0.3, "scales": 1, "warps": 2, "scale_step": 0.8}
+    parameters |= {"epsilon": 0.01, "inner": 20, "outer": 2, "median": 5}
+    a, b = square(8, 8, 32), square(9.5, 8, 32)
+    torch.save(
+        {"a": torch.cat([a, a])[:, 0], "b": torch.cat([a, b])[:, 0], "parameters": parameters}, tmp_path / "pair"
+    )
+    interpreted(tmp_path / "pair", 64, 10)
+    found = torch.load(tmp_path / "pair.out", weights_only=True)
+    want = tvl1(torch.cat([a, a]), torch.cat([a, b]), **parameters)
+    assert want[0].abs().max() == 0
+    assert found[0].abs().max() < 1e-4
+    assert want[1].abs().max() > 1
+    assert endpoint_error(found, want)[1].mean() < 0.1
+
+
+def test_the_kernels_take_a_single_pair():
+    """Triton makes a constant of a count of one, and a constant has no type: it must not do so here."""
+    pytest.importorskip("triton")
+    from d3d import tvl1_kernels as kernels
+
+    for kernel in (kernels._iterate, kernels._median):
+        (images,) = [p for p in kernel.params if p.name == "images"]
+        assert images.do_not_specialize
+
+
+@gpu
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_gpu_takes_any_number_of_pairs(count, monkeypatch):
+    monkeypatch.setattr(flow_module, "CHUNK_PIXELS", 2 * 40 * 44)
+    clip = sprites.render(sprites.SpriteConfig(size=44, frames=2), "iid", range(count)).rgb[:, :, :, :40]
+    a, b = clip[:, :, 0], clip[:, :, 1]
+    assert endpoint_error(tvl1(a.cuda(), b.cuda()).cpu(), tvl1(a, b)).mean() < 0.15
 
 
 @gpu
@@ -144,7 +185,10 @@ def test_a_gpu_matches_opencv_on_sprites(size):
     found, want = tvl1(a.cuda(), b.cuda()).cpu(), tvl1(a, b)
     assert endpoint_error(found, want).mean() < 0.15
     truth = clip.flow[:, :, 0]
-    assert score(found, truth)["epe"] < 1.02 * score(want, truth)["epe"]
+    assert score(found, truth)["epe"] <= score(want, truth)["epe"]
+    # It looks at convergence every ten steps, OpenCV every one, which costs a little where the target is.
+    parts = {"target": clip.mask[:, 0]}
+    assert score(found, truth, **parts)["epe/target"] < 1.05 * score(want, truth, **parts)["epe/target"]
 
 
 @gpu
@@ -168,7 +212,10 @@ def test_a_gpu_matches_opencv_on_real_clips():
         ({"a": torch.zeros(20, 20), "b": torch.zeros(20, 20)}, r"images must be float .* not torch.float32 \(20, 20\)"),
         ({"median": 4}, "median must be 1"),
         ({"scale_step": 1.0}, "scale_step must lie between 0 and 1, not 1.0"),
-        ({"warps": 0}, "warps must be positive, not 0"),
+        ({"warps": 0}, "warps must be a whole number from 1 up, not 0"),
+        ({"scales": 2.5}, "scales must be a whole number from 1 up, not 2.5"),
+        ({"workers": -3}, "workers must be a whole number from 1 up, not -3"),
+        ({"epsilon": -1.0}, "epsilon must not be negative, it is -1.0"),
         ({"tau": -1.0}, "tau must be positive"),
     ],
 )
@@ -179,8 +226,40 @@ def test_what_is_wrong_is_named(change, message):
 
 
 def test_a_clip_of_one_frame_is_refused():
-    with pytest.raises(ValueError, match="at least 2 frames"):
+    with pytest.raises(ValueError, match=r"at least 2 frames, not \(1, 3, 1, 20, 20\)"):
         tvl1_clip(torch.zeros(1, 3, 1, 20, 20))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_precision_and_strides_of_the_images_do_not_matter(kind):
+    a, b = square(8, 8, 32), square(9, 8, 32)
+    want = tvl1(a, b)
+    turned = [x.to(kind).transpose(2, 3).contiguous().transpose(2, 3) for x in (a, b)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = tvl1(*(x.expand(-1, 3, -1, -1) for x in turned))
+    assert found.dtype == torch.float32
+    assert endpoint_error(found, want).mean() < 0.05
+    assert not tvl1(a.requires_grad_(), b).requires_grad
+
+
+def test_levels_of_one_size_still_scale_the_flow():
+    """At a step of 0.98 twenty pixels stay twenty: the coarser level's flow is scaled up all the same."""
+    assert round(20 * 0.98) == 20
+    seen = []
+
+    def scale(a, b, u, **kwargs):
+        seen.append(u.clone())
+        return u + 1
+
+    original = flow_module._scale
+    flow_module._scale = scale
+    try:
+        image = torch.rand(1, 20, 20)
+        found = flow_module._solve(image, image, scales=2, warps=1, scale_step=0.98, epsilon=0.01, median=5)
+    finally:
+        flow_module._scale = original
+    assert torch.allclose(seen[1], torch.tensor(1 / 0.98))
+    assert torch.allclose(found, torch.tensor(1 + 1 / 0.98))
 
 
 def test_no_pairs_give_no_flow():
@@ -246,6 +325,8 @@ def test_colours_have_one_scale_for_all_batches():
     assert torch.equal(found[1, :, 0, 0], found[1, :, 0, 1])
     assert not torch.equal(found[1, :, 0, 0], found[1, :, 0, 2])
     assert torch.equal(colours(flow[:1], bound=4.0), found[:1])
+    with pytest.raises(ValueError, match="bound must be positive, not 0"):
+        colours(flow, bound=0)
 
 
 def test_the_selection_finds_the_median():

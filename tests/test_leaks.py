@@ -55,6 +55,19 @@ def test_a_planted_leak_is_found(monkeypatch):
         assert fair[f"{moment}/motion_pairs"] == pytest.approx(0.5, abs=4 * np.sqrt(0.25 / 160))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 2}, "frames must be at least 3, not 2"),
+        ({"leak_clips": 3}, "leak_clips must be at least 16"),
+        ({"train_clips": 3}, "train_clips must be at least 16"),
+    ],
+)
+def test_what_the_controls_need_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)
+
+
 def test_three_poses_tell_the_motion():
     found = leaks.pose(replace(TINY, train_clips=1600, leak_clips=800, amplitude=1.0))
     assert found["three/motion_pairs"] > 0.7

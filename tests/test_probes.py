@@ -81,3 +81,8 @@ def test_features_are_means_over_time_and_quadrants():
 
 def test_flat_names():
     assert probes.flat({"Mixed_4f": {"hue/r2": 0.5}}) == {"Mixed_4f/hue/r2": 0.5}
+
+
+def test_probes_need_two_clips_a_class():
+    with pytest.raises(ValueError, match="test_clips must be at least 32, two a class, not 16"):
+        probes.ProbeConfig(test_clips=16)

@@ -16,7 +16,7 @@ from d3d.s3dg import s3dg
 from tests.test_videos import noise_video
 
 pytestmark = pytest.mark.slow
-TINY = {"frames": 4, "size": 16, "train_clips": 16, "test_clips": 16, "epochs": 1, "batch_size": 8, "width": 0.1}
+TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 64, "epochs": 1, "batch_size": 8, "width": 0.1}
 
 
 def command(name, out, **given) -> list[str]:
