@@ -42,7 +42,7 @@ def stamp(experiment, arm=None, seed=None):
 
 
 planned = {record for name in study.WRITES for record in records_of(name)}
-strangers = {str(p) for p in Path(RESULTS).glob("*/*.json") if p.parent.name != "bench"} - planned
+strangers = {str(p) for p in Path(RESULTS).glob("*/*.json")} - planned
 if strangers:
     raise WorkflowError(
         f"{min(strangers)} is no run of the profile {PROFILE!r} and would be averaged with those that are: "
@@ -178,7 +178,7 @@ rule chapter:
         "book/claims.yaml",
         [records_of(experiment) for experiment in study.WRITES],
         # What is committed; the chapters take an experiment's numbers from there where there are any.
-        sorted(map(str, [*study.PUBLISHED.glob("*/*.json"), *study.REGIME.glob("*/*/*.json")])),
+        sorted(map(str, [p for folder in (study.PUBLISHED, study.BENCH, study.REGIME) for p in folder.rglob("*.json")])),
     output:
         "book/chapters/{name}.ipynb",
     params:

@@ -4,6 +4,7 @@ data = load(DataConfig(dataset="sprites", rho=0.5), seed=3, streams=("rgb", "flo
 data.splits["iid"].inputs("rgb", index)
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from d3d.sprites import SpriteConfig
 DATASETS = ("sprites", "folder")
 STREAMS = {"rgb": 3, "flow": 2}  # and their input channels
 FLOWS = ("tvl1", "exact")
+# Rendered at once on a CPU, whose cache holds few, and on a GPU, which only many small clips keep busy.
+RENDER_PIXELS = (2**19, 2**25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,23 +128,28 @@ def load(
         for split, count in counts.items():
             name = split.split("/")[0]
             wanted = (*streams, *teacher) if name == "train" else streams
-            splits[name] = _sprites(config, split, count, "flow" in wanted, device)
+            splits[name] = sprite_clips(config, split, count, flow="flow" in wanted, device=device)
         return Data(tuple(c.name for c in sprites.CLASSES), splits)
     if "flow" in (*streams, *teacher):
         raise ValueError("dataset 'folder' has no optical flow: train stream 'rgb' on it, or use dataset 'sprites'")
     return _folder(config, device)
 
 
-def render_batch(device: torch.device | str) -> int:
-    """Clips to render at once: a GPU is busy with many small ones only, a CPU's cache holds few."""
-    return 512 if torch.device(device).type == "cuda" else 64
-
-
-def _sprites(config: DataConfig, split: str, count: int, flow: bool, device: torch.device | str) -> Clips:
-    size = render_batch(device)
-    rgb, true, seen, mask, tables = [], [], [], [], []
+def rendered(
+    config: SpriteConfig, split: str, count: int, device: torch.device | str = "cpu"
+) -> Iterator[sprites.Rendered]:
+    """The first `count` clips of a split, as many at once as suit the device."""
+    size = max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (config.frames * config.size**2))
     for i in range(0, count, size):
-        part = sprites.render(config, split, range(i, min(i + size, count)), device=device)
+        yield sprites.render(config, split, range(i, min(i + size, count)), device=device)
+
+
+def sprite_clips(
+    config: DataConfig, split: str, count: int, *, flow: bool = False, device: torch.device | str = "cpu"
+) -> Clips:
+    """The first `count` sprites of a split, as `load` gives them, with flow where asked."""
+    rgb, true, seen, mask, tables = [], [], [], [], []
+    for part in rendered(config, split, count, device):
         rgb.append((part.rgb * 255).round_().to(torch.uint8))
         mask.append(part.mask)
         tables.append(part.table)

@@ -73,7 +73,7 @@ def tvl1(
             raise ValueError(f"{name} must be positive, not {value}")
     counts.pop("workers", None)
     numbers = counts | weights | {"scale_step": scale_step, "epsilon": epsilon, "median": median}
-    a, b = _grey(a), _grey(b)
+    a, b = grey(a), grey(b)
     if not a.numel():
         return a.new_zeros(len(a), 2, *a.shape[1:])
     if a.device.type == "cuda":
@@ -106,9 +106,7 @@ def warp(image: Tensor, flow: Tensor, *, padding: str = "border") -> Tensor:
     padding: what lies outside of the image, its `border` repeated or `zeros`.
     """
     height, width = image.shape[-2:]
-    y, x = torch.meshgrid(
-        *(torch.arange(n, device=image.device, dtype=flow.dtype) for n in (height, width)), indexing="ij"
-    )
+    y, x = _pixels(height, width, image.device)
     at = torch.stack(
         [(x + flow[:, 0]) * (2 / max(1, width - 1)) - 1, (y + flow[:, 1]) * (2 / max(1, height - 1)) - 1], -1
     )
@@ -121,7 +119,7 @@ def occluded(layer: Tensor, flow: Tensor) -> Tensor:
     layer (B, T, H, W): which of the moving things a pixel shows. flow (B, 2, T, H, W), exact.
     """
     height, width = layer.shape[-2:]
-    y, x = torch.meshgrid(*(torch.arange(n, device=layer.device) for n in (height, width)), indexing="ij")
+    y, x = _pixels(height, width, layer.device)
     x, y = (x + flow[:, 0, :-1]).round().long(), (y + flow[:, 1, :-1]).round().long()
     outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
     at = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
@@ -161,8 +159,13 @@ def colours(flow: Tensor, *, bound: float) -> Tensor:
     return flow_to_image(torch.cat([flow, ruler], -1))[..., :-1]
 
 
-def _grey(image: Tensor) -> Tensor:
-    """(B, H, W) float32."""
+def _pixels(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every pixel, each whole numbers (H, W)."""
+    return torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+
+
+def grey(image: Tensor) -> Tensor:
+    """Grey levels (B, H, W), float32, of grey or RGB images (B, 1 or 3, H, W), as OpenCV weighs them."""
     image = image.float()
     # Sums of products, which no mode of lower precision touches.
     return image[:, 0] if image.shape[1] == 1 else sum(w * image[:, k] for k, w in enumerate(GREY))

@@ -4,8 +4,7 @@ Two motion classes form a pair where appearance cannot tell them: choosing betwe
 chance. All is tested on `decorrelated`, where appearance has nothing to do with the motion.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from d3d import sprites
-from d3d.datasets import Data, DataConfig, load, render_batch
+from d3d.datasets import Data, rendered, sprite_clips
 from d3d.evaluate import predict
 from d3d.sprites import CLASSES, SpriteConfig
 from d3d.train import TrainConfig, build, fit
@@ -77,21 +75,21 @@ def one_frame(config: LeakConfig, device: torch.device | str = "cpu") -> dict[st
 
     The appearance pairs are the positive control: a frame does tell those, so the network can learn from frames.
     """
-    given = asdict(config)
-    shared = {f.name for f in fields(TrainConfig)}
-    training = TrainConfig(**{name: value for name, value in given.items() if name in shared}, stream="rgb")
-    clips = {f.name: given[f.name] for f in fields(DataConfig) if f.name in given}
-    data = load(DataConfig(**clips, test_clips=config.leak_clips), seed=config.seed, device=device)
+    shared = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
+    training = TrainConfig(**shared, test_clips=config.leak_clips, stream="rgb")
+    train = sprite_clips(training, f"train/{config.seed}", training.train_clips, device=device)
+    test = sprite_clips(training, "decorrelated", training.test_clips, device=device)
+    classes = tuple(c.name for c in CLASSES)
     metrics = {}
     for moment, t in config.moments().items():
         splits = {
-            name: replace(data.splits[name], rgb=data.splits[name].rgb[:, :, t : t + 1])
-            for name in ("train", "decorrelated")
+            name: replace(clips, rgb=clips.rgb[:, :, t : t + 1])
+            for name, clips in {"train": train, "decorrelated": test}.items()
         }
+        data = Data(classes, splits)
         model = build(training, data, device)
-        fit(model, training, Data(data.classes, splits))
-        test = splits["decorrelated"]
-        found = pair_accuracy(predict(model, test, "rgb"), test.table["label"].to_numpy())
+        fit(model, training, data)
+        found = pair_accuracy(predict(model, splits["decorrelated"], "rgb"), test.table["label"].to_numpy())
         metrics |= {f"{moment}/{name}": value for name, value in found.items()}
     return metrics
 
@@ -104,7 +102,7 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
     moments = {name: [t] for name, t in config.moments().items()} | {"three": [0, 1, 2]}
     poses, labels = {}, {}
     for split, count in {f"train/{config.seed}": config.train_clips, "decorrelated": config.leak_clips}.items():
-        parts = _rendered(config, split, count, device)
+        parts = list(rendered(config, split, count, device))
         moving = np.concatenate([p.table["group"] == "motion" for p in parts])
         poses[split] = np.concatenate([p.pose for p in parts])[moving]
         labels[split] = np.concatenate([p.table["label"] for p in parts])[moving]
@@ -118,11 +116,6 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
         scores[:, model.classes_] = model.predict_log_proba(x[test])
         metrics[f"{moment}/motion_pairs"] = pair_accuracy(scores, labels[test])["motion_pairs"]
     return metrics
-
-
-def _rendered(config: SpriteConfig, split: str, count: int, device: torch.device | str) -> Sequence[sprites.Rendered]:
-    size = render_batch(device)
-    return [sprites.render(config, split, range(i, min(i + size, count)), device=device) for i in range(0, count, size)]
 
 
 def _features(pose: np.ndarray, size: int) -> np.ndarray:

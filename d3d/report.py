@@ -16,7 +16,7 @@ from d3d import notebooks, plots, records, sprites
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.plots import LABELS
 from d3d.stats import Interval, interval
-from d3d.study import PUBLISHED, shown
+from d3d.study import PUBLISHED, REGIME, shown
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -202,9 +202,9 @@ def counts_text(found: Iterable[Verdict]) -> str:
 
 
 def rerun_text(mine: str | Path, published: str | Path) -> str:
-    """A sentence on what there is to compare."""
-    counts = [len(records.read_all(path)) for path in (mine, published)]
-    return f"{counts[0]} records made here, {counts[1]} published."
+    """A sentence on what there is to compare: records of networks."""
+    counts = [len(records.read_all(path, records.TRAINED)) for path in (mine, published)]
+    return f"{counts[0]} networks trained here, {counts[1]} published."
 
 
 def hide_injected(path: Path) -> None:
@@ -252,14 +252,18 @@ def runs(results: Path) -> str:
     parts = [f"{len(rows)} notebooks, {total:.0f} s in total.", ""]
     if rows:
         parts.append(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-    parts += ["", "## Records", "", _records(results)]
+    cells = [record for cell in sorted(REGIME.glob("*")) for record in records.read_all(cell)]
+    sections = {"Records": records.read_all(results), "Records of the search for the knobs": cells}
+    if results != PUBLISHED:
+        sections["Records published so far"] = records.read_all(PUBLISHED)
+    for title, found in sections.items():
+        parts += ["", f"## {title}", "", _records(found)]
     return "\n".join(parts) + "\n"
 
 
-def _records(results: Path) -> str:
-    found = records.read_all(results)
+def _records(found: list[records.Record]) -> str:
     if not found:
-        return f"No records under `{results}`."
+        return "None."
     stale = [r for r in found if r.provenance["source"] != notebooks.source_hash(r.experiment)]
     last = max(found, key=lambda r: r.provenance["started"]).provenance
     facts = {

@@ -52,6 +52,8 @@ FAMILIES = (
     "gear-cells",
     "gear-checks",
 )
+# What a family's name says: its outline and its texture.
+OUTLINE_OF, TEXTURE_OF = (tuple(part) for part in zip(*(family.split("-") for family in FAMILIES), strict=True))
 GROUPS = ("motion", "appearance", "both")
 SPLITS = ("val", "iid", "decorrelated")
 PERIOD = 8  # frames of an oscillation; an orbit takes half as many again
@@ -328,7 +330,7 @@ def _waves(x: Tensor, y: Tensor, kx: Tensor, ky: Tensor, phase: Tensor, weight: 
 
 def _texture(sprite: _Sprite, x: Tensor, y: Tensor, column: Callable[[np.ndarray], Tensor]) -> Tensor:
     """The sprite's own waves, in [−1, 1], at pixels x, y from its centre."""
-    angles, waves = zip(*(TEXTURES[family.split("-")[1]] for family in FAMILIES), strict=True)
+    angles, waves = zip(*(TEXTURES[name] for name in TEXTURE_OF), strict=True)
     used = np.array([[k < len(a) for k in range(3)] for a in angles], dtype=float)[sprite.family]
     angle = np.radians([[(*a, 0, 0)[k] for k in range(3)] for a in angles])[sprite.family]
     rate = np.pi * np.array(waves)[sprite.family]
@@ -339,7 +341,7 @@ def _texture(sprite: _Sprite, x: Tensor, y: Tensor, column: Callable[[np.ndarray
 
 def _coverage(sprite: _Sprite, x: Tensor, y: Tensor, column: Callable[[np.ndarray], Tensor]) -> Tensor:
     """How much of each pixel (B, T, H, W) the sprite covers: its outline is radius · (1 − depth · (1 − cos nφ) / 2)."""
-    lobes = np.array([SHAPES[family.split("-")[0]] for family in FAMILIES], dtype=float)[sprite.family][:, None]
+    lobes = np.array([SHAPES[name] for name in OUTLINE_OF], dtype=float)[sprite.family][:, None]
     radius, start = np.abs(sprite.a), lobes * np.angle(sprite.a)
     x, y = x[..., None, :], y[..., :, None]
     wave = torch.atan2(y, x).mul_(column(lobes)[..., None]).sub_(column(start)[..., None]).cos_()
@@ -365,7 +367,6 @@ def _noise(shape: torch.Size, key: np.ndarray, device: torch.device) -> Tensor:
 def _table(label: np.ndarray, camera: np.ndarray, target: _Sprite) -> pd.DataFrame:
     steps = camera.shape[1] - 1
     velocity, drift = ((path[:, -1] - path[:, 0]) / steps for path in (target.offset, camera))
-    shape, texture = np.array([family.split("-") for family in FAMILIES]).T
     middle = target.pose()[:, camera.shape[1] // 2]
     return pd.DataFrame(
         {
@@ -374,8 +375,8 @@ def _table(label: np.ndarray, camera: np.ndarray, target: _Sprite) -> pd.DataFra
             "group": np.array([c.group for c in CLASSES])[label],
             "program": np.array(PROGRAMS)[target.program],
             "family": np.array(FAMILIES)[target.family],
-            "shape": shape[target.family],
-            "texture": texture[target.family],
+            "shape": np.array(OUTLINE_OF)[target.family],
+            "texture": np.array(TEXTURE_OF)[target.family],
             "hue": target.hue,
             "radius": target.radius,
             "x": middle[:, 0],

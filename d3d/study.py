@@ -50,6 +50,7 @@ WRITES = {
 }
 EXAMINE = ("leak", "probe", "attribution")
 PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
+BENCH = Path("results/bench")  # speed on one H200: what `make bench` wrote there
 REGIME = Path("results/regime")  # the search for the knobs of the study: a folder of records a cell
 
 

@@ -1,7 +1,6 @@
 """Which TV-L1? Its parameters, the size it is computed at, and OpenCV's against ours, held against exact flow."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d3d import sprites
-from d3d.flow import GREY, endpoint_error, occluded, score, tvl1
+from d3d.flow import endpoint_error, grey, occluded, score, tvl1
 from d3d.sprites import SpriteConfig
 from d3d.study import TVL1_SIZES, TVL1_VARIANTS
 
@@ -50,8 +49,7 @@ def frames(config: FlowConfig, device: torch.device | str = "cpu") -> Frames:
     t = (config.frames - 1) // 2
     a, b = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
     hidden = occluded(clip.layer, clip.flow)[:, t]
-    grey = sum(weight * a[:, k] for k, weight in enumerate(GREY))
-    steepness = sum(g.abs() for g in torch.gradient(grey, dim=(1, 2)))
+    steepness = sum(g.abs() for g in torch.gradient(grey(a), dim=(1, 2)))
     textured = steepness > steepness.median()
     parts = {"target": clip.mask[:, t], "occluded": hidden, "visible": ~hidden, "textured": textured, "flat": ~textured}
     return Frames(a, b, clip.flow[:, :, t], parts)
@@ -62,7 +60,7 @@ def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str
     given = frames(config, device)
     found = {}
     for name, change in TVL1_VARIANTS.items():
-        flow, ms = timed(lambda change=change: tvl1(given.a, given.b, **change), device)
+        flow, ms = timed(given.a, given.b, **change)
         found[name] = score(flow, given.truth, **given.parts) | {"ms": ms}
     return found
 
@@ -70,7 +68,7 @@ def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str
 def opencv(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, float]:
     """OpenCV on one core: errors, `ms` a field, and `difference`, the mean distance from ours in pixels."""
     given = frames(config, device)
-    flow, ms = timed(lambda: tvl1(given.a.cpu(), given.b.cpu(), workers=1), "cpu")
+    flow, ms = timed(given.a.cpu(), given.b.cpu(), workers=1)
     difference = endpoint_error(flow, tvl1(given.a, given.b).cpu()).mean().item()
     parts = {name: part.cpu() for name, part in given.parts.items()}
     return score(flow, given.truth.cpu(), **parts) | {"ms": ms, "difference": difference}
@@ -90,20 +88,23 @@ def sizes(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, d
     found = {}
     for name, factor in TVL1_SIZES.items():
         shown = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.a, video.b)]
-        flow, ms = timed(lambda shown=shown: tvl1(*shown), device)
+        flow, ms = timed(*shown)
         flow = F.interpolate(flow, size=truth.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
         found[name] = score(flow, truth, target=target) | {"ms": ms}
     return found
 
 
-def timed(solve: Callable[[], Tensor], device: torch.device | str) -> tuple[Tensor, float]:
-    """The flow (B, ...), and milliseconds a field. A first run, which compiles or starts workers, does not count."""
-    cuda = torch.device(device).type == "cuda"
-    solve()
-    if cuda:
-        torch.cuda.synchronize()
+def timed(a: Tensor, b: Tensor, **parameters: float) -> tuple[Tensor, float]:
+    """`tvl1` and its milliseconds a field. A first run does not count: all pairs on a GPU, which compiles, else one."""
+    first = slice(None) if a.is_cuda else slice(1)
+    tvl1(a[first], b[first], **parameters)
+    _wait(a)
     began = time.perf_counter()
-    flow = solve()
-    if cuda:
-        torch.cuda.synchronize()
+    flow = tvl1(a, b, **parameters)
+    _wait(a)
     return flow, (time.perf_counter() - began) * 1000 / len(flow)
+
+
+def _wait(image: Tensor) -> None:
+    if image.is_cuda:
+        torch.cuda.synchronize()

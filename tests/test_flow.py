@@ -19,8 +19,12 @@ from d3d import flow as flow_module
 from d3d import sprites, tvl1_cpu
 from d3d.flow import colours, endpoint_error, occluded, score, tvl1, tvl1_clip, warp
 
-VIDEOS = sorted((Path(__file__).parents[2] / "shared" / "videos").glob("*.[am][vp][i4]"))
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def first_frames(path: Path, n: int, kind: str) -> list[np.ndarray]:
+    with av.open(path) as container:
+        return [f.to_ndarray(format=kind) for f, _ in zip(container.decode(video=0), range(n), strict=False)]
 
 
 def opencv(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -192,11 +196,9 @@ def test_a_gpu_matches_opencv_on_sprites(size):
 
 
 @gpu
-@pytest.mark.skipif(not VIDEOS, reason="needs the real clips")
-def test_a_gpu_matches_opencv_on_real_clips():
-    for path in VIDEOS:
-        with av.open(path) as container:
-            frames = [f.to_ndarray(format="rgb24") for f, _ in zip(container.decode(video=0), range(6), strict=False)]
+def test_a_gpu_matches_opencv_on_real_clips(real_clips):
+    for path in sorted(real_clips.glob("*.[am][vp][i4]")):
+        frames = first_frames(path, 6, "rgb24")
         a, b = (torch.from_numpy(frames[i]).permute(2, 0, 1)[None] / 255 for i in (3, 4))
         assert endpoint_error(tvl1(a.cuda(), b.cuda()).cpu(), tvl1(a, b)).mean() < 0.15, path
 
@@ -343,11 +345,8 @@ def test_the_selection_finds_the_median():
             assert v[middle] == np.median(values)
 
 
-def test_consecutive_frames_of_a_real_clip_fit_better_once_warped():
-    if not VIDEOS:
-        pytest.skip("needs the real clips")
-    with av.open(VIDEOS[0]) as container:
-        frames = [f.to_ndarray(format="gray") for f, _ in zip(container.decode(video=0), range(4), strict=False)]
-    frames = [torch.from_numpy(f)[None, None] / 255 for f in frames]
+def test_consecutive_frames_of_a_real_clip_fit_better_once_warped(real_clips):
+    path = min(real_clips.glob("*.[am][vp][i4]"))
+    frames = [torch.from_numpy(f)[None, None] / 255 for f in first_frames(path, 4, "gray")]
     for a, b in pairwise(F.interpolate(f, size=(96, 128), mode="area") for f in frames):
         assert (warp(b, tvl1(a, b)) - a).abs().mean() < 0.7 * (b - a).abs().mean()

@@ -81,20 +81,19 @@ def test_the_network_sees_one_frame(monkeypatch):
     def fit(model, config, data, **kwargs):
         seen.append({name: clips.rgb.shape[2] for name, clips in data.splits.items()})
 
-    honest = leaks.load
+    honest = leaks.sprite_clips
 
     def painted(*args, **kwargs):
-        data = honest(*args, **kwargs)
-        for clips in data.splits.values():
-            clips.rgb[:, :, 2] = (clips.labels * 15).to(torch.uint8).view(-1, 1, 1, 1)
-        return data
+        clips = honest(*args, **kwargs)
+        clips.rgb[:, :, 2] = (clips.labels * 15).to(torch.uint8).view(-1, 1, 1, 1)
+        return clips
 
     def predict(model, clips, stream):
         brightness = clips.rgb.float().mean((1, 2, 3, 4)) / 15
         return -(brightness[:, None] - torch.arange(16)).abs().numpy()
 
     monkeypatch.setattr(leaks, "fit", fit)
-    monkeypatch.setattr(leaks, "load", painted)
+    monkeypatch.setattr(leaks, "sprite_clips", painted)
     monkeypatch.setattr(leaks, "predict", predict)
     found = leaks.one_frame(TINY)
     assert seen == [{"train": 1, "decorrelated": 1}] * 3

@@ -27,3 +27,10 @@ def test_the_search_names_the_cells_in_the_regime(tmp_path):
 
 def test_no_search_gives_no_rows(tmp_path):
     assert report.regime(tmp_path / "nowhere").empty
+
+
+def test_only_networks_count_as_published(tmp_path):
+    metrics, made = {"iid/top1": 0.5}, {"started": "2026-01-01"}
+    write(tmp_path / "mine", Record("train", "rgb", 0, {}, metrics, True, made))
+    write(tmp_path / "theirs", Record("leak", "pose", 0, {}, metrics, True, made))
+    assert report.rerun_text(tmp_path / "mine", tmp_path / "theirs") == "1 networks trained here, 0 published."
