@@ -4,15 +4,21 @@
     logits = model(clips)                                # (B, 3, T, H, W) -> (B, 400)
     features = model.endpoints(clips, ["Mixed_4f"])      # {"Mixed_4f": (B, 832, T/4, H/16, W/16)}
 
-Modules carry the names of TF-slim's variables, so that a checkpoint maps onto them by name alone.
+Activations are (B, C, T, H, W) with the channels innermost in memory, so that convolutions over space or time alone
+run on 2-D kernels without a copy. For inference `fold` the batch norms; where launching kernels takes longer than they
+do, capture the network in a CUDA graph (`torch.cuda.make_graphed_callables`).
 """
 
+import copy
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from d3d import s3dg_ops as ops
 
 # Channels of the branches of each Mixed block: 1x1, (1x1, 3x3), (1x1, 3x3), pooled 1x1.
 MIXED = {
@@ -42,85 +48,149 @@ class Endpoint(NamedTuple):
     stride: tuple[int, int, int]
 
 
-def same_padding(size: Iterable[int], kernel: Iterable[int], stride: Iterable[int]) -> list[int]:
-    """TensorFlow's SAME padding in `F.pad`'s order (W before, W after, H before, …)."""
-    pads: list[int] = []
-    for n, k, s in zip(size, kernel, stride, strict=True):
-        total = max((-(-n // s) - 1) * s + k - n, 0)
-        pads = [total // 2, total - total // 2, *pads]
-    return pads
+def _last(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) seen as (B, T, H, W, C); copied only where channels are not innermost already."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _first(x: Tensor) -> Tensor:
+    """(B, T, H, W, C) seen as (B, C, T, H, W)."""
+    return x.permute(0, 4, 1, 2, 3)
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution with SAME padding, which is asymmetric where a stride meets an even size."""
+    """A convolution of stride 1 with SAME padding over one point, over space or over time, by 2-D kernels."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        pads = same_padding(x.shape[2:], self.kernel_size, self.stride)
-        return super().forward(F.pad(x, pads) if any(pads) else x)
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__(inputs, outputs, kernel, padding="same", bias=False)
 
-
-class MaxPool3d(nn.MaxPool3d):
-    """A max pool with SAME padding; its input is never negative, so that zeros pad like minus infinity."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        pads = same_padding(x.shape[2:], self.kernel_size, self.stride)
-        return super().forward(F.pad(x, pads) if any(pads) else x)
-
-
-class ConvBlock(nn.Module):
-    """Convolution, batch norm without scale, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int = 1) -> None:
-        super().__init__()
-        self.conv = Conv3d(inputs, outputs, kernel, stride, bias=False)
-        # TF-slim's decay of 0.999 needs tens of thousands of steps; inference does not depend on it.
-        self.bn = nn.BatchNorm3d(outputs, eps=1e-3, momentum=0.1)
-        self.bn.weight.requires_grad_(False)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
+    def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
+        x = _last(x)
+        match self.kernel_size:
+            case (1, 1, 1):
+                return _first(ops.linear(x, self.weight[:, :, 0, 0, 0], relu_bias))
+            case (1, k, _):  # frames as images
+                images, padding = x.flatten(0, 1).permute(0, 3, 1, 2), (k // 2, k // 2)
+                y = ops.conv2d(images, self.weight[:, :, 0], relu_bias, padding=padding)
+                return _first(y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]))
+            case (k, 1, 1):  # time courses as images
+                images, padding = x.flatten(2, 3).permute(0, 3, 1, 2), (k // 2, 0)
+                y = ops.conv2d(images, self.weight[..., 0], relu_bias, padding=padding)
+                return _first(y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4]))
 
 
-class SeparableConv(nn.Module):
-    """A 1xkxk block, then a 3x1x1 convolution with bias, ReLU and no batch norm."""
+class Stem(nn.Conv3d):
+    """The 3x7x7 convolution of stride 2, as a 1x7 convolution over channels that hold the other taps."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.spatial = ConvBlock(inputs, outputs, (1, 3, 3))
-        self.temporal = Conv3d(outputs, outputs, (3, 1, 1))
-        self.relu = nn.ReLU()
+        super().__init__(inputs, outputs, (3, 7, 7), 2, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.temporal(self.spatial(x)))
+    def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
+        taps = ops.stem_taps(x)
+        weight = self.weight.flatten(1, 3)
+        weight = F.pad(weight, (0, 0, 0, taps.shape[-1] - weight.shape[1]))[:, :, None]
+        y = ops.conv2d(taps.flatten(0, 1).permute(0, 3, 1, 2), weight, relu_bias, stride=(1, 2))
+        return _first(y.permute(0, 2, 3, 1).unflatten(0, taps.shape[:2]))
 
 
-class SelfGating(nn.Module):
-    """x · sigmoid(W · mean of x over T, H, W): each channel is weighed by the whole clip (Xie et al. 2018, sec. 5)."""
+class Bias(nn.Module):
+    """What follows a convolution without batch norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.transformer_W = nn.Linear(channels, channels, bias=False)
+        self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.transformer_W(x.mean((2, 3, 4))))
-        return x * gate[:, :, None, None, None]
+        return x + self.bias.to(x.dtype)[:, None, None, None]
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch norm without scale or a bias, ReLU."""
+
+    def __init__(self, conv: nn.Conv3d, *, norm: bool = True) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = Bias(conv.out_channels)
+        if norm:
+            # TF-slim's decay of 0.999 needs tens of thousands of steps; inference does not depend on it.
+            self.norm = nn.BatchNorm3d(conv.out_channels, eps=1e-3, momentum=0.1)
+            self.norm.weight.requires_grad_(False)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = type(self.norm) not in (Bias, nn.BatchNorm3d) or not ops.fused(x)
+        if plain or any(map(_watched, (self.conv, self.norm, self.relu))):
+            return self.relu(self.norm(self.conv(x)))
+        if isinstance(self.norm, Bias) and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.conv(x, self.norm.bias)
+        return _first(self._norm_relu(_last(self.conv(x))))
+
+    def _norm_relu(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        if isinstance(norm, Bias):
+            return ops.norm_relu(x, norm.bias)
+        mean, var = norm.running_mean, norm.running_var
+        if norm.training:
+            norm.num_batches_tracked.add_(1)
+            factor = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+            mean, var = ops.batch_stats(x, mean, var, factor)
+        return ops.norm_relu(x, norm.bias, mean, var, norm.eps, norm.training)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody's hook waits for the module to be called."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+class MaxPool3d(nn.Module):
+    """A max pool with SAME padding."""
+
+    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.kernel_size, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _first(ops.max_pool(_last(x), self.kernel_size[:2], self.stride[:2]))
+
+
+class SeparableConv(nn.Sequential):
+    """A 1x3x3 block with batch norm, then a 3x1x1 block with a bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.spatial = ConvBlock(Conv3d(inputs, outputs, (1, 3, 3)))
+        self.temporal = ConvBlock(Conv3d(outputs, outputs, (3, 1, 1)), norm=False)
+
+
+class SelfGating(nn.Module):
+    """x · sigmoid(W · mean of x over T, H, W): each channel is weighed by the whole clip (Xie et al. 2018, sec. 5).
+
+    Takes several branches, gates each by itself and joins them.
+    """
+
+    def __init__(self, *channels: int) -> None:
+        super().__init__()
+        self.transformer_W = nn.ParameterList(torch.empty(c, c) for c in channels)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return _first(ops.gate([_last(x) for x in xs], list(self.transformer_W)))
 
 
 class Mixed(nn.Module):
-    """An Inception block of four gated branches, concatenated in order."""
+    """An Inception block: four branches, gated, in order."""
 
     def __init__(self, inputs: int, branches: tuple) -> None:
         super().__init__()
         b0, (b1a, b1b), (b2a, b2b), b3 = branches
         point = (1, 1, 1)
-        self.Branch_0 = nn.Sequential(ConvBlock(inputs, b0, point), SelfGating(b0))
-        self.Branch_1 = nn.Sequential(ConvBlock(inputs, b1a, point), SeparableConv(b1a, b1b), SelfGating(b1b))
-        self.Branch_2 = nn.Sequential(ConvBlock(inputs, b2a, point), SeparableConv(b2a, b2b), SelfGating(b2b))
-        self.Branch_3 = nn.Sequential(MaxPool3d((3, 3, 3), point), ConvBlock(inputs, b3, point), SelfGating(b3))
+        self.Branch_0 = ConvBlock(Conv3d(inputs, b0, point))
+        self.Branch_1 = nn.Sequential(ConvBlock(Conv3d(inputs, b1a, point)), SeparableConv(b1a, b1b))
+        self.Branch_2 = nn.Sequential(ConvBlock(Conv3d(inputs, b2a, point)), SeparableConv(b2a, b2b))
+        self.Branch_3 = nn.Sequential(MaxPool3d((3, 3, 3), point), ConvBlock(Conv3d(inputs, b3, point)))
+        self.self_gating = SelfGating(b0, b1b, b2b, b3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.Branch_0(x), self.Branch_1(x), self.Branch_2(x), self.Branch_3(x)], 1)
+        return self.self_gating(self.Branch_0(x), self.Branch_1(x), self.Branch_2(x), self.Branch_3(x))
 
 
 class S3DG(nn.Module):
@@ -146,9 +216,9 @@ class S3DG(nn.Module):
             stride = tuple(a * b for a, b in zip(stride, pool_stride, strict=True))
             add(name, MaxPool3d(kernel, pool_stride))
 
-        add("Conv2d_1a_7x7", ConvBlock(in_channels, channels, (3, 7, 7), 2))
+        add("Conv2d_1a_7x7", ConvBlock(Stem(in_channels, channels)))
         add_pool("MaxPool_2a_3x3")
-        add("Conv2d_2b_1x1", ConvBlock(channels, depth(64), (1, 1, 1)))
+        add("Conv2d_2b_1x1", ConvBlock(Conv3d(channels, depth(64), (1, 1, 1))))
         inputs, channels = channels, depth(192)
         add("Conv2d_2c_3x3", nn.Sequential(SeparableConv(inputs, channels), SelfGating(channels)))
         for name, (b0, (b1a, b1b), (b2a, b2b), b3) in MIXED.items():
@@ -161,17 +231,18 @@ class S3DG(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.Conv2d_0c_1x1 = nn.Conv3d(channels, num_classes, 1)
         self._initialise()
+        self.to(memory_format=torch.channels_last_3d)
 
+    @torch.no_grad()
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv3d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv3d | SelfGating):
+                for weight in module.transformer_W if isinstance(module, SelfGating) else [module.weight]:
+                    nn.init.trunc_normal_(weight, std=0.01, a=-0.02, b=0.02)
         for module in self.modules():
             if isinstance(module, SeparableConv):
-                nn.init.zeros_(module.temporal.weight)
-                module.temporal.weight.data[:, :, 1, 0, 0] = torch.eye(module.temporal.out_channels)
+                module.temporal.conv.weight.zero_()[:, :, 1, 0, 0] = torch.eye(module.temporal.conv.out_channels)
+        self.Conv2d_0c_1x1.bias.zero_()
 
     def endpoints(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """The named activations, each (B, C, T', H', W'); nothing past the last one asked for is computed.
@@ -192,17 +263,30 @@ class S3DG(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of clips (B, C, T, H, W)."""
+        """Logits (B, K) of clips (B, C, T, H, W), of any T, H and W from 1 on.
+
+        Raises ValueError for other inputs, and in training for one clip whose last map is a single position.
+        """
         self._check(x)
+        last = [-(-n // s) for n, s in zip(x.shape[2:], self.endpoint_info["Mixed_5c"].stride, strict=True)]
+        if self.training and len(x) * math.prod(last) == 1:
+            raise ValueError(f"batch norm cannot train on one clip of {tuple(x.shape[2:])} pixels: give it two or more")
         for stage in self.features.values():
             x = stage(x)
-        window = tuple(min(k, n) for k, n in zip((2, 7, 7), x.shape[2:], strict=True))
-        # The head averages overlapping windows and then their logits over time, which is not a global mean.
-        return self.Conv2d_0c_1x1(self.dropout(F.avg_pool3d(x, window, 1))).mean((2, 3, 4))
+        # The head averages overlapping windows and then their logits, which is not a global mean.
+        t, h, w = (min(k, n) for k, n in zip((2, 7, 7), x.shape[2:], strict=True))
+        x = _last(x)
+        x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (h, w), 1).unflatten(0, x.shape[:2])  # B, T, C, H, W
+        x = (x[:, : x.shape[1] - t + 1] + x[:, t - 1 :]) / 2
+        return self.Conv2d_0c_1x1(self.dropout(x.transpose(1, 2))).mean((2, 3, 4))
 
     def _check(self, x: Tensor) -> None:
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"clips must be (B, {self.in_channels}, T, H, W), these are {tuple(x.shape)}")
+        if x.ndim != 5 or x.shape[1] != self.in_channels or not x.is_floating_point():
+            raise ValueError(
+                f"clips must be floating point (B, {self.in_channels}, T, H, W), these are {x.dtype} {tuple(x.shape)}"
+            )
+        if 0 in x.shape[2:]:
+            raise ValueError(f"clips must have at least 1 x 1 x 1 pixels, these have {tuple(x.shape[2:])}")
 
 
 def s3dg(
@@ -221,3 +305,16 @@ def s3dg(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return S3DG(num_classes, in_channels, width, dropout)
+
+
+@torch.no_grad()
+def fold(model: S3DG) -> S3DG:
+    """A copy for inference whose batch norms are part of the convolutions before them; it gives the same logits."""
+    model = copy.deepcopy(model).eval()
+    for block in [m for m in model.modules() if isinstance(m, ConvBlock) and isinstance(m.norm, nn.BatchNorm3d)]:
+        norm = block.norm
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        block.conv.weight.mul_(scale[:, None, None, None, None])
+        block.norm = Bias(len(scale)).to(scale)
+        block.norm.bias.copy_(norm.bias - norm.running_mean * scale)
+    return model

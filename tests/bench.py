@@ -1,43 +1,66 @@
-"""Speed as ratios, in one process on one machine: `make bench`.
+"""Speed as ratios, in one process on one machine: `make bench`, or `python tests/bench.py NAME …` for some.
 
 What is compared runs in turn, and medians count; networks see identical clips, and what one core does is part of
-what the device does in a batch. Prints tables and writes records to
-results/local/bench. On a GPU networks run under bfloat16 autocast at 64 x 224 x 224, on a CPU in float32 at
-16 x 224 x 224; sprites at 16 x 64 x 64; TV-L1 on 256 x 256 pixels against OpenCV on one core.
+what the device does in a batch. Prints tables and writes records to results/local/bench. On a GPU networks run at
+64 x 224 x 224 under bfloat16 autocast and in float32 with TF32, on a CPU in float32 at 16 x 224 x 224; sprites at
+16 x 64 x 64; TV-L1 on 256 x 256 pixels against OpenCV on one core.
 """
 
+import math
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models.video import s3d
 
-from d3d import records, sprites
+from d3d import records, s3dg_ops, sprites
 from d3d.flow import endpoint_error, tvl1
 from d3d.records import Record
-from d3d.s3dg import s3dg
+from d3d.s3dg import fold, s3dg
 
 CLASSES = 400
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
 
+# What holds the time of a step, by the names of its kernels; the first that fits counts.
+PARTS = {
+    "taps of the stem": r"_stem_taps",
+    "pooling": r"pool",
+    "gates": r"_scale|_clip_sums",
+    "norm and ReLU": r"_norm_relu|_relu_sums|_moments",
+    "convolutions": r"xmma|cudnn|cutlass|nvjet|gemm|splitK",
+    "sums of gradients": r"CUDAFunctor_add",
+}
+
+
 def main() -> None:
-    for name, bench in {"sprites": bench_sprites, "tvl1": bench_tvl1, "s3dg": bench_network}.items():
+    benches = {
+        "sprites": bench_sprites,
+        "tvl1": bench_tvl1,
+        "s3dg": bench_network,
+        "s3dg_captured": bench_captured,
+    }
+    torch.backends.cudnn.benchmark = True
+    for name in sys.argv[1:] or benches:
         made = records.provenance(
             source="tests/bench.py", notebook="", device=torch.cuda.get_device_name() if CUDA else "cpu"
         )
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
-        work, metrics = bench()
+        work, metrics = benches[name]()
         if CUDA:
             metrics["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         print(f"\n{name}: {', '.join(f'{k} {v}' for k, v in work.items())}")
         for metric, value in metrics.items():
-            print(f"  {metric:<48}{value:>14,.3f}")
+            print(f"  {metric:<58}{value:>14,.3f}")
         made["seconds"] = records.seconds_since(made["started"])
         print("->", records.write("results/local", Record("bench", name, 0, work, metrics, False, made)))
 
@@ -128,42 +151,166 @@ def kernel_traffic() -> dict[str, float]:
 
 
 def bench_network() -> tuple[dict, dict[str, float]]:
-    """Ours against torchvision's s3d, inference and training."""
-    batch, frames, size, runs = (16, 64, 224, 15) if CUDA else (1, 16, 224, 5)
-    work = {"device": DEVICE, "batch": batch, "frames": frames, "size": size, "runs": runs}
-    torch.manual_seed(0)
-    clips = torch.rand(batch, 3, frames, size, size, device=DEVICE)
-    labels = torch.randint(CLASSES, (batch,), device=DEVICE)
-    networks = {"s3dg": s3dg(CLASSES), "torchvision_s3d": s3d(num_classes=CLASSES)}
-    networks = {name: network.to(DEVICE) for name, network in networks.items()}
-
-    def inference(network: nn.Module) -> Callable[[], None]:
-        @torch.no_grad()
-        def run() -> None:
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
-                network.eval()(clips)
-
-        return run
-
-    def step(network: nn.Module) -> Callable[[], None]:
-        optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-4)
-
-        def run() -> None:
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
-                loss = F.cross_entropy(network.train()(clips).float(), labels)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-
-        return run
-
-    metrics: dict[str, float] = {}
-    for kind, make in {"inference": inference, "training": step}.items():
-        seconds = interleaved({name: make(network) for name, network in networks.items()}, runs=runs)
-        rates = {name: batch / value for name, value in seconds.items()}
-        metrics |= {f"{kind}/{name}/clips_per_second": rate for name, rate in rates.items()}
-        metrics[f"{kind}/ratio"] = rates["s3dg"] / rates["torchvision_s3d"]
+    """Ours against torchvision's s3d: clips a second and working memory by batch size; the ratio is of the best."""
+    frames = 64 if CUDA else 16
+    work = {"device": DEVICE, "frames": frames, "size": 224, "runs": 7 if CUDA else 5}
+    metrics: dict[str, float] = {"gflop_per_clip": 2e-9 * multiply_adds(frames, 224)}
+    for kind, batches in {"inference": (16, 32, 64), "training": (16, 32, 64)}.items() if CUDA else CPU_WORK:
+        for precision in ("bf16", "tf32") if CUDA else ("float32",):
+            best: dict[str, float] = {}
+            for batch in batches if precision != "tf32" else batches[:2]:
+                found = compare(kind, precision, batch, frames, work["runs"])
+                for name, (seconds, working) in found.items():
+                    rate = batch / seconds
+                    best[name] = max(rate, best.get(name, 0.0))
+                    where = f"{kind}/{precision}/batch{batch}/{name}"
+                    metrics |= {f"{where}/clips_per_second": rate}
+                    metrics |= {f"{where}/working_gb": working} if CUDA else {}
+            ours = "s3dg_folded" if kind == "inference" else "s3dg"
+            metrics[f"{kind}/{precision}/ratio"] = best[ours] / best["torchvision_s3d"]
+    if CUDA:
+        metrics["matrix_product_tflops"] = matrix_rate()
+        metrics["inference/share_of_matrix_rate"] = (
+            metrics["gflop_per_clip"]
+            * max(v for k, v in metrics.items() if k.startswith("inference/bf16/") and "s3dg_folded/clips" in k)
+            / metrics["matrix_product_tflops"]
+            / 1e3
+        )
+        for kind in ("inference", "training"):
+            metrics |= {f"{kind}/ms_per_clip/{part}": ms for part, ms in parts(kind, frames, batch=32).items()}
     return work, metrics
+
+
+CPU_WORK = {"inference": (1,), "training": (1,)}.items()
+
+
+@contextmanager
+def precision_of(name: str):
+    """Computes as named: bf16 under autocast, or float32 with or without TF32."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=name == "bf16"):
+        yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+def contestants(kind: str) -> dict[str, nn.Module]:
+    ours, peer = s3dg(CLASSES).to(DEVICE), s3d(num_classes=CLASSES).to(DEVICE)
+    if kind == "training":
+        return {"s3dg": ours.train(), "torchvision_s3d": peer.train()}
+    return {"s3dg_folded": fold(ours), "s3dg": ours.eval(), "torchvision_s3d": peer.eval()}
+
+
+def inference(network: nn.Module, clips: Tensor) -> Callable[[], None]:
+    @torch.no_grad()
+    def run() -> None:
+        network(clips)
+
+    return run
+
+
+def training(network: nn.Module, clips: Tensor) -> Callable[[], None]:
+    labels = torch.arange(len(clips), device=DEVICE)
+    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+
+    def run() -> None:
+        loss = F.cross_entropy(network(clips).float(), labels)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+
+    return run
+
+
+def compare(kind: str, precision: str, batch: int, frames: int, runs: int) -> dict[str, tuple[float, float]]:
+    """Median seconds a step, and GB that it needs beyond weights and clips, of each network."""
+    clips = torch.rand(batch, 3, frames, 224, 224, device=DEVICE)
+    with precision_of(precision):
+        steps = {name: globals()[kind](network, clips) for name, network in contestants(kind).items()}
+        seconds = interleaved(steps, runs=runs)
+        found = {}
+        for name, step in steps.items():
+            if CUDA:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated() if CUDA else 0
+            step()
+            found[name] = seconds[name], (torch.cuda.max_memory_allocated() - held) / 1e9 if CUDA else 0.0
+    return found
+
+
+def multiply_adds(frames: int, size: int) -> int:
+    """Multiplications of the original network's convolutions for one clip."""
+    total = []
+    with torch.device("meta"):
+        network = s3dg(CLASSES).eval()
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d):
+                module.register_forward_hook(lambda m, _, y: total.append(y.numel() * math.prod(m.weight.shape[1:])))
+        network(torch.empty(1, 3, frames, size, size))
+    return sum(total)
+
+
+def matrix_rate() -> float:
+    """TFLOP/s of one large bf16 matrix product on random data."""
+    a, b = torch.randn(2, 8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    return 2 * 8192**3 / interleaved({"product": lambda: a @ b}, runs=20)["product"] / 1e12
+
+
+def parts(kind: str, frames: int, *, batch: int) -> dict[str, float]:
+    """Milliseconds a clip that the GPU spends on each part of our step, by the names of the kernels."""
+    clips = torch.rand(batch, 3, frames, 224, 224, device=DEVICE)
+    network = next(iter(contestants(kind).values()))
+    with precision_of("bf16"):
+        step = globals()[kind](network, clips)
+        step()
+        step()
+        with profile(activities=[ProfilerActivity.CUDA]) as traced:
+            step()
+            torch.cuda.synchronize()
+    found = dict.fromkeys((*PARTS, "other"), 0.0)
+    for event in traced.events():
+        part = next((part for part, pattern in PARTS.items() if re.search(pattern, event.name)), "other")
+        found[part] += event.device_time_total / 1e3 / batch
+    return found
+
+
+def bench_captured() -> tuple[dict, dict[str, float]]:
+    """A training step whose launches cost more than its kernels: PyTorch's own kernels, ours, and ours captured."""
+    shape = (128, 3, 16, 64, 64) if CUDA else (4, 3, 16, 64, 64)
+    work = {"device": DEVICE, "shape": "x".join(map(str, shape)), "runs": 10}
+    clips, labels = torch.rand(shape, device=DEVICE), torch.arange(shape[0], device=DEVICE)
+    network, twin = s3dg(CLASSES).to(DEVICE).train(), s3dg(CLASSES).to(DEVICE).train()
+    fused = s3dg_ops.fused
+
+    def plain() -> None:
+        s3dg_ops.fused = lambda x: False
+        plain_step()
+        s3dg_ops.fused = fused
+
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA, cache_enabled=False):
+        plain_step = training(twin, clips)
+        steps = {"pytorch": plain, "eager": training(network, clips)}
+        if CUDA:
+            captured = s3dg(CLASSES).to(DEVICE).train()
+            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+            optimiser = torch.optim.SGD([p for p in captured.parameters() if p.requires_grad], lr=1e-4)
+
+            def forward_backward() -> None:
+                optimiser.zero_grad(set_to_none=True)
+                F.cross_entropy(captured(clips).float(), labels).backward()
+
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    forward_backward()
+            torch.cuda.synchronize()
+            optimiser.zero_grad(set_to_none=True)
+            with torch.cuda.graph(graph):
+                F.cross_entropy(captured(clips).float(), labels).backward()
+            steps["captured"] = lambda: (graph.replay(), optimiser.step())
+        seconds = interleaved(steps, runs=work["runs"])
+    metrics = {f"{name}/ms_per_step": 1e3 * value for name, value in seconds.items()}
+    return work, metrics | {f"{name}/ratio": seconds["pytorch"] / seconds[name] for name in seconds}
 
 
 def interleaved(contestants: Mapping[str, Callable[[], None]], *, runs: int) -> dict[str, float]:

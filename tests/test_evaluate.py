@@ -63,9 +63,9 @@ def test_an_untrained_network_passes_something_on_once_calibrated():
     calibrate(model, clips, "rgb", batch_size=16)
     assert not model.training
     assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
-    assert model.features["Conv2d_1a_7x7"].bn.momentum == 0.1
+    assert model.features["Conv2d_1a_7x7"].norm.momentum == 0.1
     first = model.features["Conv2d_1a_7x7"]
     x = first.conv(clips.inputs("rgb", slice(None)))
-    assert torch.allclose(first.bn.running_mean, x.mean((0, 2, 3, 4)), atol=1e-5)
+    assert torch.allclose(first.norm.running_mean, x.mean((0, 2, 3, 4)), atol=1e-5)
     deep = model.endpoints(clips.inputs("rgb", slice(None)), ["Mixed_5c"])["Mixed_5c"]
     assert deep.std() > 1e-4
