@@ -350,3 +350,17 @@ def families(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.tick_params(length=0)
     figure.tight_layout()
     return figure
+
+
+@_styled
+def cost(table: pd.DataFrame) -> Figure:
+    """Milliseconds a clip by part of a step; columns step, part, ms. A bar a step, the largest part first."""
+    wide = table[table["ms"] > 0].pivot(index="step", columns="part", values="ms").fillna(0.0)
+    wide = wide[wide.sum().sort_values(ascending=False).index].iloc[::-1]
+    figure, axis = plt.subplots(figsize=(7.5, 2.4), layout="constrained")
+    wide.plot.barh(stacked=True, ax=axis, width=0.6, color=sns.color_palette("colorblind", wide.shape[1]))
+    for row, total in enumerate(wide.sum(axis=1)):
+        axis.text(total, row, f" {total:.2f} ms", va="center")
+    axis.set(xlabel="milliseconds a clip", ylabel="", xlim=(0, 1.15 * wide.sum(axis=1).max()))
+    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure

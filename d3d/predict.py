@@ -10,16 +10,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-import av
 import torch
-from torch import Tensor
 
 from d3d.checkpoints import load_checkpoint
 from d3d.s3dg import fold
-from d3d.videos import read_clip
+from d3d.videos import read_frames, to_clip
 
 FRAMES, SIZE = 64, 224
 CONVERT = "`python -m d3d.weights CKPT OUT.safetensors` makes such a file of a TensorFlow checkpoint"
@@ -38,7 +35,7 @@ def predict(
     `weights` is a checkpoint of an RGB network. `labels` is a text file of one label a line, in the order of its
     classes; without it they keep the names they have in the checkpoint. A file of fewer than 64 frames is looped, which
     `report` is told in a sentence. Computes in float32, on the GPU where there is one.
-    Raises VideoError as `read_clip` does, FileNotFoundError for weights or labels that are not there, and ValueError
+    Raises VideoError as `read_frames` does, FileNotFoundError for weights or labels that are not there, and ValueError
     for weights of another kind or another number of labels than of classes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,9 +48,10 @@ def predict(
     if about.in_channels != 3:
         raise ValueError(f"{weights} is a {about.stream} stream, this reads RGB: give the weights of an RGB stream")
     names = about.classes if labels is None else _read_labels(Path(labels), len(about.classes))
-    clip = read_clip(path, frames=FRAMES, short_side=SIZE, crop=SIZE)
-    if (there := _frames_behind(clip, path)) < FRAMES:
-        report(f"{path} has {there} of {FRAMES} frames and is looped")
+    shown = read_frames(path, frames=FRAMES)
+    if len(shown) < FRAMES:
+        report(f"{path} has {len(shown)} of {FRAMES} frames and is looped")
+    clip = to_clip(shown, frames=FRAMES, short_side=SIZE, crop=SIZE)
     # Unasked, cuDNN rounds what float32 convolutions read to TF32's ten bits.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         probabilities = fold(model)(clip[None].to(device))[0].softmax(0).tolist()
@@ -73,15 +71,6 @@ def _read_labels(path: Path, classes: int) -> list[str]:
             "give one label a line, in the order of the classes"
         )
     return labels
-
-
-def _frames_behind(clip: Tensor, path: str | Path) -> int:
-    """How many of the clip's frames (3, T, H, W) the file holds before they come again."""
-    # Decoding once more is seldom needed: a looped clip shows its first frame again, others hardly ever do.
-    if not (clip[:, 1:] == clip[:, :1]).all(3).all(2).all(0).any():
-        return clip.shape[1]
-    with av.open(str(path), metadata_errors="ignore") as container:
-        return sum(1 for _ in islice(container.decode(video=0), clip.shape[1]))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from d3d import notebooks, plots, records, sprites
+from d3d import cost, notebooks, plots, records, sprites
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.plots import LABELS
 from d3d.stats import Interval, interval
-from d3d.study import PUBLISHED, REGIME, shown
+from d3d.study import BENCH, PUBLISHED, REGIME, shown
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -143,6 +143,8 @@ def pages() -> None:
     for path in sorted(Path("book/chapters").glob("*.ipynb")):
         hide_injected(path)
     (GENERATED / "status.md").write_text(f"{STATUS}\n{runs(results)}")
+    (GENERATED / "cost.md").write_text(cost.page(BENCH))
+    plots.cost(cost.parts(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
 
 
 def arm_text(rows: pd.DataFrame, arm: str, metric: str) -> str:

@@ -231,7 +231,8 @@ class S3DG(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.Conv2d_0c_1x1 = nn.Conv3d(channels, num_classes, 1)
         self._initialise()
-        self.to(memory_format=torch.channels_last_3d)
+        for conv in [m for m in self.modules() if isinstance(m, nn.Conv3d) and math.prod(m.kernel_size) > 1]:
+            conv.to(memory_format=torch.channels_last_3d)
 
     @torch.no_grad()
     def _initialise(self) -> None:

@@ -52,13 +52,29 @@ def read_clip(
     (antialiased) to `short_side` pixels and the centre `crop` x `crop` is kept.
     Raises VideoError where the file cannot be read, holds no video, ends early or has no frame after `start`.
     """
-    if crop > short_side:
-        raise ValueError(f"crop ({crop}) must not be larger than short_side ({short_side})")
+    return to_clip(
+        read_frames(path, frames=frames, fps=fps, start=start), frames=frames, short_side=short_side, crop=crop
+    )
+
+
+def read_frames(
+    path: str | Path, *, frames: int = 64, fps: float | None = None, start: float = 0.0
+) -> list[np.ndarray]:
+    """Up to `frames` RGB frames, uint8 (H, W, 3), as `read_clip` takes them; fewer where the video is shorter.
+
+    Raises VideoError as `read_clip` does.
+    """
     shown = _decode(Path(path), frames, fps, start)
     if fps is not None:
         shown = _resample(shown, frames, fps, start)
-    chosen = [shown[i % len(shown)][1] for i in range(frames)]
-    clip = torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2)
+    return [frame for _, frame in shown[:frames]]
+
+
+def to_clip(shown: list[np.ndarray], *, frames: int = 64, short_side: int = 224, crop: int = 224) -> Tensor:
+    """Frames, looped to `frames`, as a clip: float32 (3, T, H, W) in [0, 1], resized and cropped as by `read_clip`."""
+    if crop > short_side:
+        raise ValueError(f"crop ({crop}) must not be larger than short_side ({short_side})")
+    clip = torch.from_numpy(np.stack([shown[i % len(shown)] for i in range(frames)])).permute(0, 3, 1, 2)
     height, width = clip.shape[2:]
     scale = short_side / min(height, width)
     clip = TF.resize(clip, [round(height * scale), round(width * scale)], antialias=True)

@@ -46,6 +46,7 @@ def main() -> None:
         "sprites": bench_sprites,
         "tvl1": bench_tvl1,
         "s3dg": bench_network,
+        "s3dg_tf32": bench_tf32,
         "s3dg_captured": bench_captured,
     }
     torch.backends.cudnn.benchmark = True
@@ -151,37 +152,43 @@ def kernel_traffic() -> dict[str, float]:
 
 
 def bench_network() -> tuple[dict, dict[str, float]]:
-    """Ours against torchvision's s3d: clips a second and working memory by batch size; the ratio is of the best."""
-    frames = 64 if CUDA else 16
-    work = {"device": DEVICE, "frames": frames, "size": 224, "runs": 5 if CUDA else 5}
-    metrics: dict[str, float] = {"gflop_per_clip": 2e-9 * multiply_adds(frames, 224)}
-    for kind, batches in {"inference": (32, 64), "training": (32,)}.items() if CUDA else CPU_WORK:
-        for precision in ("bf16",) if CUDA else ("float32",):
-            best: dict[str, float] = {}
-            for batch in batches if precision != "tf32" else batches[:2]:
-                found = compare(kind, precision, batch, frames, work["runs"])
-                for name, (seconds, working) in found.items():
-                    rate = batch / seconds
-                    best[name] = max(rate, best.get(name, 0.0))
-                    where = f"{kind}/{precision}/batch{batch}/{name}"
-                    metrics |= {f"{where}/clips_per_second": rate}
-                    metrics |= {f"{where}/working_gb": working} if CUDA else {}
-            ours = "s3dg_folded" if kind == "inference" else "s3dg"
-            metrics[f"{kind}/{precision}/ratio"] = best[ours] / best["torchvision_s3d"]
+    """Ours against torchvision's s3d; on a GPU also where the time of a clip goes."""
+    plan = {"inference": (32, 64), "training": (32,)} if CUDA else {"inference": (1,), "training": (1,)}
+    work, metrics = against_torchvision("bf16" if CUDA else "float32", plan, runs=5)
+    metrics["gflop_per_clip"] = 2e-9 * multiply_adds(work["frames"], work["size"])
     if CUDA:
         metrics["matrix_product_tflops"] = matrix_rate()
-        metrics["inference/share_of_matrix_rate"] = (
-            metrics["gflop_per_clip"]
-            * max(v for k, v in metrics.items() if k.startswith("inference/bf16/") and "s3dg_folded/clips" in k)
-            / metrics["matrix_product_tflops"]
-            / 1e3
-        )
-        for kind in ("inference", "training"):
-            metrics |= {f"{kind}/ms_per_clip/{part}": ms for part, ms in parts(kind, frames, batch=32).items()}
+        rate = max(v for k, v in metrics.items() if re.fullmatch("inference/.*/s3dg_folded/clips_per_second", k))
+        share = metrics["gflop_per_clip"] * rate / metrics["matrix_product_tflops"] / 1e3
+        metrics["inference/share_of_matrix_rate"] = share
+        for kind in plan:
+            metrics |= {f"{kind}/ms_per_clip/{part}": ms for part, ms in parts(kind, work["frames"], batch=32).items()}
     return work, metrics
 
 
-CPU_WORK = {"inference": (1,), "training": (1,)}.items()
+def bench_tf32() -> tuple[dict, dict[str, float]]:
+    """The same in float32, with TF32 on a GPU."""
+    plan = {"inference": (32,), "training": (16,)} if CUDA else {"inference": (1,)}
+    return against_torchvision("tf32" if CUDA else "float32", plan, runs=3)
+
+
+def against_torchvision(
+    precision: str, plan: Mapping[str, tuple[int, ...]], *, runs: int
+) -> tuple[dict, dict[str, float]]:
+    """Clips a second and working memory by batch size, and the ratio of the best to torchvision's best."""
+    work = {"device": DEVICE, "frames": 64 if CUDA else 16, "size": 224, "runs": runs}
+    metrics: dict[str, float] = {}
+    for kind, batches in plan.items():
+        best: dict[str, float] = {}
+        for batch in batches:
+            for name, (seconds, working) in compare(kind, precision, batch, work["frames"], runs).items():
+                best[name] = max(batch / seconds, best.get(name, 0.0))
+                where = f"{kind}/{precision}/batch{batch}/{name}"
+                metrics |= {f"{where}/clips_per_second": batch / seconds}
+                metrics |= {f"{where}/working_gb": working} if CUDA else {}
+        ours = "s3dg_folded" if kind == "inference" else "s3dg"
+        metrics[f"{kind}/{precision}/ratio"] = best[ours] / best["torchvision_s3d"]
+    return work, metrics
 
 
 @contextmanager

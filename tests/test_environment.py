@@ -139,6 +139,7 @@ def test_imports_go_one_way():
         "stats",
         "ledger",
         "plots",
+        "cost",
         "report",
         "predict",
     ]

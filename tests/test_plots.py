@@ -126,6 +126,16 @@ def test_families():
     return plots.families(tables)
 
 
+@figure
+def test_cost():
+    ms = {
+        "inference": {"convolutions": 0.3, "pooling": 0.1, "norm": 0.0},
+        "training": {"convolutions": 0.9, "norm": 0.6},
+    }
+    rows = [{"step": step, "part": part, "ms": v} for step, parts in ms.items() for part, v in parts.items()]
+    return plots.cost(pd.DataFrame(rows))
+
+
 def test_every_seed_is_a_dot():
     drawn = plots.metrics(table(["a"], seeds=7), arms=ARMS, titles={"a": "first"})
     dots = [len(c.get_offsets()) for c in drawn.axes[0].collections]

@@ -1,0 +1,95 @@
+"""What the network costs: the book's page, made from the records of `make bench`."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from d3d import records
+
+PAGE = """# Cost
+
+**S3D-G gives {inference:.1f} times as many clips a second as torchvision's `s3d` in inference and {training:.1f} times
+as many in a training step, in bfloat16 on one {device}, with less memory at the same batch.** With TF32 it is
+{inference_tf32:.1f} and {training_tf32:.1f} times as many. (What a whole two-stream pipeline costs beside one D3D is
+still to come.)
+
+{table}
+
+*Clips of 64 × 224 × 224 in one process, the networks taking turns, medians; SGD step for training. Working memory is
+what a step needs beyond weights and clips. torchvision's network is as it comes, under autocast for bf16; it has no
+gates, and its stem is separable too. "Folded" has its batch norms in the convolutions, `d3d.s3dg.fold`. Made by
+`make bench` at commit {commit}.*
+
+## Where the time goes
+
+A clip takes {gflop:.0f} GFLOP in the convolutions as the original defines them; in inference that is {share:.0%} of the
+{matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same device.
+
+```{{image}} cost.svg
+:alt: Milliseconds a clip that the GPU spends on convolutions and between them, in inference and in training.
+```
+
+*Milliseconds a clip on the GPU at 32 clips a batch, by the names of the kernels. Convolutions are cuDNN's and
+cuBLAS's, two-dimensional over space or over time, with the channels innermost in memory. The rest moves memory: pools,
+gates, norms, and the taps of the stem (two axes of its kernel as channels, so that a slow convolution of 3 channels
+and stride 2 becomes a fast one of 64).*
+
+## Small clips wait for launches
+
+At the study's scale (128 clips of 16 × 64 × 64) the GPU waits for Python: a training step takes {pytorch_ms:.0f} ms
+with PyTorch's own kernels, {eager_ms:.0f} ms with ours, whose launches cost more, and {captured_ms:.0f} ms when ours is
+captured in a CUDA graph.
+
+## What could be wrong
+
+One machine, one run, batch sizes that a short lease could hold: 32 and 64 clips for inference, where torchvision's
+rate no longer grows, 32 for training, 16 with TF32, where launches already cost ours a part of its speed.
+`torch.compile` of torchvision's network is not in the comparison.
+"""
+NETWORKS = {"s3dg_folded": "S3D-G, folded", "s3dg": "S3D-G", "torchvision_s3d": "torchvision s3d"}
+
+
+def page(folder: Path) -> str:
+    """The page as Markdown, from the records of `make bench` in a folder. Raises as `records.load` where there are none."""
+    rows = records.load(folder, needs=["bench"])
+    value = rows.set_index(["arm", "metric"])["value"]
+    made = records.of_first_seed(folder, "bench", ["s3dg"])[0]
+    numbers = {
+        "inference": value["s3dg", "inference/bf16/ratio"],
+        "training": value["s3dg", "training/bf16/ratio"],
+        "inference_tf32": value["s3dg_tf32", "inference/tf32/ratio"],
+        "training_tf32": value["s3dg_tf32", "training/tf32/ratio"],
+        "gflop": value["s3dg", "gflop_per_clip"],
+        "share": value["s3dg", "inference/share_of_matrix_rate"],
+        "matrix": value["s3dg", "matrix_product_tflops"],
+        **{f"{name}_ms": value["s3dg_captured", f"{name}/ms_per_step"] for name in ("pytorch", "eager", "captured")},
+    }
+    return PAGE.format(
+        **numbers, device=made.provenance["device"], commit=made.provenance["commit"][:10], table=rates(rows)
+    )
+
+
+def rates(rows: pd.DataFrame) -> str:
+    """Clips a second and working memory by step, precision, batch size and network, as Markdown."""
+    case = ["step", "precision", "batch"]
+    name = r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/(?P<what>\w+)"
+    found = rows["metric"].str.extract(f"^{name}$").assign(value=rows["value"]).dropna()
+    wide = found.pivot_table(index=[*case, "network"], columns="what", values="value").reset_index()
+    peer = wide[wide["network"] == "torchvision_s3d"].set_index(case)["clips_per_second"].rename("peer")
+    wide = wide.join(peer, on=case)
+    shown = wide[case].assign(
+        **{
+            "network": wide["network"].map(NETWORKS),
+            "clips a second": wide["clips_per_second"].map("{:,.0f}".format),
+            "working memory (GB)": wide["working_gb"].map("{:.1f}".format),
+            "× torchvision": (wide["clips_per_second"] / wide["peer"]).map("{:.2f}".format),
+        }
+    )
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def parts(folder: Path) -> pd.DataFrame:
+    """Milliseconds a clip by step and part, as `plots.cost` takes them."""
+    rows = records.load(folder, needs=["bench"])
+    found = rows["metric"].str.extract(r"^(?P<step>\w+)/ms_per_clip/(?P<part>.+)$").assign(ms=rows["value"])
+    return found.dropna().reset_index(drop=True)

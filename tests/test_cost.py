@@ -1,0 +1,68 @@
+"""The page on cost says what the records say."""
+
+import pytest
+
+from d3d import cost
+from d3d.records import Record, write
+from d3d.study import BENCH
+
+
+def bench(folder, arm: str, **metrics: float):
+    made = {"started": "2026-01-01", "device": "a GPU", "commit": "0123456789abcdef"}
+    write(folder, Record("bench", arm, 0, {}, {k.replace("__", "/"): v for k, v in metrics.items()}, False, made))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    bench(
+        tmp_path,
+        "s3dg",
+        inference__bf16__ratio=6.0,
+        training__bf16__ratio=3.5,
+        gflop_per_clip=128.4,
+        inference__share_of_matrix_rate=0.25,
+        matrix_product_tflops=800.0,
+        inference__ms_per_clip__convolutions=0.3,
+        inference__bf16__batch32__s3dg_folded__clips_per_second=1800.0,
+        inference__bf16__batch32__s3dg_folded__working_gb=5.0,
+        inference__bf16__batch32__torchvision_s3d__clips_per_second=300.0,
+        inference__bf16__batch32__torchvision_s3d__working_gb=9.9,
+    )
+    bench(tmp_path, "s3dg_tf32", inference__tf32__ratio=4.0, training__tf32__ratio=2.0)
+    bench(tmp_path, "s3dg_captured", pytorch__ms_per_step=60.0, eager__ms_per_step=80.0, captured__ms_per_step=12.0)
+    return tmp_path
+
+
+def test_the_page_quotes_the_records(folder):
+    page = " ".join(cost.page(folder).split())
+    assert "gives 6.0 times as many clips a second as torchvision's `s3d` in inference and 3.5 times" in page
+    assert "in bfloat16 on one a GPU" in page
+    assert "it is 4.0 and 2.0 times as many" in page
+    assert "that is 25% of the 800 TFLOP/s" in page
+    assert "takes 60 ms with PyTorch's own kernels, 80 ms with ours" in page
+    assert "at commit 0123456789." in page
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in cost.page(folder).splitlines() if "bf16  " in line
+    ]
+    assert rows == [
+        ["inference", "bf16", "32", "S3D-G, folded", "1,800", "5.0", "6.00"],
+        ["inference", "bf16", "32", "torchvision s3d", "300", "9.9", "1.00"],
+    ]
+    assert cost.parts(folder).to_dict("records") == [{"step": "inference", "part": "convolutions", "ms": 0.3}]
+
+
+def test_the_published_bench_keeps_the_budgets():
+    """On one H200: five times torchvision's clips a second in inference, three times in training, in no more memory."""
+    from d3d import records
+
+    value = records.load(BENCH, needs=["bench"]).set_index(["arm", "metric"])["value"]["s3dg"]
+    assert value["inference/bf16/ratio"] >= 5
+    assert value["training/bf16/ratio"] >= 3
+    for case in ("inference/bf16/batch32", "inference/bf16/batch64", "training/bf16/batch32"):
+        ours = "s3dg_folded" if case.startswith("inference") else "s3dg"
+        assert value[f"{case}/{ours}/working_gb"] <= value[f"{case}/torchvision_s3d/working_gb"]
+
+
+def test_without_records_there_is_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="bench"):
+        cost.page(tmp_path)
