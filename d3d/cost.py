@@ -50,7 +50,7 @@ NETWORKS = {"s3dg_folded": "S3D-G, folded", "s3dg": "S3D-G", "torchvision_s3d": 
 
 
 def page(folder: Path) -> str:
-    """The page as Markdown, from the records of `make bench` in a folder. Raises as `records.load` where there are none."""
+    """The page as Markdown, from a folder of records of `make bench`. Raises as `records.load` where there are none."""
     rows = records.load(folder, needs=["bench"])
     value = rows.set_index(["arm", "metric"])["value"]
     made = records.of_first_seed(folder, "bench", ["s3dg"])[0]
