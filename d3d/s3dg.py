@@ -118,12 +118,20 @@ class ConvBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = type(self.norm) not in (Bias, nn.BatchNorm3d) or not ops.fused(x)
-        if plain or any(map(_watched, (self.conv, self.norm, self.relu))):
+        if not ops.fused(x) or not self._as_built():
             return self.relu(self.norm(self.conv(x)))
-        if isinstance(self.norm, Bias) and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if isinstance(self.norm, Bias) and ops.convolves_with_relu(x):
             return self.conv(x, self.norm.bias)
         return _first(self._norm_relu(_last(self.conv(x))))
+
+    def _as_built(self) -> bool:
+        """Whether nobody exchanged, watches or trains a part that one kernel would leave out."""
+        if type(self.relu) is not nn.ReLU or any(map(_watched, (self.conv, self.norm, self.relu))):
+            return False
+        if type(self.norm) is nn.BatchNorm3d:
+            norm = self.norm
+            return not norm.weight.requires_grad and norm.track_running_stats and norm.running_mean is not None
+        return type(self.norm) is Bias
 
     def _norm_relu(self, x: Tensor) -> Tensor:
         norm = self.norm
@@ -131,6 +139,8 @@ class ConvBlock(nn.Module):
             return ops.norm_relu(x, norm.bias)
         mean, var = norm.running_mean, norm.running_var
         if norm.training:
+            if x.numel() == x.shape[-1]:
+                raise ValueError(f"batch norm cannot train on a single position of {x.shape[-1]} channels")
             norm.num_batches_tracked.add_(1)
             factor = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
             mean, var = ops.batch_stats(x, mean, var, factor)
@@ -139,6 +149,8 @@ class ConvBlock(nn.Module):
 
 def _watched(module: nn.Module) -> bool:
     """Whether somebody's hook waits for the module to be called."""
+    if torch.nn.modules.module._has_any_global_hook():
+        return True
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
@@ -270,7 +282,8 @@ class S3DG(nn.Module):
         """
         self._check(x)
         last = [-(-n // s) for n, s in zip(x.shape[2:], self.endpoint_info["Mixed_5c"].stride, strict=True)]
-        if self.training and len(x) * math.prod(last) == 1:
+        one = len(x) * math.prod(last) == 1
+        if one and any(type(m) is nn.BatchNorm3d and m.training for m in self.modules()):
             raise ValueError(f"batch norm cannot train on one clip of {tuple(x.shape[2:])} pixels: give it two or more")
         for stage in self.features.values():
             x = stage(x)

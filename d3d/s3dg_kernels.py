@@ -38,7 +38,7 @@ def operator(fake: Callable, *, mutates: Sequence[str] = ()) -> Callable:
 
 
 @operator(
-    lambda x, mean, var, factor: (torch.empty_like(mean), torch.empty_like(var)),
+    lambda x, *_: tuple(x.new_empty(x.shape[-1], dtype=torch.float32) for _ in range(2)),
     mutates=("running_mean", "running_var"),
 )
 def batch_stats(x: Tensor, running_mean: Tensor, running_var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def batch_stats(x: Tensor, running_mean: Tensor, running_var: Tensor, factor: fl
     rows = x.numel() // channels
     splits, per = _split(rows)
     partial = x.new_empty(splits, 2, channels, dtype=torch.float32)
-    mean, var = torch.empty_like(running_mean), torch.empty_like(running_var)
+    mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):
         _moments[splits, blocks_of(channels, WIDTH)](x, partial, rows, channels, per, ROWS=ROWS, WIDTH=WIDTH)
         _finish_moments[blocks_of(channels, 16),](
@@ -86,7 +86,7 @@ def norm_relu_backward(
         _norm_relu_backward[blocks_of(rows, ROWS), blocks](
             dy, x, dx, bias, mean, var, sums, rows, channels, eps, BATCH=batch, ROWS=ROWS, WIDTH=WIDTH
         )
-    return dx, sums[0]
+    return dx, sums[0].to(bias.dtype)
 
 
 def _fake_gate(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,9 +101,11 @@ def gate(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tenso
     channels = [x.shape[-1] for x in xs]
     out = xs[0].new_empty(*xs[0].shape[:-1], sum(channels))
     means = _clip_sums_of(xs).div_(out[0, ..., 0].numel())
-    gates = torch.cat([m @ w.float().T for m, w in zip(means.split(channels, -1), weights, strict=True)], -1).sigmoid_()
+    with torch.autocast(out.device.type, enabled=False):
+        logits = [m @ w.float().T for m, w in zip(means.split(channels, -1), weights, strict=True)]
+    gates = torch.cat(logits, -1).sigmoid_()
     for x, g, part in zip(xs, gates.split(channels, -1), out.split(channels, -1), strict=True):
-        _scale_rows(x, g, part)
+        _scale_rows(x, x.shape[-1], g, part, sum(channels))
     return out, means, gates
 
 
@@ -117,9 +119,12 @@ def gate_backward(
     dlogits = (_clip_sums_of(xs, parts) * gates * (1 - gates)).split(channels, -1)
     dxs = [torch.empty_like(x) for x in xs]
     positions = dout[0, ..., 0].numel()
-    for w, g, d, dlogit, dx in zip(weights, gates.split(channels, -1), parts, dlogits, dxs, strict=True):
-        _scale_rows(d, g, dx, (dlogit / positions) @ w.float())
-    dweights = [(d.T @ m).to(w.dtype) for d, m, w in zip(dlogits, means.split(channels, -1), weights, strict=True)]
+    with torch.autocast(dout.device.type, enabled=False):
+        adds = [(dlogit / positions) @ w.float() for dlogit, w in zip(dlogits, weights, strict=True)]
+        pairs = zip(dlogits, means.split(channels, -1), weights, strict=True)
+        dweights = [(dlogit.T @ m).to(w.dtype) for dlogit, m, w in pairs]
+    for d, g, dx, add in zip(parts, gates.split(channels, -1), dxs, adds, strict=True):
+        _scale_rows(d, sum(channels), g, dx, dx.shape[-1], add)
     return dxs + dweights
 
 
@@ -132,20 +137,23 @@ def _clip_sums_of(xs: Sequence[Tensor], by: Sequence[Tensor] | None = None) -> T
     with torch.cuda.device_of(partial):
         for x, y, out in zip(xs, by or xs, partial.split(channels, -1), strict=True):
             _clip_sums[batch * splits, blocks_of(x.shape[-1], WIDTH)](
-                x, y, out, positions, x.shape[-1], y.stride(-2), out.stride(1), per, splits,
+                x, y, out, positions, x.shape[-1], sum(channels), sum(channels), per, splits,
                 PRODUCT=by is not None, ROWS=ROWS, WIDTH=WIDTH,
             )  # fmt: skip
     return partial.sum(1)
 
 
-def _scale_rows(x: Tensor, gate: Tensor, out: Tensor, add: Tensor | None = None) -> None:
-    """out = x * gate + add for x, out (B, T, H, W, C), whose positions may lie apart, and gate, add (B, C)."""
+def _scale_rows(x: Tensor, x_row: int, gate: Tensor, out: Tensor, out_row: int, add: Tensor | None = None) -> None:
+    """out = x * gate + add for x, out (B, T, H, W, C), whose positions lie a row apart, and gate, add (B, C).
+
+    Rows are given: the strides of an axis of size 1 say nothing.
+    """
     batch, channels = x.shape[0], x.shape[-1]
     positions = x[0, ..., 0].numel()
     blocks = blocks_of(positions, ROWS)
     with torch.cuda.device_of(x):
         _scale[batch * blocks, blocks_of(channels, WIDTH)](
-            x, gate, add, out, positions, channels, blocks, x.stride(-2), gate.stride(0), out.stride(-2),
+            x, gate, add, out, positions, channels, blocks, x_row, gate.stride(0), out_row,
             ROWS=ROWS, WIDTH=WIDTH,
         )  # fmt: skip
 
@@ -202,9 +210,9 @@ def _finish_moments(
     tl.store(means + c, mean, mask=inside)
     tl.store(variances + c, var, mask=inside)
     unbiased = var * (rows / tl.maximum(rows - 1, 1))
-    old = tl.load(running_mean + c, mask=inside)
+    old = tl.load(running_mean + c, mask=inside).to(tl.float32)
     tl.store(running_mean + c, old + factor * (mean - old), mask=inside)
-    old = tl.load(running_var + c, mask=inside)
+    old = tl.load(running_var + c, mask=inside).to(tl.float32)
     tl.store(running_var + c, old + factor * (unbiased - old), mask=inside)
 
 

@@ -1,7 +1,7 @@
 """What S3D-G does around its convolutions: ReLU with norm or bias, gating, pooling, and the stem's taps.
 
 Activations are (B, T, H, W, C). On a GPU the kernels of `s3dg_kernels` and `s3dg_pooling` compute them; elsewhere, and
-in float64, PyTorch does.
+in float64, PyTorch does. Gradients of gradients exist only there.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,19 @@ except ImportError:  # no Triton on this platform
     kernels = pooling = None
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
+# Within a clip the kernels count in 32 bits, and so does cuDNN's fused convolution within a batch.
+MOST = 2**31
 
 
 def fused(x: Tensor) -> bool:
     """Whether the kernels take this tensor."""
-    return kernels is not None and x.is_cuda and x.dtype in KINDS
+    return kernels is not None and x.is_cuda and x.dtype in KINDS and x.numel() > 0
+
+
+def convolves_with_relu(x: Tensor) -> bool:
+    """Whether convolution, bias and ReLU of this tensor can be one kernel: without gradient, by cuDNN, not compiled."""
+    eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return eager and fused(x) and torch.backends.cudnn.enabled and torch.version.hip is None
 
 
 def same_before(size: int, kernel: int, stride: int) -> int:
@@ -51,6 +59,9 @@ def conv2d(
     """A convolution of images (N, C, H, W); with `relu_bias` as `linear`, on a GPU."""
     if relu_bias is None:
         return F.conv2d(x, weight, None, stride, padding)
+    if x.numel() >= MOST:
+        y = F.conv2d(x, weight, None, stride, padding).permute(0, 2, 3, 1).contiguous()
+        return kernels.norm_relu(y, relu_bias, None, None, 0.0).permute(0, 3, 1, 2)
     kind = _kind(x)
     return torch.cudnn_convolution_relu(x.to(kind), weight.to(kind), relu_bias.to(kind), stride, padding, (1, 1), 1)
 
@@ -58,9 +69,9 @@ def conv2d(
 def _kind(x: Tensor) -> torch.dtype:
     """The type that a convolution of x computes in."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    if x.dtype == torch.float64:
+        return x.dtype
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else x.dtype
 
 
 def norm_relu(
@@ -129,16 +140,16 @@ def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
 
     Kernel and stride are given for time and for space.
     """
-    if fused(x):
+    if fused(x) and x[0].numel() < MOST:
         if torch.is_grad_enabled() and x.requires_grad:
             return _MaxPool.apply(x, kernel, stride)
         return pooling.max_pool(x, kernel, stride, False)[0]
     (kt, k), (st, s) = kernel, stride
-    b, *size, _ = x.shape
+    size = x.shape[1:4]
     t, h, w = (same_before(n, k, s) for n, k, s in zip(size, (kt, k, k), (st, s, s), strict=True))
     # Space, then time. Where the padding is uneven ceil_mode adds the one that is missing after.
     y = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), k, s, (h, w), ceil_mode=True)
-    y = y.permute(0, 2, 3, 1).unflatten(0, (b, -1))
+    y = y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     if kt == 1:
         return y
     size = y.shape[2:4]
@@ -169,8 +180,10 @@ def stem_taps(x: Tensor) -> Tensor:
     """
     t, h, w = (-(-n // 2) for n in x.shape[2:])
     before = [same_before(n, k, 2) for n, k in zip(x.shape[2:], (3, 7, 7), strict=True)]
-    if fused(x):
+    if fused(x) and x[0].numel() < MOST:
         size = (t, h, 2 * w + 5)
+        reach = sum((n - 1) * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+        x = x if reach < MOST else x.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
             return _StemTaps.apply(x, _kind(x), size, before)
         return pooling.stem_taps(x, _kind(x), size, before)

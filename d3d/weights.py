@@ -74,6 +74,9 @@ def load_tf(source: str | Path) -> S3DG:
     variables = _read(Path(source))
     scope = _scope(source, variables)
     ours = {name.removeprefix(scope): array for name, array in variables.items() if name.startswith(scope)}
+    for name in (STEM, HEAD):
+        if ours[name].ndim != 5:
+            raise ValueError(f"{source}: {scope}{name} has shape {ours[name].shape}, not (t, h, w, in, out)")
     classes, in_channels = ours[HEAD].shape[-1], ours[STEM].shape[3]
     model = s3dg(classes, in_channels=in_channels, width=_width(source, ours))
     names, state = tf_names(model), model.state_dict()
@@ -137,7 +140,7 @@ def _width(source: str | Path, ours: Mapping[str, np.ndarray]) -> float:
     shapes = {tf: full.state_dict()[name].shape for name, tf in tf_names(full).items() if name.endswith("conv.weight")}
     low, high = 0.0, math.inf
     for name, shape in shapes.items():
-        if name in ours:
+        if name in ours and ours[name].ndim == 5:
             found = ours[name].shape[-1]
             low = max(low, found / shape[0] if found > 16 else 0.0)
             high = min(high, (found + 1) / shape[0])
@@ -167,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     try:
         model = load_tf(given.source)
+        if model.in_channels not in STREAMS:
+            raise ValueError(f"{given.source} takes {model.in_channels} channels: streams take 3 (RGB) or 2 (flow)")
         classes = tuple(str(i) for i in range(model.num_classes))
         save_checkpoint(given.out, model, stream=STREAMS[model.in_channels], classes=classes)
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from d3d.study import BENCH
 
 
 def bench(folder, arm: str, **metrics: float):
-    made = {"started": "2026-01-01", "device": "a GPU", "commit": "0123456789abcdef"}
+    made = {"started": "2026-01-01", "device": "a GPU", "commit": "0123456789abcdef", "dirty": True}
     write(folder, Record("bench", arm, 0, {}, {k.replace("__", "/"): v for k, v in metrics.items()}, False, made))
 
 
@@ -40,13 +40,15 @@ def test_the_page_quotes_the_records(folder):
     assert "it is 4.0 and 2.0 times as many" in page
     assert "that is 25% of the 800 TFLOP/s" in page
     assert "takes 60 ms with PyTorch's own kernels, 80 ms with ours" in page
-    assert "at commit 0123456789." in page
+    assert "at commit 0123456789 and uncommitted changes." in page
     rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in cost.page(folder).splitlines() if "bf16  " in line
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in cost.page(folder).splitlines()
+        if "bf16, 32" in line
     ]
     assert rows == [
-        ["inference", "bf16", "32", "S3D-G, folded", "1,800", "5.0", "6.00"],
-        ["inference", "bf16", "32", "torchvision s3d", "300", "9.9", "1.00"],
+        ["inference, bf16, 32", "S3D-G, folded", "1,800", "5.0", "6.00"],
+        ["inference, bf16, 32", "torchvision s3d", "300", "9.9", "1.00"],
     ]
     assert cost.parts(folder).to_dict("records") == [{"step": "inference", "part": "convolutions", "ms": 0.3}]
 

@@ -248,6 +248,47 @@ def test_autocast_computes_in_half_and_stays_close():
     assert apart(half.float(), model(clips)) < 0.05
 
 
+def test_autocast_leaves_float64_alone():
+    model, clips = lively(s3dg(3, width=0.25)).double().eval(), smooth_clips(1, 3, 4, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(clips), model(clips.clone()))
+        assert model(clips).dtype == torch.float64
+
+
+def test_no_clips_give_no_logits():
+    assert s3dg(3, width=0.25).eval()(torch.rand(0, 3, 4, 32, 32)).shape == (0, 3)
+
+
+def test_one_small_clip_is_enough_without_batch_norms_in_training():
+    model, clips = lively(s3dg(3, width=0.25)), torch.rand(1, 3, 8, 32, 32)
+    assert fold(model).train()(clips).shape == (1, 3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eval()
+    assert model(clips).shape == (1, 3)
+
+
+@pytest.mark.parametrize("part", ["relu", "norm"])
+def test_an_exchanged_part_is_used(part):
+    """On a GPU the parts' work is done by one kernel, unless somebody put another in their place."""
+    model = s3dg(3, width=0.25)
+    block = model.features["Mixed_3b"].Branch_0
+    assert block._as_built()
+    setattr(block, part, nn.Identity())
+    assert not block._as_built()
+
+
+def test_global_hooks_see_every_module():
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m)))
+    block = s3dg(3, width=0.25).features["Mixed_3b"].Branch_0
+    try:
+        assert not block._as_built()
+    finally:
+        handle.remove()
+    assert block._as_built()
+
+
 def test_activations_stay_channels_last():
     model = s3dg(3, width=0.25).eval()
     for block in model.modules():

@@ -44,6 +44,19 @@ def gate(a, b, v, w):
     return ops.gate([a, b], [v, w])
 
 
+def gate_of_one_position(a, v):
+    # Autograd's expanded gradient calls itself contiguous though its rows have no stride.
+    return ops.gate([a], [v]).mean((1, 2, 3))
+
+
+def normed_beside_halves(x, bias):
+    """Statistics keep float32 where the running ones are halves, as after model.bfloat16()."""
+    running = [torch.zeros(x.shape[-1], device=x.device, dtype=torch.bfloat16) for _ in range(2)]
+    x = 0.05 * x + 5
+    mean, var = ops.batch_stats(x.detach(), *running, 0.1)
+    return ops.norm_relu(x, bias, mean, var, 1e-3, True)
+
+
 def pool(kernel, stride):
     # Equal maxima as after a ReLU: the gradient goes to the first.
     return lambda x: ops.max_pool(x.relu(), kernel, stride)
@@ -56,6 +69,13 @@ CASES = {
     "norm": (frozen, frozen, (2, 3, 7, 9, 20), (20,)),
     "bias": (biased, biased, (2, 3, 7, 9, 24), (24,)),
     "gate": (gate, gate, (2, 3, 5, 9, 20), (2, 3, 5, 9, 7), (20, 20), (7, 7)),
+    "gate of one position": (gate_of_one_position, gate_of_one_position, (3, 1, 1, 1, 20), (20, 20)),
+    "norm beside halves": (
+        normed_beside_halves,
+        lambda x, bias: batch_norm_relu(0.05 * x + 5, bias),
+        (2, 3, 7, 9, 20),
+        (20,),
+    ),
     "taps": (ops.stem_taps, ops.stem_taps, (2, 3, 5, 9, 12)),
     "taps of flow": (ops.stem_taps, ops.stem_taps, (1, 2, 2, 4, 7)),
 } | {

@@ -99,6 +99,10 @@ def without(name):
             r"Mixed_3b/Branch_0/Conv2d_0a_1x1/BatchNorm/beta has shape \(5,\), this network needs \(19,\)",
         ),
         (
+            lambda v: v.update({"InceptionV1/Conv2d_1a_7x7/weights": np.zeros(5)}),
+            r"InceptionV1/Conv2d_1a_7x7/weights has shape \(5,\), not \(t, h, w, in, out\)",
+        ),
+        (
             lambda v: v.update({"Flow/Conv2d_1a_7x7/weights": v["InceptionV1/Conv2d_1a_7x7/weights"]}),
             r"holds several networks \(Flow/, InceptionV1/\)",
         ),
