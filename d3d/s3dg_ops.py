@@ -140,36 +140,37 @@ def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
 
     Kernel and stride are given for time and for space.
     """
+    (kt, k), (st, s) = kernel, stride
+    if kt == 1 < x.shape[1]:  # over space alone every frame is a clip
+        return max_pool(x.flatten(0, 1).unsqueeze(1), kernel, stride).squeeze(1).unflatten(0, x.shape[:2])
+    size = [-(-n // step) for n, step in zip(x.shape[1:4], (st, s, s), strict=True)]
+    before = [same_before(*axis) for axis in zip(x.shape[1:4], (kt, k, k), (st, s, s), strict=True)]
     if fused(x) and x[0].numel() < MOST:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _MaxPool.apply(x, kernel, stride)
-        return pooling.max_pool(x, kernel, stride, False)[0]
-    (kt, k), (st, s) = kernel, stride
-    size = x.shape[1:4]
-    t, h, w = (same_before(n, k, s) for n, k, s in zip(size, (kt, k, k), (st, s, s), strict=True))
+            return _MaxPool.apply(x, kernel, stride, size, before)
+        return pooling.max_pool(x, kernel, stride, size, before, False)[0]
     # Space, then time. Where the padding is uneven ceil_mode adds the one that is missing after.
-    y = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), k, s, (h, w), ceil_mode=True)
+    y = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), k, s, tuple(before[1:]), ceil_mode=True)
     y = y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     if kt == 1:
         return y
-    size = y.shape[2:4]
-    y = F.max_pool2d(y.flatten(2, 3).permute(0, 3, 1, 2), (kt, 1), (st, 1), (t, 0), ceil_mode=True)
-    return y.permute(0, 2, 3, 1).unflatten(2, size)
+    y = F.max_pool2d(y.flatten(2, 3).permute(0, 3, 1, 2), (kt, 1), (st, 1), (before[0], 0), ceil_mode=True)
+    return y.permute(0, 2, 3, 1).unflatten(2, size[1:])
 
 
 class _MaxPool(Function):
     @staticmethod
-    def forward(ctx, x, kernel, stride):
-        y, which = pooling.max_pool(x, kernel, stride, True)
+    def forward(ctx, x, kernel, stride, size, before):
+        y, which = pooling.max_pool(x, kernel, stride, size, before, True)
         ctx.save_for_backward(which)
-        ctx.size, ctx.kernel, ctx.stride = x.shape[1:4], kernel, stride
+        ctx.given = x.shape[1:4], kernel, stride, before
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         (which,) = ctx.saved_tensors
-        return pooling.max_pool_backward(dy.contiguous(), which, ctx.size, ctx.kernel, ctx.stride), None, None
+        return pooling.max_pool_backward(dy.contiguous(), which, *ctx.given), None, None, None, None
 
 
 def stem_taps(x: Tensor) -> Tensor:

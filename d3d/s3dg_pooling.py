@@ -16,49 +16,53 @@ ROWS = 32
 COLUMNS = 256
 
 
-def _fake_max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], index: bool) -> tuple[Tensor, Tensor]:
-    y = x.new_empty(x.shape[0], *_same(x.shape[1:4], kernel, stride)[0], x.shape[-1])
+def _fake_max_pool(x, kernel, stride, size, before, index):
+    y = x.new_empty(x.shape[0], *size, x.shape[-1])
     return y, x.new_empty(y.shape if index else 0, dtype=torch.uint8)
 
 
 @operator(_fake_max_pool)
-def max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], index: bool) -> tuple[Tensor, Tensor]:
-    """Max pool with SAME padding of x (B, T, H, W, C), kernel and stride given for time and for space.
+def max_pool(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    size: Sequence[int],
+    before: Sequence[int],
+    index: bool,
+) -> tuple[Tensor, Tensor]:
+    """Max pool of x (B, T, H, W, C), padded by `before`, to `size` (T', H', W'); kernel and stride for time and space.
 
     With `index` also which element of the window was the first maximum, as uint8.
     """
-    batch, *size, channels = x.shape
-    out, before = _same(size, kernel, stride)
-    y = x.new_empty(batch, *out, channels)
+    batch, *inner, channels = x.shape
+    y = x.new_empty(batch, *size, channels)
     which = torch.empty_like(y, dtype=torch.uint8) if index else x.new_empty(0, dtype=torch.uint8)
-    # A pool over space alone takes every frame for a clip.
-    single = kernel[0] == 1
-    clips, frames, frames_out = (batch * size[0], 1, 1) if single else (batch, size[0], out[0])
-    blocks = blocks_of(out[1] * out[2], ROWS)
+    blocks = blocks_of(size[1] * size[2], ROWS)
     with torch.cuda.device_of(x):
-        _max_pool[clips * blocks, blocks_of(channels, WIDTH)](
-            x, y, which, blocks, frames, size[1], size[2], channels, frames_out, out[1], out[2], *before,
-            KT=kernel[0], K=kernel[1], ST=1 if single else stride[0], S=stride[1],
-            INDEX=index, ROWS=ROWS, WIDTH=WIDTH,
+        _max_pool[batch * blocks, blocks_of(channels, WIDTH)](
+            x, y, which, blocks, *inner, channels, *size, *before,
+            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], INDEX=index, ROWS=ROWS, WIDTH=WIDTH,
         )  # fmt: skip
     return y, which
 
 
-@operator(lambda dy, which, size, *_: dy.new_empty(dy.shape[0], *size, dy.shape[-1]))
+@operator(lambda dy, which, inner, *_: dy.new_empty(dy.shape[0], *inner, dy.shape[-1]))
 def max_pool_backward(
-    dy: Tensor, which: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int]
+    dy: Tensor,
+    which: Tensor,
+    inner: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    before: Sequence[int],
 ) -> Tensor:
-    """Gradient of `max_pool` for its input of `size` (T, H, W)."""
-    batch, channels = dy.shape[0], dy.shape[-1]
-    out, before = _same(size, kernel, stride)
-    dx = dy.new_empty(batch, *size, channels)
-    single = kernel[0] == 1
-    clips, frames, frames_out = (batch * size[0], 1, 1) if single else (batch, size[0], out[0])
-    blocks = blocks_of(size[1] * size[2], ROWS)
+    """Gradient of `max_pool` for its input, whose T, H and W are `inner`."""
+    batch, *size, channels = dy.shape
+    dx = dy.new_empty(batch, *inner, channels)
+    blocks = blocks_of(inner[1] * inner[2], ROWS)
     with torch.cuda.device_of(dy):
-        _max_pool_backward[clips * blocks, blocks_of(channels, WIDTH)](
-            dy, which, dx, blocks, frames, size[1], size[2], channels, frames_out, out[1], out[2], *before,
-            KT=kernel[0], K=kernel[1], ST=1 if single else stride[0], S=stride[1], ROWS=ROWS, WIDTH=WIDTH,
+        _max_pool_backward[batch * blocks, blocks_of(channels, WIDTH)](
+            dy, which, dx, blocks, *inner, channels, *size, *before,
+            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], ROWS=ROWS, WIDTH=WIDTH,
         )  # fmt: skip
     return dx
 
@@ -77,12 +81,6 @@ def stem_taps(x: Tensor, dtype: torch.dtype, size: Sequence[int], before: Sequen
             x, out, *x.shape[2:], *x.stride(), *size, 21 * channels, width, *before, COLUMNS=COLUMNS, WIDTH=WIDTH
         )
     return out
-
-
-def _same(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int]) -> tuple[list[int], list[int]]:
-    k, s = (kernel[0], kernel[1], kernel[1]), (stride[0], stride[1], stride[1])
-    out = [-(-n // s) for n, s in zip(size, s, strict=True)]
-    return out, [max((o - 1) * s + k - n, 0) // 2 for o, n, k, s in zip(out, size, k, s, strict=True)]
 
 
 @triton.jit(do_not_specialize=["blocks", "frames", "frames_out"])

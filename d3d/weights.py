@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from d3d.checkpoints import save_checkpoint
+from d3d.datasets import STREAMS
 from d3d.s3dg import MIXED, S3DG, s3dg
 
-STREAMS = {3: "rgb", 2: "flow"}
+NAMES = {channels: stream for stream, channels in STREAMS.items()}
 STEM, HEAD = "Conv2d_1a_7x7/weights", "Logits/Conv2d_0c_1x1/weights"
 # Where in a block the variables of its branches' convolutions are.
 CONVOLUTIONS = {
@@ -170,10 +171,10 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     try:
         model = load_tf(given.source)
-        if model.in_channels not in STREAMS:
+        if model.in_channels not in NAMES:
             raise ValueError(f"{given.source} takes {model.in_channels} channels: streams take 3 (RGB) or 2 (flow)")
         classes = tuple(str(i) for i in range(model.num_classes))
-        save_checkpoint(given.out, model, stream=STREAMS[model.in_channels], classes=classes)
+        save_checkpoint(given.out, model, stream=NAMES[model.in_channels], classes=classes)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"{given.out}: S3D-G, {model.num_classes} classes, {model.in_channels} channels in, width {model.width}")

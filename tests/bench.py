@@ -49,6 +49,8 @@ def main() -> None:
         "s3dg_tf32": bench_tf32,
         "s3dg_captured": bench_captured,
     }
+    if unknown := [name for name in sys.argv[1:] if name not in benches]:
+        sys.exit(f"no bench {unknown[0]!r}: there are {', '.join(benches)}")
     torch.backends.cudnn.benchmark = True
     for name in sys.argv[1:] or benches:
         made = records.provenance(
@@ -229,11 +231,14 @@ def training(network: nn.Module, clips: Tensor) -> Callable[[], None]:
     return run
 
 
+STEPS = {"inference": inference, "training": training}
+
+
 def compare(kind: str, precision: str, batch: int, frames: int, runs: int) -> dict[str, tuple[float, float]]:
     """Median seconds a step, and GB that it needs beyond weights and clips, of each network."""
     clips = torch.rand(batch, 3, frames, 224, 224, device=DEVICE)
     with precision_of(precision):
-        steps = {name: globals()[kind](network, clips) for name, network in contestants(kind).items()}
+        steps = {name: STEPS[kind](network, clips) for name, network in contestants(kind).items()}
         seconds = interleaved(steps, runs=runs)
         found = {}
         for name, step in steps.items():
@@ -269,7 +274,7 @@ def parts(kind: str, frames: int, *, batch: int) -> dict[str, float]:
     clips = torch.rand(batch, 3, frames, 224, 224, device=DEVICE)
     network = next(iter(contestants(kind).values()))
     with precision_of("bf16"):
-        step = globals()[kind](network, clips)
+        step = STEPS[kind](network, clips)
         step()
         step()
         with profile(activities=[ProfilerActivity.CUDA]) as traced:

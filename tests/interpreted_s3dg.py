@@ -65,8 +65,7 @@ def main() -> None:
         ops.fused = plain
         want = with_gradients(reference, [x.double() for x in inputs])
         ops.fused = lambda x: True
-        limit = 1e-3 if name == "norm beside halves" else 1e-5
-        assert all(apart(a.double(), b) < limit for a, b in zip(found, want, strict=True)), name
+        assert all(apart(a.double(), b) < 1e-5 for a, b in zip(found, want, strict=True)), name
     results = []
     for fused in (plain, lambda x: True):
         ops.fused = fused
