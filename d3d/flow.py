@@ -2,11 +2,13 @@
 
     flow = tvl1(a, b)                # (B, 2, H, W) in pixels, on the GPU of a and b, or through OpenCV
     score(flow, truth)["epe"]        # pixels
+    python -m d3d.flow --dataset folder --root DIR --out FLOW          # of a whole set of video files
 
 Flow is float32 (B, 2, ..., H, W) in pixels, channel 0 to the right, 1 down: the pixel at x shows in the next frame at
 x + flow.
 """
 
+import runpy
 from collections.abc import Iterator
 
 import torch
@@ -257,3 +259,8 @@ def _resize(image: Tensor, size: list[int], step: float | None = None) -> Tensor
         high = (low + 1).clamp(max=have - 1)
         image = torch.lerp(image.index_select(axis, low), image.index_select(axis, high), share)
     return image
+
+
+if __name__ == "__main__":
+    # Whole sets of files are the business of a module above this one.
+    runpy.run_module("d3d.flow_extract", run_name="__main__")

@@ -24,15 +24,19 @@ SETTERS = {
 CHUNK_PIXELS = 2**16
 
 
+def cores() -> int:
+    """Cores to use: as OMP_NUM_THREADS says, or else all that this process may run on."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) or cpu_count()
+
+
 def solve(a: np.ndarray, b: np.ndarray, parameters: Mapping[str, float], *, workers: int | None = None) -> np.ndarray:
     """Flow (N, 2, H, W) from grey images a to b, each float32 (N, H, W) in [0, 1].
 
-    workers: processes; as many as OMP_NUM_THREADS or else the cores say, and never more than there is work for.
+    workers: processes; as many as `cores` unless said, and never more than there is work for.
     """
-    cores = int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) or cpu_count()
     size = max(1, CHUNK_PIXELS // max(1, a[0].size if len(a) else 1))
     chunks = [slice(i, i + size) for i in range(0, len(a), size)]
-    workers = min(workers or cores, len(chunks))
+    workers = min(workers or cores(), len(chunks))
     if workers <= 1:
         return _chunk(a, b, parameters)
     done = Parallel(n_jobs=workers)(delayed(_chunk)(a[part], b[part], parameters) for part in chunks)
