@@ -8,12 +8,13 @@ import torch
 from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from torch import Tensor
 
-from d3d.datasets import Clips, DataConfig
+from d3d.clips import Clips
+from d3d.datasets import SpriteDataConfig
 from d3d.s3dg import S3DG
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributionConfig(DataConfig):
+class AttributionConfig(SpriteDataConfig):
     """What is attributed; the fields are the parameters of notebooks/experiments/attribution.ipynb."""
 
     seed: int = 0
@@ -25,8 +26,6 @@ class AttributionConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset != "sprites":
-            raise ValueError(f"attribution needs clips with masks, dataset 'sprites', not {self.dataset!r}")
         if not 1 <= self.clips <= self.test_clips:
             raise ValueError(f"clips must lie between 1 and test_clips ({self.test_clips}), not {self.clips}")
         if self.steps < 2:

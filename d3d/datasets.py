@@ -1,41 +1,43 @@
-"""Data sets as tables of clips: moving sprites, and folders of class folders of video files.
+"""Data sets as splits of clips: moving sprites, and video files in the layouts of the field.
 
 data = load(DataConfig(dataset="sprites", rho=0.5), seed=3, streams=("rgb", "flow"), device="cuda")
 data.splits["iid"].inputs("rgb", index)
+python -m d3d.datasets --dataset ucf101 --root UCF-101 --annotations ucfTrainTestlist     # what is there?
 """
 
-from collections.abc import Iterator
+import argparse
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from zlib import crc32
 
 import pandas as pd
 import torch
-from torch import Tensor
 
-from d3d import sprites
+from d3d import annotations, sprites
+from d3d.clips import STREAMS, Clips, ClipSet
 from d3d.flow import tvl1_clip
+from d3d.progress import Progress
 from d3d.sprites import SpriteConfig
+from d3d.tables import write_table
 
-DATASETS = ("sprites", "folder")
-STREAMS = {"rgb": 3, "flow": 2}  # and their input channels
+DATASETS = ("sprites", *annotations.DATASETS)
 FLOWS = ("tvl1", "exact")
+DAMAGED = ("skip", "raise")
 # Rendered at once on a CPU, whose cache holds few, and on a GPU, which only many small clips keep busy.
 RENDER_PIXELS = (2**19, 2**25)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(SpriteConfig):
-    """What to load.
+class SpriteDataConfig(SpriteConfig):
+    """Sprites for both streams.
 
-    dataset: sprites or folder. root: the folder of class folders. train_clips, test_clips: sprites a split.
-    flow: what the temporal stream sees, tvl1 as in the paper or exact. bound: it is clipped to ± bound pixels and
-    divided by it.
+    train_clips, test_clips: sprites a split. flow: what the temporal stream sees, tvl1 as in the paper or exact. bound:
+    flow is clipped to ± bound pixels and divided by it.
     """
 
-    dataset: str = "sprites"
-    root: str = ""
     train_clips: int = 512
     test_clips: int = 256
     flow: str = "tvl1"
@@ -43,12 +45,6 @@ class DataConfig(SpriteConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
-        if self.dataset == "folder" and not self.root:
-            raise ValueError("dataset 'folder' needs root: a folder with one folder of videos a class")
-        if self.dataset != "folder" and self.root:
-            raise ValueError(f"root is only for dataset 'folder', not for {self.dataset!r}")
         if self.flow not in FLOWS:
             raise ValueError(f"flow must be one of {', '.join(FLOWS)}, not {self.flow!r}")
         if not self.bound > 0:
@@ -60,79 +56,108 @@ class DataConfig(SpriteConfig):
                 )
 
 
-@dataclass(frozen=True)
-class Clips:
-    """Clips of one split on one device: rgb uint8 (N, 3, T, H, W), flow float32 (N, 2, T, H, W) or None, labels (N,).
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SpriteDataConfig):
+    """What to load: sprites, or video files at root in the layout `dataset` (d3d.annotations).
 
-    flow is what the temporal stream sees, true_flow what is so; mask (N, T, H, W) is where the target is seen. The
-    table has a row a clip and at least its `label` and `group`.
+    annotations: folder of the set's annotation files, root if empty. split: 1, 2 or 3 of UCF101 and HMDB51. Of files
+    `frames` at `fps` a second are shown, the short side of short_side pixels (0: size), size x size of it. flow_cache:
+    the folder that `python -m d3d.flow` filled at this fps, short_side and bound. view_clips, view_crops: stretches of
+    a test video and squares of each over which predictions are averaged. damaged: skip, or raise, what is unreadable.
     """
 
-    rgb: Tensor
-    flow: Tensor | None
-    true_flow: Tensor | None
-    mask: Tensor | None
-    labels: Tensor
-    table: pd.DataFrame
-    bound: float
+    dataset: str = "sprites"
+    root: str = ""
+    annotations: str = ""
+    split: int = 1
+    fps: float = 25.0
+    short_side: int = 0
+    flow_cache: str = ""
+    view_clips: int = 1
+    view_crops: int = 1
+    damaged: str = "skip"
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
+        if self.dataset == "ava":
+            raise ValueError("dataset 'ava' has several labels a clip, which no stream here is trained on")
+        if self.dataset != "sprites" and not self.root:
+            raise ValueError(f"dataset {self.dataset!r} needs root: the folder of its videos, or a table's CSV file")
+        for name in ("root", "annotations", "flow_cache"):
+            if self.dataset == "sprites" and getattr(self, name):
+                raise ValueError(f"{name} is only for video files, not for dataset 'sprites'")
+        if self.dataset != "sprites" and self.flow == "exact":
+            raise ValueError(f"flow 'exact' is known of sprites only, dataset {self.dataset!r} has tvl1")
+        if not self.fps > 0:
+            raise ValueError(f"fps must be positive, not {self.fps}")
+        if self.short_side and self.short_side < self.size:
+            raise ValueError(f"short_side must be 0 (size) or at least size ({self.size}), not {self.short_side}")
+        for name in ("view_clips", "view_crops"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.damaged not in DAMAGED:
+            raise ValueError(f"damaged must be one of {', '.join(DAMAGED)}, not {self.damaged!r}")
 
-    def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
-        """What the stream's network sees: RGB in [0, 1], or flow in [-1, 1]; float32 (B, C, T, H, W)."""
-        if stream == "rgb":
-            return self.rgb[index].float() / 255
-        return self.flow[index].clamp(-self.bound, self.bound) / self.bound
+
+# What two networks agree on where they were tested on the same clips, however each looks at them.
+SAME_CLIPS = tuple(
+    f.name for f in fields(DataConfig) if f.name not in ("bound", "flow_cache", "view_clips", "view_crops")
+)
 
 
 @dataclass(frozen=True)
 class Data:
-    """`splits["train"]` and the splits to test on; `found` files, of which `refused` names those that gave no clip."""
+    """`splits["train"]` and the splits to test on. Of files: `counts` of clips listed, found and missing, the names of
+    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow."""
 
     classes: tuple[str, ...]
-    splits: dict[str, Clips]
-    found: int = 0
+    splits: dict[str, ClipSet]
+    counts: dict[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
+    flow: dict[str, float] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, object]:
         """What became of the files, for the record; empty for rendered clips."""
-        if not self.found:
+        if not self.counts:
             return {}
-        return {"found": self.found, "decoded": self.found - len(self.refused), "refused": self.refused}
+        found = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}
+        return found | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
 
     @property
-    def tests(self) -> dict[str, Clips]:
+    def tests(self) -> dict[str, ClipSet]:
         return {name: clips for name, clips in self.splits.items() if name != "train"}
 
 
 def load(
-    config: DataConfig,
+    config: SpriteDataConfig,
     *,
     seed: int,
     streams: tuple[str, ...] = ("rgb",),
     teacher: tuple[str, ...] = (),
     device: torch.device | str = "cpu",
+    workers: int = 1,
 ) -> Data:
     """The data set's clips with the inputs of `streams`; `seed` chooses the training sprites.
 
-    teacher: streams that are wanted of the training clips only.
-    Raises FileNotFoundError for a missing root, ValueError where the data set cannot give what is asked.
+    teacher: streams that are wanted of the training clips only. workers: processes that decode files, 0 for one a core.
+    Raises FileNotFoundError for a missing root, annotation file or flow cache, ValueError where the data set cannot
+    give what is asked, and VideoError for an unreadable file where `damaged` is "raise".
     """
     if unknown := {*streams, *teacher} - set(STREAMS):
         raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
-    if config.dataset == "sprites":
-        counts = {f"train/{seed}": config.train_clips, **dict.fromkeys(sprites.SPLITS, config.test_clips)}
-        splits = {}
-        for split, count in counts.items():
-            name = split.split("/")[0]
-            wanted = (*streams, *teacher) if name == "train" else streams
-            splits[name] = sprite_clips(config, split, count, flow="flow" in wanted, device=device)
-        return Data(tuple(c.name for c in sprites.CLASSES), splits)
-    if "flow" in (*streams, *teacher):
-        raise ValueError("dataset 'folder' has no optical flow: train stream 'rgb' on it, or use dataset 'sprites'")
-    return _folder(config, device)
+    if isinstance(config, DataConfig) and config.dataset != "sprites":
+        return _files(config, streams, teacher, device, workers)
+    counts = {f"train/{seed}": config.train_clips, **dict.fromkeys(sprites.SPLITS, config.test_clips)}
+    splits = {}
+    for split, count in counts.items():
+        name = split.split("/")[0]
+        wanted = (*streams, *teacher) if name == "train" else streams
+        splits[name] = sprite_clips(config, split, count, flow="flow" in wanted, device=device)
+    return Data(tuple(c.name for c in sprites.CLASSES), splits)
 
 
 def rendered(
@@ -145,7 +170,7 @@ def rendered(
 
 
 def sprite_clips(
-    config: DataConfig, split: str, count: int, *, flow: bool = False, device: torch.device | str = "cpu"
+    config: SpriteDataConfig, split: str, count: int, *, flow: bool = False, device: torch.device | str = "cpu"
 ) -> Clips:
     """The first `count` sprites of a split, as `load` gives them, with flow where asked."""
     rgb, true, seen, mask, tables = [], [], [], [], []
@@ -171,33 +196,38 @@ def sprite_clips(
     )
 
 
-def folder_table(root: str | Path) -> pd.DataFrame:
-    """One row a file under root/<class>/: path, class, label and group. Hidden files do not count.
+def checked(
+    table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The rows whose file is whole, with its seconds, fps, height and width; and why the others were refused.
 
-    Raises FileNotFoundError for a missing root, ValueError where it has no two class folders or one that holds no
-    file or a further folder.
+    Every file is opened and counted through, not decoded. A table that has `seconds` already is taken at its word.
+    Raises VideoError for the first that is not whole where `damaged` is "raise".
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f"root {str(root)!r} does not exist or is no folder: it must hold one folder a class")
-    files = {
-        folder.name: sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
-    if not any(files.values()):
-        raise ValueError(f"root {str(root)!r} holds no video: it must hold one folder of video files a class")
-    if empty := [name for name, found in files.items() if not found]:
-        raise ValueError(f"class {empty[0]!r} of root {str(root)!r} holds no file: give it videos or delete its folder")
-    if folders := [f for found in files.values() for f in found if f.is_dir()]:
-        raise ValueError(f"{str(folders[0])!r} is a folder: a class folder holds its video files directly")
-    if len(files) < 2:
-        raise ValueError(f"root {str(root)!r} holds one class only ({', '.join(files)}): a classifier needs two")
-    rows = []
-    for label, (name, found) in enumerate(files.items()):
-        for path in found:
-            rows.append({"path": str(path), "class": name, "label": label, "group": "all"})
-    return pd.DataFrame(rows)
+    # PyAV is needed for files only: a machine that renders sprites does without it.
+    from d3d.videos import VideoError, check
+
+    if "seconds" in table and table["seconds"].notna().all():
+        return table, {}
+
+    def one(path: str) -> dict[str, float] | str:
+        try:
+            return asdict(check(path))
+        except VideoError as error:
+            if damaged == "raise":
+                raise
+            return str(error)
+
+    paths = list(dict.fromkeys(table["path"]))
+    found = {}
+    with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
+        for path, info in zip(paths, pool.map(one, paths), strict=True):
+            found[path] = info
+            progress.step()
+    refused = {path: info for path, info in found.items() if isinstance(info, str)}
+    table = table[~table["path"].isin(refused)].reset_index(drop=True)
+    facts = pd.DataFrame([found[path] for path in table["path"]], columns=["seconds", "fps", "height", "width"])
+    return table.drop(columns=list(facts), errors="ignore").join(facts), refused
 
 
 def _hold_out(table: pd.DataFrame) -> pd.Series:
@@ -212,42 +242,99 @@ def _hold_out(table: pd.DataFrame) -> pd.Series:
     return (rank <= held_out).map({True: "test", False: "train"})
 
 
-def _folder(config: DataConfig, device: torch.device | str) -> Data:
-    # PyAV is needed for files only: a machine that renders sprites does without it.
-    from d3d.videos import VideoError, read_clip
+def _files(
+    config: DataConfig, streams: tuple[str, ...], teacher: tuple[str, ...], device: torch.device | str, workers: int
+) -> Data:
+    from d3d.file_clips import FileClips, View
+    from d3d.flow_cache import fields_path, open_cache, refusals, summary
+    from d3d.tvl1_cpu import cores
+    from d3d.videos import VideoError
 
-    table = folder_table(config.root)
-    classes = tuple(table["class"].unique())
-
-    def read(path: str) -> Tensor | str:
-        try:
-            clip = read_clip(path, frames=config.frames, short_side=config.size, crop=config.size)
-        except VideoError as error:
-            return str(error)
-        return (clip * 255).round().to(torch.uint8)
-
-    with ThreadPoolExecutor() as pool:
-        clips = list(pool.map(read, table["path"]))
-    good = [isinstance(clip, Tensor) for clip in clips]
-    refused = {path: clip for path, clip, ok in zip(table["path"], clips, good, strict=True) if not ok}
-    found = len(table)
-    table = table[good].reset_index(drop=True)
+    root = Path(config.root)
+    view = View(
+        frames=config.frames, size=config.size, fps=config.fps, short_side=config.short_side or config.size,
+        bound=config.bound, clips=config.view_clips, crops=config.view_crops,
+    )  # fmt: skip
+    listing = annotations.read(config.dataset, root, annotations=config.annotations, split=config.split)
+    table, refused = checked(listing.table, damaged=config.damaged)
     if table.empty:
         raise ValueError(
             f"root {config.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
         )
-    if empty := [name for name in classes if name not in set(table["class"])]:
-        reasons = "; ".join(why for path, why in refused.items() if Path(path).parent.name == empty[0])
-        raise ValueError(f"class {empty[0]!r} of root {config.root!r} has no video that can be read: {reasons}")
-    # Held out among the readable files only, so that a damaged one never empties a split.
-    table["split"] = _hold_out(table)
-    rgb = torch.stack([clip for clip, ok in zip(clips, good, strict=True) if ok])
+    if "flow" in (*streams, *teacher):
+        if not config.flow_cache:
+            raise ValueError(
+                "the temporal stream needs flow_cache: the folder that "
+                f"`python -m d3d.flow --dataset {config.dataset} --root {config.root} --out FOLDER` fills"
+            )
+        open_cache(config.flow_cache, view.flow)
+        below = root.parent if root.is_file() else root
+        table["flow"] = [str(fields_path(config.flow_cache, below, path)) for path in table["path"]]
+        wanting = ~table["flow"].map(lambda path: Path(path).is_file())
+        if "flow" not in streams:
+            wanting &= table["split"].isin(["train", ""])
+        known = refusals(config.flow_cache)
+        for path in table.loc[wanting, "path"]:
+            name = str(Path(path).relative_to(below))
+            refused[path] = known.get(
+                name, f"{path} has no flow in {config.flow_cache}: run `python -m d3d.flow` again"
+            )
+        table = table[~wanting].reset_index(drop=True)
+    if refused and config.damaged == "raise":
+        raise VideoError(next(iter(refused.values())))
+    for name in listing.classes:
+        if name not in set(table["class"]):
+            own = set(listing.table.loc[listing.table["class"] == name, "path"])
+            reasons = "; ".join(why for path, why in refused.items() if path in own) or "none was found"
+            raise ValueError(f"class {name!r} of root {config.root!r} has no video that can be read: {reasons}")
+    if (table["split"] == "").all():
+        # Held out among the readable files only, so that a damaged one never empties a split.
+        table["split"] = _hold_out(table)
     splits = {}
-    for split in ("train", "test"):
-        index = table.index[table["split"] == split].to_list()
-        if len(index) == 0:
-            raise ValueError(f"root {config.root!r} has too few videos to hold any out for testing: give a class two")
-        rows = table.loc[index].reset_index(drop=True)
+    for split in ["train", *sorted(set(table["split"]) - {"train", ""})]:
+        rows = table[table["split"] == split].reset_index(drop=True)
         labels = torch.from_numpy(rows["label"].to_numpy(copy=True)).to(device)
-        splits[split] = Clips(rgb[index].to(device), None, None, None, labels, rows, config.bound)
-    return Data(classes, splits, found=found, refused=refused)
+        splits[split] = FileClips(
+            table=rows, labels=labels, view=view, damaged=config.damaged, workers=workers or cores(), unread=refused
+        )
+    if not len(splits["train"]):
+        raise ValueError(f"root {config.root!r} has no training video that can be read")
+    if len(splits) == 1:
+        raise ValueError(f"root {config.root!r} has too few videos to hold any out for testing: give a class two")
+    flow = summary(config.flow_cache) if "flow" in table else {}
+    return Data(listing.classes, splits, listing.counts, listing.missing, refused, flow)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m d3d.datasets", description="What of a set of videos is there, and whole; and a table of it."
+    )
+    parser.add_argument("--dataset", required=True, choices=annotations.DATASETS, help="the layout of root")
+    parser.add_argument("--root", required=True, help="folder of the videos, or the table's CSV file")
+    parser.add_argument("--annotations", default="", help="folder of the set's annotation files (default: root)")
+    parser.add_argument("--split", type=int, default=1, help="1, 2 or 3 of UCF101 and HMDB51")
+    parser.add_argument("--out", help="write a table of what is whole, which dataset 'table' reads unchecked")
+    parser.add_argument("--damaged", choices=DAMAGED, default="skip", help="what to do with a file that is not whole")
+    given = parser.parse_args(argv)
+    try:
+        listing = annotations.read(given.dataset, given.root, annotations=given.annotations, split=given.split)
+        table, refused = checked(listing.table, damaged=given.damaged)
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} refused")
+    for line in [
+        *(f"missing: {name}" for name in listing.missing[:20]),
+        *(f"refused: {why}" for why in refused.values()),
+    ]:
+        print(line)
+    splits = table["split"].replace("", "not split").value_counts(sort=False)
+    print(", ".join(f"{name} {count} clips" for name, count in splits.items()), end="; ")
+    hours = table.drop_duplicates("path")["seconds"].sum() / 3600
+    print(f"{len(listing.classes)} classes; {hours:.2f} h of video")
+    if given.out:
+        write_table(given.out, replace(listing, table=table))
+        print(f"-> {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from d3d.datasets import Clips
+from d3d.clips import Clips, ClipSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,15 +18,30 @@ class FuseConfig:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 64) -> np.ndarray:
-    """Logits (N, K), float32, of every clip of a split in its order. The model is left in inference mode."""
+def predict(model: nn.Module, clips: ClipSet, stream: str, *, batch_size: int = 64) -> np.ndarray:
+    """Logits (N, K), float32, of every clip of a split in its order; nan where it could not be read.
+
+    Of a clip with several views they are the log of the mean softmax. The model is left in inference mode.
+    """
     model.eval()
-    device = clips.labels.device
-    parts = []
-    for i in range(0, len(clips), batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            parts.append(model(clips.inputs(stream, slice(i, i + batch_size))).float().cpu())
-    return torch.cat(parts).numpy()
+    steps = [(rows, ()) for rows in np.split(np.arange(len(clips)), range(batch_size, len(clips), batch_size))]
+    found: list[list[np.ndarray]] = [[] for _ in range(len(clips))]
+    classes = 0
+    for batch in clips.batches(steps, (stream,)):
+        for part in range(0, len(batch.index), batch_size):
+            logits = infer(model, batch.inputs[stream][part : part + batch_size]).cpu().numpy()
+            classes = logits.shape[1]
+            for row, values in zip(batch.index[part : part + batch_size].tolist(), logits, strict=True):
+                found[row].append(values)
+    whole = [np.full(classes, np.nan) if not v else v[0] if len(v) == 1 else fuse(v) for v in found]
+    return np.stack(whole).astype(np.float32)
+
+
+@torch.no_grad()
+def infer(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits (B, K), float32, of inputs (B, C, T, H, W) on their device, in bfloat16 on a GPU."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
+        return model(inputs).float()
 
 
 @torch.no_grad()

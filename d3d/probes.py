@@ -14,7 +14,8 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from d3d.datasets import Clips, DataConfig
+from d3d.clips import Clips
+from d3d.datasets import SpriteDataConfig
 from d3d.s3dg import S3DG
 from d3d.sprites import CLASSES
 
@@ -25,7 +26,7 @@ ALPHAS = np.logspace(-1, 6, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeConfig(DataConfig):
+class ProbeConfig(SpriteDataConfig):
     """What is probed; the fields are the parameters of notebooks/experiments/probe.ipynb."""
 
     seed: int = 0
@@ -34,8 +35,6 @@ class ProbeConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset != "sprites":
-            raise ValueError(f"probes need clips whose motion is known, dataset 'sprites', not {self.dataset!r}")
         for name in ("train_clips", "test_clips"):
             if getattr(self, name) < 2 * len(CLASSES):
                 raise ValueError(

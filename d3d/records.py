@@ -159,10 +159,10 @@ def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def pairs(results: str | Path, first: str, second: str, *, same: type) -> list[tuple[Record, Record]]:
+def pairs(results: str | Path, first: str, second: str, *, same: Sequence[str]) -> list[tuple[Record, Record]]:
     """Trained networks to fuse: two arms of each seed, or one arm of seeds taken two by two, so that pairs share none.
 
-    `same` is the dataclass of the parameters that both must agree on. Raises RecordError where they do not.
+    `same` names the parameters that both must agree on. Raises RecordError where they do not.
     """
     trained = read_all(results, TRAINED)
     mine, other = ({r.seed: r for r in trained if r.arm == arm} for arm in (first, second))
@@ -173,7 +173,7 @@ def pairs(results: str | Path, first: str, second: str, *, same: type) -> list[t
         else [(mine[a], mine[b]) for a, b in zip(seeds[::2], seeds[1::2], strict=False)]
     )
     for a, b in found:
-        if differing := [f.name for f in fields(same) if a.params[f.name] != b.params[f.name]]:
+        if differing := [name for name in same if a.params.get(name) != b.params.get(name)]:
             raise RecordError(f"{a.name} and {b.name} saw other clips: they differ in {', '.join(differing)}")
     return found
 

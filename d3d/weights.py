@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from d3d.checkpoints import save_checkpoint
-from d3d.datasets import STREAMS
+from d3d.clips import STREAMS
 from d3d.s3dg import MIXED, S3DG, s3dg
 
 NAMES = {channels: stream for stream, channels in STREAMS.items()}

@@ -83,7 +83,8 @@ def test_a_folder_of_class_folders(folder):
     train, test = data.splits["train"], data.splits["test"]
     assert sorted(train.labels.tolist()) == [0] * 4 + [1] * 4
     assert sorted(test.labels.tolist()) == [0, 1]
-    assert train.rgb.shape == (8, 3, 8, 32, 32)
+    (batch,) = train.batches([(np.arange(8), ())], ("rgb",))
+    assert batch.inputs["rgb"].shape == (8, 3, 8, 32, 32)
     assert not set(train.table["path"]) & set(test.table["path"])
     assert set(
         load(DataConfig(dataset="folder", root=str(folder), frames=8, size=32), seed=9).splits["test"].table["path"]
@@ -138,9 +139,19 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dataset": "kinetics"}, "dataset must be one of sprites, folder, not 'kinetics'"),
+        ({"dataset": "kinetics"}, "dataset must be one of sprites, folder, ucf101, .*, not 'kinetics'"),
         ({"dataset": "folder"}, "dataset 'folder' needs root"),
-        ({"root": "clips"}, "root is only for dataset 'folder'"),
+        ({"root": "clips"}, "root is only for video files, not for dataset 'sprites'"),
+        ({"flow_cache": "flow"}, "flow_cache is only for video files"),
+        ({"dataset": "ava", "root": "x"}, "dataset 'ava' has several labels a clip"),
+        ({"dataset": "folder", "root": "x", "flow": "exact"}, "flow 'exact' is known of sprites only"),
+        ({"dataset": "folder", "root": "x", "fps": 0.0}, "fps must be positive, not 0.0"),
+        (
+            {"dataset": "folder", "root": "x", "short_side": 20},
+            r"short_side must be 0 \(size\) or at least size \(64\)",
+        ),
+        ({"dataset": "folder", "root": "x", "view_crops": 0}, "view_crops must be at least 1, not 0"),
+        ({"dataset": "folder", "root": "x", "damaged": "hide"}, "damaged must be one of skip, raise, not 'hide'"),
         ({"rho": 2.0}, r"rho is a probability and must lie in \[0, 1\], not 2.0"),
         ({"bound": 0.0}, "bound must be positive"),
         ({"flow": "raft"}, "flow must be one of tvl1, exact, not 'raft'"),
@@ -150,11 +161,6 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
 def test_a_value_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**values)
-
-
-def test_flow_of_files_is_refused(folder):
-    with pytest.raises(ValueError, match="dataset 'folder' has no optical flow"):
-        load(DataConfig(dataset="folder", root=str(folder)), seed=0, streams=("rgb", "flow"))
 
 
 def test_real_clips(real_clips, tmp_path):

@@ -58,7 +58,8 @@ def test_notebooks_are_thin_stripped_and_explained(path):
     assert all("  # " in line for line in tagged[0].source.splitlines())
     for cell in code:
         assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
-        assert len(cell.source.splitlines()) <= 32
+        # A line a parameter is a list, not code.
+        assert len(cell.source.splitlines()) <= 32 or cell in tagged
 
 
 @pytest.mark.parametrize("profile", ["smoke", "h200"])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,12 +146,6 @@ def test_provenance_names_what_made_a_run(monkeypatch):
         assert (found["commit"], found["dirty"]) == ("f00", dirty)
 
 
-@dataclass
-class Data:
-    rho: float
-    frames: int
-
-
 def test_pairs_for_fusion(tmp_path):
     for seed in (0, 1, 5, 6, 9):
         records.write(tmp_path, record(seed=seed))
@@ -159,7 +153,7 @@ def test_pairs_for_fusion(tmp_path):
     records.write(tmp_path, record(experiment="probe", arm="flow", seed=0))
 
     def seeds(first, second):
-        return [(a.seed, b.seed) for a, b in records.pairs(tmp_path, first, second, same=Data)]
+        return [(a.seed, b.seed) for a, b in records.pairs(tmp_path, first, second, same=("rho", "frames"))]
 
     assert seeds("rgb", "flow") == [(5, 5)]
     assert seeds("rgb", "rgb") == [(0, 1), (5, 6)]
@@ -170,7 +164,7 @@ def test_networks_of_other_clips_are_not_fused(tmp_path):
     records.write(tmp_path, record())
     records.write(tmp_path, record(arm="flow", params={"rho": 0.9, "frames": 8}))
     with pytest.raises(RecordError, match=r"rgb-seed0 and flow-seed0 saw other clips: they differ in rho"):
-        records.pairs(tmp_path, "rgb", "flow", same=Data)
+        records.pairs(tmp_path, "rgb", "flow", same=("rho", "frames"))
 
 
 def test_runs_of_other_parameters_are_not_averaged(tmp_path):

@@ -64,7 +64,7 @@ def test_training_learns_what_is_there(data):
 
 def test_lambda_0_is_training_without_a_teacher(data):
     config = DistillConfig(**TINY, lambda_=0.0)
-    assert train.teacher_logits(config, data) is None
+    assert train.load_teacher(config, data) is None
     assert train.teacher_streams(config) == ()
     assert same(fitted(config, data)[0], fitted(TrainConfig(**TINY), data)[0])
 
@@ -72,9 +72,10 @@ def test_lambda_0_is_training_without_a_teacher(data):
 def test_distillation_brings_the_student_to_the_teacher(data, teacher):
     config = replace(DistillConfig(**TINY, teacher=teacher, lambda_=30.0, learning_rate=0.02), epochs=30, dropout=0.0)
     assert train.teacher_streams(config) == ("flow",)
-    logits = train.teacher_logits(config, data)
-    assert logits.shape == (24, 16)
-    history = fitted(config, data, teacher=logits)[1]
+    found = train.load_teacher(config, data)
+    assert found.logits.shape == (24, 16)
+    assert found.streams == ()
+    history = fitted(config, data, teacher=found)[1]
     assert history[-1]["distance"] < 0.6 * history[0]["distance"]
     assert history[-1]["loss"] == pytest.approx(history[-1]["cross_entropy"] + 30 * history[-1]["distance"], rel=1e-5)
 
@@ -123,7 +124,7 @@ def test_a_teacher_with_other_classes_is_refused(data, tmp_path):
     with pytest.raises(
         ValueError, match=r"other.safetensors was trained on 3 classes \(a, b, c\), the data set has 16 \(right"
     ):
-        train.teacher_logits(DistillConfig(**TINY, teacher=str(path)), data)
+        train.load_teacher(DistillConfig(**TINY, teacher=str(path)), data)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data):

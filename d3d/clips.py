@@ -1,0 +1,81 @@
+"""Sets of clips as networks see them, a batch at a time; the rendered ones stay on their device.
+
+for batch in clips.batches([(index, ())], ("rgb", "flow")):       # (): views for testing
+    batch.inputs["rgb"]                                           # (B, 3, T, H, W) in [0, 1]
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+STREAMS = {"rgb": 3, "flow": 2}  # and their input channels
+# Rows to take at a time, and the numbers from which their training views are drawn; none: the views for testing.
+Step = tuple[np.ndarray, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips as networks see them: rows `index` (B,) of their set's table, which repeats where a clip has several views,
+    `labels` (B,), and by stream its float32 input (B, C, T, H, W): RGB in [0, 1], flow in [-1, 1]."""
+
+    index: Tensor
+    labels: Tensor
+    inputs: dict[str, Tensor]
+
+
+class ClipSet(Protocol):
+    """Clips of one split: `labels` (N,) on the device that batches come on, a `table` of a row a clip, the group (N,)
+    of classes that each counts to. redrawn: whether every epoch sees other views of them."""
+
+    labels: Tensor
+    table: pd.DataFrame
+    groups: np.ndarray
+    redrawn: bool
+
+    def __len__(self) -> int: ...
+
+    def batches(self, steps: Iterable[Step], streams: Sequence[str]) -> Iterator[Batch]:
+        """A batch a step with the inputs of `streams`."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one split on one device: rgb uint8 (N, 3, T, H, W), flow float32 (N, 2, T, H, W) or None, labels (N,).
+
+    flow is what the temporal stream sees, true_flow what is so; mask (N, T, H, W) is where the target is seen. The
+    table has a row a clip and at least its `label` and `group`.
+    """
+
+    rgb: Tensor
+    flow: Tensor | None
+    true_flow: Tensor | None
+    mask: Tensor | None
+    labels: Tensor
+    table: pd.DataFrame
+    bound: float
+    redrawn = False  # every epoch sees the same
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """The group (N,) of classes that each clip counts to."""
+        return self.table["group"].to_numpy(dtype=str)
+
+    def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
+        """What the stream's network sees: RGB in [0, 1], or flow in [-1, 1]; float32 (B, C, T, H, W)."""
+        if stream == "rgb":
+            return self.rgb[index].float() / 255
+        return self.flow[index].clamp(-self.bound, self.bound) / self.bound
+
+    def batches(self, steps: Iterable[Step], streams: Sequence[str]) -> Iterator[Batch]:
+        """A batch a step; all views are the same."""
+        for rows, _ in steps:
+            index = torch.from_numpy(rows).to(self.labels.device)
+            yield Batch(index, self.labels[index], {stream: self.inputs(stream, index) for stream in streams})
