@@ -3,6 +3,7 @@
 python -m d3d.report verdicts     print them
 python -m d3d.report readme       write them into README.md, and draw its picture
 python -m d3d.report pages        write book/generated/*.md, which the book includes
+python -m d3d.report compare DIR  print the networks trained there side by side
 """
 
 import json
@@ -15,16 +16,15 @@ import pandas as pd
 from d3d import cost, notebooks, plots, records, sprites
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.plots import LABELS
-from d3d.stats import Interval, interval
+from d3d.stats import Interval, interval, share
 from d3d.study import BENCH, PUBLISHED, REGIME, shown
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
 
 Every claim, its conditions as the ledger computes them, and the command that measures them. An interval is the mean
-over seeds with its 95 % Student's t interval; a dash means that no record has it yet. The rows B1 to B11 need the
-readers of the official layouts, and optical flow for files, beside the data: until those are there, their commands
-stop with a sentence that says what is missing.
+over seeds with its 95 % Student's t interval; a dash means that no record has it yet. The commands of the rows B1 to
+B11 need the data sets; what they lack is said in a sentence.
 """
 STATUS = """# Status
 
@@ -209,6 +209,25 @@ def rerun_text(mine: str | Path, published: str | Path) -> str:
     return f"{counts[0]} networks trained here, {counts[1]} published."
 
 
+def compare(results: str | Path) -> str:
+    """Top-1 of every network and ensemble below `results` on every test split, with Wilson's 95 % interval over its
+    clips, as a Markdown table. Raises FileNotFoundError where there is none."""
+    rows = []
+    for record in records.read_all(results, (*records.TRAINED, "fuse")):
+        arrays = records.read_arrays(results, record)
+        for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):
+            right = arrays[f"logits/{split}"].argmax(1) == arrays[f"labels/{split}"]
+            found = share(int(right.sum()), len(right))
+            top1 = f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+            name = LABELS.get(record.arm, record.arm)
+            rows.append({"network": name, "seed": record.seed, "split": split, "clips": found.n, "top-1": top1})
+    if not rows:
+        raise FileNotFoundError(f"no networks under {results}: train some with `-p results {results}`")
+    return (
+        pd.DataFrame(rows).sort_values(["split", "seed"], kind="stable").to_markdown(index=False, disable_numparse=True)
+    )
+
+
 def hide_injected(path: Path) -> None:
     """Papermill's injected cell repeats the parameters; the book's pages do without it."""
     content = json.loads(path.read_text())
@@ -279,8 +298,13 @@ def _records(found: list[records.Record]) -> str:
     return pd.DataFrame(facts.items(), columns=["", "value"]).to_markdown(index=False, disable_numparse=True)
 
 
-def main(command: str) -> None:
-    if command == "pages":
+def main(command: str, *given: str) -> None:
+    if command == "compare" and len(given) == 1:
+        try:
+            print(compare(given[0]))
+        except (ValueError, OSError) as error:
+            sys.exit(str(error))
+    elif command == "pages":
         pages()
     elif command == "readme":
         Path("README.md").write_text(readme())
@@ -291,8 +315,8 @@ def main(command: str) -> None:
         for verdict in verdicts(shown()):
             print(f"  {verdict.claim.id:<4} {verdict.word:<26} {verdict.reason}")
     else:
-        raise SystemExit(f"d3d.report takes verdicts, readme or pages, not {command!r}")
+        raise SystemExit(f"d3d.report takes verdicts, readme, pages or compare DIR, not {command!r}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "")
+    main(*sys.argv[1:] or [""])

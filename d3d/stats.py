@@ -29,3 +29,9 @@ def interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
         return Interval(mean, float("nan"), float("nan"), 1)
     half = float(stats.t.ppf(0.5 + confidence / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
     return Interval(mean, mean - half, mean + half, int(x.size))
+
+
+def share(right: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a share, such as top-1 of one network over the clips of a test set."""
+    found = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
+    return Interval(right / total, float(found.low), float(found.high), total)

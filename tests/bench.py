@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
+import bench_videos
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +46,8 @@ def main() -> None:
     benches = {
         "sprites": bench_sprites,
         "tvl1": bench_tvl1,
+        "decode": bench_videos.bench_decode,
+        "flow_set": bench_videos.bench_flow_set,
         "s3dg": bench_network,
         "s3dg_tf32": bench_tf32,
         "s3dg_captured": bench_captured,

@@ -1,5 +1,8 @@
 """Text from records."""
 
+import numpy as np
+import pytest
+
 from d3d import report
 from d3d.records import Record, write
 
@@ -34,3 +37,23 @@ def test_only_networks_count_as_published(tmp_path):
     write(tmp_path / "mine", Record("train", "rgb", 0, {}, metrics, True, made))
     write(tmp_path / "theirs", Record("leak", "pose", 0, {}, metrics, True, made))
     assert report.rerun_text(tmp_path / "mine", tmp_path / "theirs") == "1 networks trained here, 0 published."
+
+
+def test_networks_side_by_side(tmp_path):
+    labels = np.array([0, 1, 1, 0])
+    for experiment, arm, logits in [
+        ("train", "rgb", [[1, 0]] * 4),
+        ("fuse", "two_stream", [[1, 0], [0, 1], [0, 1], [1, 0]]),
+    ]:
+        arrays = {"logits/test": np.array(logits, np.float32), "labels/test": labels}
+        write(tmp_path, Record(experiment, arm, 3, {}, {"test/top1": 0.5}, False, {}), arrays)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.compare(tmp_path).splitlines()]
+    assert lines[0] == ["network", "seed", "split", "clips", "top-1"]
+    # Wilson by hand for 2 of 4: the centre stays 1/2, half the width is z sqrt(1/16 + z²/64) / (1 + z²/4).
+    z = 1.959964
+    half = z * (1 / 16 + z**2 / 64) ** 0.5 / (1 + z**2 / 4)
+    assert lines[2] == ["RGB", "3", "test", "4", f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"]
+    assert lines[3][:4] == ["two-stream", "3", "test", "4"]
+    assert lines[3][4].startswith("1.000 [0.510, 1.000]")
+    with pytest.raises(FileNotFoundError, match="no networks under"):
+        report.compare(tmp_path / "none")

@@ -1,0 +1,146 @@
+"""The field's data sets in miniature, from official files to D3D: index, flow, both streams, distillation, fusion."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from d3d import datasets, evaluate, flow_extract, records, train
+from d3d.checkpoints import save_checkpoint
+from d3d.tables import read_table
+from tests import official
+from tests.test_flow_extract import moving_video
+from tests.test_rehearsal import papermill
+
+pytestmark = pytest.mark.slow
+TINY = {"frames": 6, "size": 24, "short_side": 32, "bound": 4.0, "epochs": 2, "batch_size": 4, "width": 0.1}
+SIZES = ["--fps", "25", "--short-side", "32", "--bound", "4"]
+
+
+def film(path, label, index):
+    """A wall that moves to the right, faster in later classes; the last of all was cut."""
+    moving_video(path, label + 1, frames=8 + index % 3)
+
+
+def options(given):
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def network(config, data, given_teacher=None):
+    model = train.build(config, data)
+    teacher = train.load_teacher(config, data) if given_teacher else None
+    history = train.fit(model, config, data, teacher=teacher, report=lambda line: None)
+    return model, history, *train.score(model, data, config.stream)
+
+
+@pytest.mark.parametrize("name", official.SETS)
+def test_from_official_files_to_d3d(tmp_path, name, capsys):
+    given = official.SETS[name](tmp_path / "set", film)
+    paths = sorted(p for p in Path(given["root"]).rglob("*") if p.suffix in (".avi", ".mp4"))
+    paths[0].write_bytes(paths[0].read_bytes()[:700])
+    if name != "folder":
+        paths[-2].unlink()
+    lost = name != "folder"
+
+    datasets.main([*options(given), "--out", str(tmp_path / "table.csv")])
+    told = capsys.readouterr().out
+    assert f"{int(lost)} missing, 1 refused" in told
+    assert f"{paths[0].name} cannot be opened as a video" in told or f"{paths[0].name} is cut" in told
+    flow_extract.main([*options(given), "--out", str(tmp_path / "flow"), *SIZES, "--devices", "cpu"])
+    assert "px root mean square" in capsys.readouterr().out
+
+    # What was checked once is not checked again: the table holds what is whole.
+    table = read_table(tmp_path / "table.csv")
+    assert table.counts["missing"] == 0
+    assert table.table["seconds"].between(0.3, 0.41).all()
+    config = train.TrainConfig(**TINY, **{k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
+    data = datasets.load(config, seed=0, streams=("rgb", "flow"), workers=1)
+    assert data.files["missing"] == int(lost)
+    assert data.files["found"] == data.files["listed"] - lost
+    assert data.files["found"] == len(paths) - lost or name == "hmdb51"  # which lists some for neither side
+    assert list(data.files["refused"]) == [str(paths[0])]
+    assert data.files["flow"]["videos"] == data.files["found"] - 1
+    assert data.files["flow"]["max_px"] <= 4 / 127 / 2 + 1e-5
+
+    rgb, _, rgb_metrics, rgb_arrays = network(config, data)
+    flow, _, _, flow_arrays = network(replace(config, stream="flow"), data)
+    (split,) = data.tests
+    assert len(rgb_arrays[f"logits/{split}"]) == len(data.splits[split])
+    assert 0 <= rgb_metrics[f"{split}/top1"] <= 1
+    for stream, model in (("rgb", rgb), ("flow", flow)):
+        save_checkpoint(tmp_path / f"{stream}.safetensors", model, stream=stream, classes=data.classes)
+    distill = train.DistillConfig(
+        **TINY,
+        **{k: str(v) for k, v in given.items()},
+        flow_cache=str(tmp_path / "flow"),
+        teacher=str(tmp_path / "flow.safetensors"),
+        student=str(tmp_path / "rgb.safetensors"),
+    )
+    found = datasets.load(distill, seed=0, teacher=train.teacher_streams(distill), workers=1)
+    _, history, _, arrays = network(distill, found, given_teacher=True)
+    assert all(row["distance"] > 0 for row in history)
+    assert history[-1]["loss"] == pytest.approx(history[-1]["cross_entropy"] + history[-1]["distance"], rel=1e-5)
+    assert not np.array_equal(arrays[f"logits/{split}"], rgb_arrays[f"logits/{split}"])
+    fused, _ = evaluate.score_fusion([rgb_arrays, flow_arrays])
+    assert 0 <= fused[f"{split}/top1"] <= 1
+
+
+def test_the_commands_of_the_book_one_a_step(tmp_path):
+    """Class folders to D3D through papermill, as the chapter on videos of one's own has it."""
+    root, results, flow = tmp_path / "videos", tmp_path / "results", tmp_path / "flow"
+    official.folder(root, film)
+    module = [sys.executable, "-m"]
+    given = ["--dataset", "folder", "--root", str(root)]
+    for command in (["d3d.datasets", *given], ["d3d.flow", *given, "--out", str(flow), *SIZES]):
+        done = subprocess.run([*module, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    common = TINY | {"dataset": "folder", "root": root, "results": results, "epochs": 1}
+    runs = [("train", {"stream": "rgb"}), ("train", {"stream": "flow", "flow_cache": flow})]
+    runs += [("distill", {"flow_cache": flow, "teacher": results / "train" / "flow-seed0.safetensors",
+                          "student": results / "train" / "rgb-seed0.safetensors"})]  # fmt: skip
+    for name, own in runs:
+        done = papermill(name, tmp_path / "out.ipynb", **common | own)
+        assert done.returncode == 0, done.stderr[-3000:]
+    done = papermill("fuse", tmp_path / "out.ipynb", results=results)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = records.load(results)
+    top1 = table[table["metric"] == "test/top1"].set_index("arm")["value"]
+    assert set(top1.index) == {"rgb", "flow", "d3d", "two_stream", "d3d_rgb"}
+    assert not table["stand_in"].any()
+    record = json.loads((results / "distill" / "d3d-seed0.json").read_text())
+    assert record["files"]["flow"]["videos"] == 12
+    done = subprocess.run([*module, "d3d.report", "compare", str(results)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"| {label} " in done.stdout for label in ("RGB", "flow", "D3D", "two-stream", "D3D + RGB"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "the temporal stream needs flow_cache: the folder that `python -m d3d.flow --dataset folder"),
+        ({"flow_cache": "FLOW", "bound": 20.0}, "was made with bound 4 instead of 20.0"),
+        ({"flow_cache": "FLOW", "fps": 12.5}, "was made with fps 25 instead of 12.5"),
+        ({"flow_cache": "absent"}, "no flow cache at absent"),
+    ],
+)
+def test_flow_that_is_missing_or_another_is_refused(tmp_path, changes, sentence):
+    given = official.folder(tmp_path / "videos", film, each=2)
+    spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
+    flow_extract.open_cache(tmp_path / "flow", spec, create=True)
+    changes = {k: str(tmp_path / "flow") if v == "FLOW" else v for k, v in changes.items()}
+    config = train.TrainConfig(**TINY | {k: str(v) for k, v in given.items()} | changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        datasets.load(config, seed=0, streams=("flow",))
+
+
+def test_videos_without_flow_are_named(tmp_path):
+    given = official.folder(tmp_path / "videos", film)
+    spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
+    flow_extract.open_cache(tmp_path / "flow", spec, create=True)
+    config = train.TrainConfig(**TINY | {k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
+    with pytest.raises(ValueError, match=r"class 'swim' .* has no flow in .*flow: run `python -m d3d.flow` again"):
+        datasets.load(config, seed=0, streams=("flow",))
