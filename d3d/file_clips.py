@@ -104,7 +104,11 @@ class FileClips:
         inputs = {}
         for stream in streams if kept else ():
             # Channels innermost in memory, as files have them and as the network wants them.
-            levels = torch.cat([views[stream] for _, views in kept]).to(device).float()
+            found = [views[stream] for _, views in kept]
+            levels = torch.empty(len(index), *found[0].shape[1:], dtype=torch.uint8, device=device)
+            for place, views in zip(levels.split([len(views) for views in found]), found, strict=True):
+                place.copy_(views)
+            levels = levels.float()
             levels = levels.div_(255) if stream == "rgb" else levels.sub_(ZERO).div_(STEPS)
             inputs[stream] = levels.permute(0, 4, 1, 2, 3)
         return Batch(index, self.labels[index], inputs)
@@ -116,7 +120,7 @@ class FileClips:
         # A server that has imported what workers need forks them: no thread or GPU of this process comes along.
         context = multiprocessing.get_context("forkserver") if self.workers else None
         if context:
-            context.set_forkserver_preload(["d3d.file_clips"])
+            context.set_forkserver_preload(["__main__", "d3d.file_clips"])
         loader = DataLoader(
             reader, sampler=items, batch_size=None, num_workers=self.workers, multiprocessing_context=context,
             prefetch_factor=4 if self.workers else None, generator=torch.Generator(),

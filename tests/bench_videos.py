@@ -6,6 +6,8 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -22,31 +24,38 @@ from d3d.flow_extract import extract
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+WARM = 6  # clips a process that do not count
 
 
 def bench_decode() -> tuple[dict, dict[str, float]]:
-    """Training clips from files, cut and batched, against PyAV decoding the same frames in as many processes.
+    """Training clips from files against PyAV decoding the same frames in as many processes.
 
-    Both take 64 frames from the same random times on, from H.264 of 340 x 256 pixels with key frames 250 frames apart;
-    the first clip of each process does not count.
+    All take 64 frames from the same random times on, of H.264 of 340 x 256 pixels with key frames 250 frames apart.
+    `clips` are those of the loader, cut, in 8 bits, as they reach this process; `batches` are float32 on the device,
+    for which on a CPU this process competes with its workers. The first clips of each process do not count.
     """
     cores = tvl1_cpu.cores()
-    work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3}
+    work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3, "clips": 20}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        table = pd.DataFrame([film_of_texture(Path(folder, f"{i}.mp4"), i) for i in range(work["videos"])])
+        with ThreadPoolExecutor() as pool:
+            paths = [Path(folder, f"{i}.mp4") for i in range(work["videos"])]
+            table = pd.DataFrame(pool.map(film_of_texture, paths, range(len(paths))))
         view = View(frames=64, size=224, fps=25, short_side=256, bound=20)
         for workers in sorted({1, 2, cores}):
             clips = FileClips(table=table, labels=torch.zeros(len(table), device=DEVICE), view=view, workers=workers)
-            rows = np.arange(12 * workers + 4 * workers) % len(table)
-            seconds: dict[str, list[float]] = {"ours": [], "pyav": []}
+            rows = np.arange((WARM + work["clips"]) * workers) % len(table)
+            contestants = {"clips": read_clips, "batches": read_batches, "pyav": read_by_pyav}
+            seconds: dict[str, list[float]] = {name: [] for name in contestants}
             for run in range(work["runs"]):
-                seconds["ours"].append(time_of_loader(clips, rows, workers, run))
-                seconds["pyav"].append(time_of_pyav(clips, rows, workers, run))
+                for name, contestant in contestants.items():
+                    seconds[name].append(contestant(clips, rows, workers, run))
+            counted = work["clips"] * workers
             for name, found in seconds.items():
-                metrics[f"workers{workers}/{name}/clips_per_second"] = 12 * workers / statistics.median(found)
-            ratios = [p / o for o, p in zip(seconds["ours"], seconds["pyav"], strict=True)]
-            metrics[f"workers{workers}/ratio"] = statistics.median(ratios)
+                metrics[f"workers{workers}/{name}/clips_per_second"] = counted / statistics.median(found)
+            for name in ("clips", "batches"):
+                ratios = [p / o for o, p in zip(seconds[name], seconds["pyav"], strict=True)]
+                metrics[f"workers{workers}/{name}/ratio"] = statistics.median(ratios)
     return work, metrics
 
 
@@ -61,29 +70,32 @@ def film_of_texture(path: Path, seed: int) -> dict:
     return {"path": str(path), "start": 0.0, "end": math.nan, "seconds": 10.0}
 
 
-def time_of_loader(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
-    """Seconds for all but the first 4 clips a process, by the package's loader."""
-    steps = [(rows[i : i + workers], (run,)) for i in range(0, len(rows), workers)]
-    batches = clips.batches(steps, ("rgb",))
-    for _ in range(4):
-        next(batches)
+def seconds_after(things: Iterator, warm: int) -> float:
+    """Seconds for all but the first `warm` of them."""
+    for _ in range(warm):
+        next(things)
     began = time.perf_counter()
-    for _ in batches:
+    for _ in things:
         pass
     return time.perf_counter() - began
 
 
-def time_of_pyav(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
+def read_clips(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
+    return seconds_after(clips._read(clips._items([(rows, (run,))]), ("rgb",)), WARM * workers)
+
+
+def read_batches(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
+    steps = [(rows[i : i + workers], (run,)) for i in range(0, len(rows), workers)]
+    return seconds_after(clips.batches(steps, ("rgb",)), WARM)
+
+
+def read_by_pyav(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
     """The same by a pool of processes that do nothing but decode."""
     paths = clips.table["path"].to_numpy()
     starts = [int(np.random.default_rng((run, row)).integers(250 - 64 + 1)) for row in rows]
     items = [(paths[row], start) for row, start in zip(rows, starts, strict=True)]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.map(decode_plainly, items[: 4 * workers], chunksize=4)
-        began = time.perf_counter()
-        for _ in pool.imap(decode_plainly, items[4 * workers :]):
-            pass
-        return time.perf_counter() - began
+    with multiprocessing.get_context("forkserver").Pool(workers) as pool:
+        return seconds_after(pool.imap(decode_plainly, items), WARM * workers)
 
 
 def decode_plainly(item: tuple[str, int]) -> int:
@@ -104,7 +116,9 @@ def bench_flow_set() -> tuple[dict, dict[str, float]]:
     spec = FlowSpec(fps=25, short_side=work["short_side"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = [film_of_texture(folder / f"{i}.mp4", i % 8)["path"] for i in range(count)]
+        with ThreadPoolExecutor() as pool:
+            films = list(pool.map(film_of_texture, [folder / f"{i}.mp4" for i in range(count)], range(count)))
+        paths = [film["path"] for film in films]
         frames = videos.resize(videos.read_frames(paths[0], frames=250), work["short_side"]).to(DEVICE).float() / 255
         extract(paths[:1], folder, folder / "warm", spec, device=DEVICE, report=lambda line: None)
         alone, whole = [], []
