@@ -3,6 +3,7 @@
 import itertools
 import math
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
@@ -116,9 +117,12 @@ def bench_flow_set() -> tuple[dict, dict[str, float]]:
     spec = FlowSpec(fps=25, short_side=work["short_side"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with ThreadPoolExecutor() as pool:
-            films = list(pool.map(film_of_texture, [folder / f"{i}.mp4" for i in range(count)], range(count)))
-        paths = [film["path"] for film in films]
+        for i in range(count):
+            if i < 8:
+                film_of_texture(folder / f"{i}.mp4", i)
+            else:
+                shutil.copy(folder / f"{i % 8}.mp4", folder / f"{i}.mp4")
+        paths = [str(folder / f"{i}.mp4") for i in range(count)]
         frames = videos.resize(videos.read_frames(paths[0], frames=250), work["short_side"]).to(DEVICE).float() / 255
         extract(paths[:1], folder, folder / "warm", spec, device=DEVICE, report=lambda line: None)
         alone, whole = [], []
