@@ -100,8 +100,9 @@ def _one(
         try:
             with FieldsWriter(part, spec.fps) as writer:
                 for frames in _chunks(video, spec):
+                    images = resize(frames, spec.short_side)
                     with turn, torch.no_grad(), _current(device):
-                        images = resize(frames, spec.short_side).to(device).float() / 255
+                        images = images.to(device).float() / 255
                         flow = tvl1(images[:-1], images[1:])
                         levels, inside = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
                         error = (dequantise(levels, spec.bound) - inside).abs()

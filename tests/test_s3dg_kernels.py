@@ -147,12 +147,14 @@ def test_a_gpu_computes_the_network(training, monkeypatch):
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         results.append({n: t.double().cpu() for n, t in (grads | {"": logits.detach(), "x": x.grad}).items()})
     assert apart(results[1][""], results[0][""]) < 1e-3
-    # In training PyTorch's own float32 is 7 % off in one gradient: few values share a norm.
+    # PyTorch's own float32 is off by 7 % in one gradient in training, where few values share a norm, and by 1.3 % in
+    # that of the clips in inference, where equal maxima and the edges of ReLU flip.
     worst = max(apart(results[1][n], want) for n, want in results[0].items())
-    assert worst < (0.1 if training else 1e-3)
+    assert worst < (0.1 if training else 2e-2)
 
 
 @gpu
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own, at its import
 def test_a_gpu_in_half_precision_folded_compiled_and_captured():
     model = lively(s3dg(5)).cuda().eval()
     clips = smooth_clips(2, 3, 16, 112, 112, dtype=torch.float32).cuda()
