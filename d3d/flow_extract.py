@@ -11,11 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,8 @@ def extract(
     waiting = [video for video in mine if not fields_path(cache, root, video).is_file()]
     report(f"{len(mine)} videos, {len(mine) - len(waiting)} of them done before; on {device}")
     log = Path(cache, f"videos-{shard[0]}-of-{shard[1]}.jsonl")
-    turn = Lock()
+    # Two at a time: while one waits to hear whether its flow has converged, the GPU computes the other's.
+    turn, slots = Lock(), BoundedSemaphore(2 if device.startswith("cuda") else 1)
 
     def tell(line: dict[str, Any]) -> None:
         with turn, open(log, "a") as file:
@@ -60,7 +61,7 @@ def extract(
         name, fields = os.path.relpath(video, root), 0
         try:
             fields = _one(
-                video, fields_path(cache, root, video), spec, device, turn, lambda found: tell({"video": name} | found)
+                video, fields_path(cache, root, video), spec, device, slots, lambda found: tell({"video": name} | found)
             )
         except BlockingIOError:
             report(f"left to another process: {name}")
@@ -86,7 +87,12 @@ def extract(
 
 
 def _one(
-    video: str | Path, path: Path, spec: FlowSpec, device: str, turn: Lock, tell: Callable[[dict[str, float]], None]
+    video: str | Path,
+    path: Path,
+    spec: FlowSpec,
+    device: str,
+    slots: BoundedSemaphore,
+    tell: Callable[[dict[str, float]], None],
 ) -> int:
     """Computes and writes one video's fields and returns their number; `tell` gets what was measured of them.
 
@@ -101,7 +107,7 @@ def _one(
             with FieldsWriter(part, spec.fps) as writer:
                 for frames in _chunks(video, spec):
                     images = resize(frames, spec.short_side)
-                    with turn, torch.no_grad(), _current(device):
+                    with slots, torch.no_grad(), _alone_on(device):
                         images = images.to(device).float() / 255
                         flow = tvl1(images[:-1], images[1:])
                         levels, inside = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
@@ -127,9 +133,14 @@ def _one(
     return fields
 
 
-def _current(device: str) -> Any:
-    """Triton launches on the thread's current GPU, whichever its arguments are on."""
-    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()
+@contextmanager
+def _alone_on(device: str) -> Iterator[None]:
+    """A stream of its own on the device; Triton launches on the thread's current one, whatever its arguments are on."""
+    with ExitStack() as stack:
+        if device.startswith("cuda"):
+            stack.enter_context(torch.cuda.device(device))
+            stack.enter_context(torch.cuda.stream(torch.cuda.Stream()))
+        yield
 
 
 def _chunks(video: str | Path, spec: FlowSpec) -> Iterator[list[np.ndarray]]:

@@ -155,13 +155,18 @@ def test_a_gpu_computes_the_network(training, monkeypatch):
 
 @gpu
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own, at its import
-def test_a_gpu_in_half_precision_folded_compiled_and_captured():
+def test_a_gpu_in_half_precision_folded_compiled_and_captured(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = lively(s3dg(5)).cuda().eval()
     clips = smooth_clips(2, 3, 16, 112, 112, dtype=torch.float32).cuda()
     with torch.no_grad():
         want = model(clips)
         folded = fold(model)
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            with monkeypatch.context() as patch:
+                patch.setattr(ops, "fused", lambda x: False)
+                plain = apart(model(clips).float(), want)
             found = {"half": model(clips), "folded": folded(clips)}
             found["compiled"] = torch.compile(folded, fullgraph=True)(clips)
             torch.cuda.synchronize()
@@ -175,8 +180,9 @@ def test_a_gpu_in_half_precision_folded_compiled_and_captured():
         for module in model.modules():
             module.register_forward_hook(lambda *_: None)
         found["hooked"] = model(clips)
+    # With these weights half precision is far off whoever computes it: PyTorch's own kernels by 16 %.
     for name, logits in found.items():
-        assert apart(logits.float(), want) < (1e-3 if name == "hooked" else 5e-2), name
+        assert apart(logits.float(), want) < (1e-3 if name == "hooked" else 2 * plain), name
 
 
 @pytest.mark.slow
