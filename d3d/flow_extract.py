@@ -106,9 +106,8 @@ def _one(
         try:
             with FieldsWriter(part, spec.fps) as writer:
                 for frames in _chunks(video, spec):
-                    images = resize(frames, spec.short_side)
                     with slots, torch.no_grad(), _alone_on(device):
-                        images = images.to(device).float() / 255
+                        images = frames.to(device).float() / 255
                         flow = tvl1(images[:-1], images[1:])
                         levels, inside = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
                         error = (dequantise(levels, spec.bound) - inside).abs()
@@ -143,15 +142,21 @@ def _alone_on(device: str) -> Iterator[None]:
         yield
 
 
-def _chunks(video: str | Path, spec: FlowSpec) -> Iterator[list[np.ndarray]]:
-    """The video's frames at the asked rate in runs that fit on a device, each from the last of the one before."""
+def _chunks(video: str | Path, spec: FlowSpec) -> Iterator[torch.Tensor]:
+    """The video's frames at the asked rate, resized, uint8 (T, 3, H, W), in runs that fit on a device, each from the
+    last of the one before. Of a large video few frames lie in memory as they are."""
     frames = shown(video, fps=spec.fps)
-    chunk = list(islice(frames, 1))
-    height, width = chunk[0].shape[:2] if chunk else (1, 1)
-    pixels = spec.short_side**2 * max(height, width) / min(height, width)
-    size = max(2, int(CHUNK_PIXELS / pixels))
-    while len(chunk := chunk[-1:] + list(islice(frames, size))) > 1:
-        yield chunk
+    parts = [resize(group, spec.short_side) for group in [list(islice(frames, 1))] if group]
+    size = max(2, CHUNK_PIXELS // parts[0][0, 0].numel()) if parts else 0
+    count = 1
+    while group := list(islice(frames, min(16, size + 1 - count))):
+        parts.append(resize(group, spec.short_side))
+        count += len(group)
+        if count > size:
+            yield torch.cat(parts)
+            parts, count = [parts[-1][-1:]], 1
+    if count > 1:
+        yield torch.cat(parts)
 
 
 def main(argv: list[str] | None = None) -> None:
