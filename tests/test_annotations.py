@@ -304,3 +304,34 @@ def test_a_table_needs_four_columns_only(tmp_path):
     assert np.isnan(listing.table["end"].iloc[0])
     with pytest.raises(FileNotFoundError, match="no table at"):
         read_table(tmp_path / "absent.csv")
+
+
+def test_what_the_sets_bring_along_does_no_harm(tmp_path):
+    given = official.kinetics(tmp_path / "k")
+    before = read(**given)
+    for path in (tmp_path / "k" / "annotations").glob("*.csv"):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0] + ",is_cc", *(line + ",0" for line in lines[1:])]) + "\n")
+    for path in before.table["path"]:
+        Path(path).with_suffix(".json").touch()
+    pd.testing.assert_frame_equal(read(**given).table, before.table)
+    Path(before.table["path"].iloc[0]).with_suffix(".webm").touch()
+    with pytest.raises(ValueError, match="has two files"):
+        read(**given)
+    given = official.hmdb51(tmp_path / "h")
+    lists = tmp_path / "h" / "testTrainMulti_7030_splits"
+    (lists / "._wave_test_split1.txt").write_bytes(b"\x00\xff")
+    for name in ("climb", "climb_stairs"):
+        clips = [f"A_solo_climb_(x)_{name}_f_cm_np1_ba_med_{i}.avi" for i in range(2)]
+        official.written(lists / f"{name}_test_split1.txt", [f"{clip} {i + 1} " for i, clip in enumerate(clips)])
+        for clip in clips:
+            official.made(official.touch, tmp_path / "h" / "hmdb51" / name / clip, 0, 0)
+    listing = read(**given)
+    assert listing.classes == ("cartwheel", "climb", "climb_stairs", "wave")
+    assert set(listing.table.loc[listing.table["class"] == "climb", "group"]) == {"A_solo_climb_(x)"}
+
+
+def test_a_file_in_two_splits_of_a_table_is_refused(tmp_path):
+    (tmp_path / "set.csv").write_text("path,class,label,split\na.mp4,x,0,train\na.mp4,x,0,test\n")
+    with pytest.raises(ValueError, match=r"set.csv, line 3: .*expected each file in one split only"):
+        read_table(tmp_path / "set.csv")
