@@ -48,6 +48,8 @@ captured in a CUDA graph.
 {fields:.0f} fields a second at short side 256, from file to file, {of_alone:.0%} of what TV-L1 alone does on the same
 GPU. Eight bits over ± 20 pixels cost a root mean square error of {rms:.3f} pixels, {largest:.3f} at most.
 
+*Made by `make bench` at commits {decode_commit} and {flow_commit}.*
+
 ## What could be wrong
 
 One machine, one run, batch sizes that a short lease could hold: 32 and 64 clips for inference, where torchvision's
@@ -63,7 +65,6 @@ def page(folder: Path) -> str:
     rows = records.load(folder, needs=["bench"])
     value = rows.set_index(["arm", "metric"])["value"]
     made = records.of_first_seed(folder, "bench", ["s3dg"])[0]
-    commit = made.provenance["commit"][:10] + " and uncommitted changes" * made.provenance["dirty"]
     numbers = {
         "inference": value["s3dg", "inference/bf16/ratio"],
         "training": value["s3dg", "training/bf16/ratio"],
@@ -86,8 +87,14 @@ def page(folder: Path) -> str:
         "of_alone": value["flow_set", "ratio"],
         "rms": value["flow_set", "rms_px"],
         "largest": value["flow_set", "max_px"],
+        "decode_commit": _commit(records.of_first_seed(folder, "bench", ["decode"])[0]),
+        "flow_commit": _commit(records.of_first_seed(folder, "bench", ["flow_set"])[0]),
     }
-    return PAGE.format(**numbers, device=made.provenance["device"], commit=commit, table=rates(rows))
+    return PAGE.format(**numbers, device=made.provenance["device"], commit=_commit(made), table=rates(rows))
+
+
+def _commit(record: records.Record) -> str:
+    return record.provenance["commit"][:10] + " and uncommitted changes" * record.provenance["dirty"]
 
 
 def rates(rows: pd.DataFrame) -> str:

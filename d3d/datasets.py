@@ -6,6 +6,7 @@ python -m d3d.datasets --dataset ucf101 --root UCF-101 --annotations ucfTrainTes
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -275,7 +276,7 @@ def _files(
             wanting &= table["split"].isin(["train", ""])
         known = refusals(config.flow_cache)
         for path in table.loc[wanting, "path"]:
-            name = str(Path(path).relative_to(below))
+            name = os.path.relpath(path, below)  # as the cache names it
             refused[path] = known.get(
                 name, f"{path} has no flow in {config.flow_cache}: run `python -m d3d.flow` again"
             )
@@ -319,6 +320,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         listing = annotations.read(given.dataset, given.root, annotations=given.annotations, split=given.split)
         table, refused = checked(listing.table, damaged=given.damaged)
+        if given.out:
+            write_table(given.out, replace(listing, table=table))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} refused")
@@ -332,7 +335,6 @@ def main(argv: list[str] | None = None) -> None:
     hours = table.drop_duplicates("path")["seconds"].sum() / 3600
     print(f"{len(listing.classes)} classes; {hours:.2f} h of video")
     if given.out:
-        write_table(given.out, replace(listing, table=table))
         print(f"-> {given.out}")
 
 

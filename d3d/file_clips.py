@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from d3d.clips import Batch, Step
 from d3d.flow_cache import STEPS, ZERO, FlowSpec, read_fields
-from d3d.videos import VideoError, read_frames, resize
+from d3d.videos import VideoError, looped, read_frames, resize
 
 T = TypeVar("T", bound=Sequence)
 
@@ -128,10 +128,10 @@ class FileClips:
         try:
             yield from loader
         except RuntimeError as error:
-            alive = {child.pid for child in multiprocessing.active_children()}
-            dead = [int(row) for pid, row in reading.tolist() if pid >= 0 and pid not in alive]
             if "exited unexpectedly" not in str(error) and "killed" not in str(error):
                 raise
+            alive = {child.pid for child in multiprocessing.active_children()}
+            dead = [int(row) for pid, row in reading.tolist() if pid >= 0 and pid not in alive]
             paths = ", ".join(self.table["path"].iat[row] for row in dead if row >= 0)
             raise ChildProcessError(
                 f"a worker process died while it read {paths or 'no file'}: convert or delete the file, or, where the "
@@ -174,14 +174,14 @@ class _Reader(Dataset):
                 lambda at: read_frames(column["path"], frames=count, fps=view.fps, start=(zero + at) / view.fps),
                 first, count,
             )  # fmt: skip
-            found["rgb"] = _repeated(resize(shown, view.short_side), view.frames).permute(0, 2, 3, 1)
+            found["rgb"] = looped(resize(shown, view.short_side), view.frames).permute(0, 2, 3, 1)
         if "flow" in self.streams:
             fields = _last_whole(
                 lambda at: read_fields(column["flow"], first=zero + at, count=count - 1, spec=view.flow),
                 first,
                 count - 1,
             )
-            found["flow"] = torch.from_numpy(_looped(fields, view.frames)).permute(0, 2, 3, 1)
+            found["flow"] = torch.from_numpy(_looped_fields(fields, view.frames)).permute(0, 2, 3, 1)
         height, width = next(iter(found.values())).shape[1:3]
         mirrored = rng is not None and rng.random() < 0.5
         corners = _corners(height, width, view, rng)
@@ -194,7 +194,7 @@ def _last_whole(read: Callable[[int], T], first: int, count: int) -> T:
     return found if len(found) >= count or first == 0 else read(max(0, first - (count - len(found))))
 
 
-def _looped(fields: np.ndarray, frames: int) -> np.ndarray:
+def _looped_fields(fields: np.ndarray, frames: int) -> np.ndarray:
     """Fields (F, 2, H, W) of F + 1 frames as those of `frames`, looped: where the next frame is not shown, the last
     field before it is repeated, so that the temporal stream sees no frame that the spatial one lacks."""
     if not len(fields):
@@ -226,8 +226,3 @@ def _cut(x: Tensor, corners: list[tuple[int, int]], size: int, mirrored: bool, s
         if stream == "flow":
             views[..., 0] = 2 * ZERO - views[..., 0].short()
     return views
-
-
-def _repeated(x: Tensor, frames: int) -> Tensor:
-    """Frames (T, ...) looped to so many."""
-    return x if len(x) == frames else x[torch.arange(frames) % len(x)]

@@ -16,15 +16,7 @@ class Progress:
         progress.step(fields=250)          # 1 of 120 videos, 2.1 videos/s, 525.0 fields/s, 57 s left
     """
 
-    def __init__(
-        self,
-        total: int,
-        what: str,
-        report: Callable[[str], None] = print,
-        *,
-        every: float = 10.0,
-        closing: bool = False,
-    ) -> None:
+    def __init__(self, total: int, what: str, report: Callable[[str], None] = print, *, closing: bool = False) -> None:
         self.total, self.what, self.report, self.closing = total, what, report, closing
         self.done, self.amounts = 0, {}
         self.began = self.told = time.perf_counter()

@@ -97,8 +97,7 @@ def to_clip(shown: list[np.ndarray], *, frames: int = 64, short_side: int = 224,
     """Frames, looped to `frames`, as a clip: float32 (3, T, H, W) in [0, 1], resized and cropped as by `read_clip`."""
     if crop > short_side:
         raise ValueError(f"crop ({crop}) must not be larger than short_side ({short_side})")
-    clip = TF.center_crop(resize(shown, short_side), [crop, crop]).permute(1, 0, 2, 3)
-    clip = clip[:, :frames] if clip.shape[1] >= frames else clip[:, torch.arange(frames) % clip.shape[1]]
+    clip = looped(TF.center_crop(resize(shown, short_side), [crop, crop]), frames).permute(1, 0, 2, 3)
     return clip.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
@@ -108,6 +107,11 @@ def resize(shown: list[np.ndarray], short_side: int) -> Tensor:
     height, width = clip.shape[2:]
     scale = short_side / min(height, width)
     return TF.resize(clip, [round(height * scale), round(width * scale)], antialias=True)
+
+
+def looped(clip: Tensor, frames: int) -> Tensor:
+    """The first `frames` of a clip (T, ...), from its beginning again where there are fewer."""
+    return clip[:frames] if len(clip) >= frames else clip[torch.arange(frames) % len(clip)]
 
 
 def shown(
