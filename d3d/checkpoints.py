@@ -1,41 +1,66 @@
-"""Weights on disk with the facts needed to use them again: atomic to write, checked when read."""
+"""Networks on disk with the facts needed to use them again, and how far a run has come: whole, or refused by name.
 
+save_checkpoint(path, model, stream="rgb", classes=classes)
+states = States(folder, fixed={"seed": 3})
+states.save(step, tensors, about)                # the last two are kept
+found = states.latest()                          # the newest that is whole; None where there is none
+"""
+
+import fcntl
+import hashlib
 import json
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from d3d.records import write_atomic
 from d3d.s3dg import S3DG, s3dg
 
-FORMAT = "d3d-1"
+NETWORK, STATE = "d3d-2", "d3d-state-1"  # formats
+KEPT = 2
+
+
+class CheckpointError(ValueError):
+    """A file that is cut, damaged, foreign or of another run; the message names it."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a checkpoint's network is: its stream, its classes in order, its width."""
+    """What a checkpoint's network is: its stream, its classes in order, its width, and what it was shown in training
+    (nothing is known of imported weights)."""
 
     stream: str
     classes: tuple[str, ...]
     width: float
     in_channels: int
+    input: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(path: str | Path, model: S3DG, *, stream: str, classes: tuple[str, ...]) -> None:
+def save_checkpoint(
+    path: str | Path,
+    model: S3DG,
+    *,
+    stream: str,
+    classes: tuple[str, ...],
+    input: Mapping[str, Any] | None = None,
+) -> None:
     """Writes the network as safetensors. Raises OSError naming the path where the disk does not take it."""
-    about = {"format": FORMAT, "stream": stream, "classes": list(classes)}
-    about |= {"width": model.width, "in_channels": model.in_channels}
-    # One key: safetensors writes several in any order, and equal networks should be equal files.
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic({Path(path): save(tensors, {"about": json.dumps(about)})})
+    about = {"stream": stream, "classes": list(classes), "width": model.width}
+    about |= {"in_channels": model.in_channels, "input": dict(input or {})}
+    write_atomic({Path(path): _packed(NETWORK, model.state_dict(), about)})
 
 
 def read_about(path: str | Path) -> About:
-    """What a checkpoint's network is, without its weights. Raises as `load_checkpoint` does."""
-    return _read(Path(path), weights=False)[0]
+    """What a checkpoint's network is. Raises as `load_checkpoint` does."""
+    return _network(Path(path))[0]
 
 
 def load_checkpoint(
@@ -43,13 +68,13 @@ def load_checkpoint(
 ) -> tuple[S3DG, About]:
     """The network, in inference mode, and what it is.
 
-    Raises FileNotFoundError, or ValueError where the file is no checkpoint of this package, is cut, or was trained
-    on other classes than `classes`.
+    Raises FileNotFoundError, or CheckpointError where the file is no checkpoint of this package, is cut or damaged, or
+    was trained on other classes than `classes`.
     """
     path = Path(path)
-    about, state = _read(path, weights=True)
+    about, state = _network(path)
     if classes is not None and about.classes != tuple(classes):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} was trained on {len(about.classes)} classes ({_few(about.classes)}), the data set has "
             f"{len(classes)} ({_few(classes)}): give a checkpoint trained on the same classes"
         )
@@ -58,24 +83,128 @@ def load_checkpoint(
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"{path} does not fit the network it describes: {reason}") from None
+        raise CheckpointError(f"{path} does not fit the network it describes: {reason}") from None
     return model.eval().to(device), about
 
 
-def _read(path: Path, *, weights: bool) -> tuple[About, dict[str, torch.Tensor]]:
+def _network(path: Path) -> tuple[About, dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train that network first, its notebook writes it there")
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()} if weights else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
-    fields = json.loads(meta.get("about", "{}"))
-    if fields.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of this package, which would say format {FORMAT!r}")
+    fields, state = _unpacked(path, NETWORK)
     return About(**fields | {"classes": tuple(fields["classes"])}), state
 
 
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
+
+
+def _packed(form: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """A safetensors file whose one key of metadata (several would come in any order) holds the content's SHA-256."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {"format": form, **about}
+    return save(tensors, {"about": json.dumps(about | {"sha256": _digest(tensors, about)})})
+
+
+def _unpacked(path: Path, form: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file: {error}") from None
+    try:
+        about = dict(json.loads(meta.get("about", "{}")))
+    except (ValueError, TypeError):
+        about = {}
+    if about.get("format") != form:
+        raise CheckpointError(f"{path} is no checkpoint of this package, which would say format {form!r}")
+    sha256 = about.pop("sha256", None)
+    if sha256 != _digest(tensors, about):
+        raise CheckpointError(f"{path} is damaged: its content is not what its check sum says")
+    del about["format"]
+    return about, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run had come after `step` steps."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+class States:
+    """The last states of one run, in a folder that one process holds at a time.
+
+    fixed: the facts that must be the same for a run to be gone on with. Raises OSError where the folder cannot be
+    written.
+    """
+
+    def __init__(self, folder: str | Path, fixed: Mapping[str, Any], report: Callable[[str], None] = print) -> None:
+        self.folder, self.report = Path(folder), report
+        self.fixed = json.loads(json.dumps(dict(fixed)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._held = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"another process is at this run ({folder}): waiting for it to end")
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+        for left in self.folder.glob(".*"):  # half-written when a process was killed
+            left.unlink()
+
+    def paths(self) -> list[Path]:
+        """The files, the newest first."""
+        return sorted(self.folder.glob("step*.safetensors"), reverse=True)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
+        """Writes a state, then deletes all but the last two. Raises OSError where the disk does not take it."""
+        path = self.folder / f"step{step:09d}.safetensors"
+        about = {"step": step, "fixed": self.fixed, "about": dict(about)}
+        write_atomic({path: _packed(STATE, tensors, about)})
+        for old in self.paths()[KEPT:]:
+            old.unlink()
+        return path
+
+    def latest(self) -> State | None:
+        """The newest state that is whole; a damaged one is reported and the one before it taken.
+
+        Raises CheckpointError where all are damaged, or one is of a run with other facts, naming those that differ.
+        """
+        for path in self.paths():
+            try:
+                about, tensors = _unpacked(path, STATE)
+            except CheckpointError as error:
+                self.report(f"{error}; going on from the state before it")
+                continue
+            was = about["fixed"]
+            if other := [name for name in self.fixed | was if was.get(name) != self.fixed.get(name)]:
+                raise CheckpointError(
+                    f"{path} was saved with "
+                    + ", ".join(f"{name} {was.get(name)!r}" for name in other)
+                    + "; this run has "
+                    + ", ".join(f"{name} {self.fixed.get(name)!r}" for name in other)
+                    + f": give what it had to go on, or delete {self.folder} to start anew"
+                )
+            return State(about["step"], tensors, about["about"])
+        if paths := self.paths():
+            raise CheckpointError(f"{paths[0]} is damaged, as all in {self.folder}: delete it to start anew")
+        return None
+
+    def newest(self) -> str:
+        """Where the last good state is, in words."""
+        return next((f"the last good state is {path}" for path in self.paths()), "no state was saved before")
+
+    def clear(self) -> None:
+        """Deletes the folder: the run is finished."""
+        shutil.rmtree(self.folder)

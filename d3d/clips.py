@@ -27,6 +27,12 @@ class Batch:
     labels: Tensor
     inputs: dict[str, Tensor]
 
+    def split(self, sizes: Sequence[int]) -> Iterator["Batch"]:
+        """Its clips in parts of these sizes."""
+        inputs = {stream: x.split(sizes) for stream, x in self.inputs.items()}
+        for i, (index, labels) in enumerate(zip(self.index.split(sizes), self.labels.split(sizes), strict=True)):
+            yield Batch(index, labels, {stream: parts[i] for stream, parts in inputs.items()})
+
 
 class ClipSet(Protocol):
     """Clips of one split: `labels` (N,) on the device that batches come on, a `table` of a row a clip, the group (N,)
@@ -36,6 +42,10 @@ class ClipSet(Protocol):
     table: pd.DataFrame
     groups: np.ndarray
     redrawn: bool
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width of a clip as networks see it."""
 
     def __len__(self) -> int: ...
 
@@ -64,6 +74,11 @@ class Clips:
         return len(self.labels)
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width."""
+        return tuple(self.rgb.shape[2:])
+
+    @property
     def groups(self) -> np.ndarray:
         """The group (N,) of classes that each clip counts to."""
         return self.table["group"].to_numpy(dtype=str)
@@ -74,8 +89,11 @@ class Clips:
             return self.rgb[index].float() / 255
         return self.flow[index].clamp(-self.bound, self.bound) / self.bound
 
+    def at(self, index: Tensor, streams: Sequence[str]) -> Batch:
+        """The batch of the clips `index` (B,), a tensor on their device."""
+        return Batch(index, self.labels[index], {stream: self.inputs(stream, index) for stream in streams})
+
     def batches(self, steps: Iterable[Step], streams: Sequence[str]) -> Iterator[Batch]:
         """A batch a step; all views are the same."""
         for rows, _ in steps:
-            index = torch.from_numpy(rows).to(self.labels.device)
-            yield Batch(index, self.labels[index], {stream: self.inputs(stream, index) for stream in streams})
+            yield self.at(torch.from_numpy(rows).to(self.labels.device), streams)

@@ -246,12 +246,18 @@ def _hold_out(table: pd.DataFrame) -> pd.Series:
 def _files(
     config: DataConfig, streams: tuple[str, ...], teacher: tuple[str, ...], device: torch.device | str, workers: int
 ) -> Data:
+    from joblib import cpu_count
+
     from d3d.file_clips import FileClips, View
     from d3d.flow_cache import fields_path, open_cache, refusals, summary
     from d3d.tvl1_cpu import cores
     from d3d.videos import VideoError
 
     root = Path(config.root)
+    if workers > cpu_count():
+        raise ValueError(
+            f"workers is {workers}, this machine has {cpu_count()} cores: ask for no more, or 0 for one a core"
+        )
     view = View(
         frames=config.frames, size=config.size, fps=config.fps, short_side=config.short_side or config.size,
         bound=config.bound, clips=config.view_clips, crops=config.view_crops,

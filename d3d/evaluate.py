@@ -1,6 +1,7 @@
 """Predictions on a whole split, their fusion over networks, and accuracy."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from d3d.clips import Clips, ClipSet
+from d3d.s3dg import S3DG
+
+# Pixels over time and space to score at once on a GPU.
+AT_ONCE = 2**25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,30 +23,47 @@ class FuseConfig:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, clips: ClipSet, stream: str, *, batch_size: int = 64) -> np.ndarray:
-    """Logits (N, K), float32, of every clip of a split in its order; nan where it could not be read.
+def infer(model: S3DG, inputs: Tensor) -> Tensor:
+    """Logits (B, K), float32, of inputs (B, C, T, H, W) on their device, in bfloat16 on a GPU."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
+        return model(inputs).float()
+
+
+@torch.no_grad()
+def infer_features(model: S3DG, inputs: Tensor) -> Tensor:
+    """Pooled features (B, C), float32, what the classifier sees of inputs averaged over its windows."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
+        return model.pooled(inputs).float().mean((2, 3, 4))
+
+
+@torch.no_grad()
+def predict(
+    model: S3DG,
+    clips: ClipSet,
+    stream: str,
+    *,
+    rows: np.ndarray | None = None,
+    outputs: Callable[[S3DG, Tensor], Tensor] = infer,
+) -> np.ndarray:
+    """Logits (N, K), float32, of every clip of a split in its order, or of some rows; nan where it could not be read.
 
     Of a clip with several views they are the log of the mean softmax. The model is left in inference mode.
     """
     model.eval()
-    steps = [(rows, ()) for rows in np.split(np.arange(len(clips)), range(batch_size, len(clips), batch_size))]
-    found: list[list[np.ndarray]] = [[] for _ in range(len(clips))]
-    classes = 0
+    rows = np.arange(len(clips)) if rows is None else rows
+    # A GPU needs many small clips to be kept busy.
+    size = max(8, AT_ONCE // math.prod(clips.size)) if clips.labels.device.type == "cuda" else 64
+    found: dict[int, list[np.ndarray]] = {row: [] for row in rows.tolist()}
+    width = 0
+    steps = [(part, ()) for part in np.split(rows, range(size, len(rows), size))]
     for batch in clips.batches(steps, (stream,)):
-        for part in range(0, len(batch.index), batch_size):
-            logits = infer(model, batch.inputs[stream][part : part + batch_size]).cpu().numpy()
-            classes = logits.shape[1]
-            for row, values in zip(batch.index[part : part + batch_size].tolist(), logits, strict=True):
-                found[row].append(values)
-    whole = [np.full(classes, np.nan) if not v else v[0] if len(v) == 1 else fuse(v) for v in found]
-    return np.stack(whole).astype(np.float32)
-
-
-@torch.no_grad()
-def infer(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Logits (B, K), float32, of inputs (B, C, T, H, W) on their device, in bfloat16 on a GPU."""
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
-        return model(inputs).float()
+        for part in range(0, len(batch.index), size):
+            values = outputs(model, batch.inputs[stream][part : part + size]).cpu().numpy()
+            width = values.shape[1]
+            for row, value in zip(batch.index[part : part + size].tolist(), values, strict=True):
+                found[row].append(value)
+    whole = [np.full(width, np.nan) if not v else v[0] if len(v) == 1 else fuse(v) for v in found.values()]
+    return np.stack(whole).astype(np.float32) if whole else np.zeros((0, width), np.float32)
 
 
 @torch.no_grad()

@@ -66,6 +66,11 @@ class FileClips:
         return len(self.labels)
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width of a view."""
+        return self.view.frames, self.view.size, self.view.size
+
+    @property
     def groups(self) -> np.ndarray:
         """One group (N,): data sets of files divide their classes no further."""
         return np.full(len(self), "all")

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import flow_to_image
 
 GREY = (0.299, 0.587, 0.114)
 # Pixels that are solved together: 256 pairs at 256 x 256.
@@ -154,6 +153,9 @@ def colours(flow: Tensor, *, bound: float) -> Tensor:
     """
     if not bound > 0:
         raise ValueError(f"bound must be positive, not {bound}")
+    # Torchvision takes a second to import, and nothing else here needs it.
+    from torchvision.utils import flow_to_image
+
     speed = torch.linalg.vector_norm(flow, dim=1, keepdim=True)
     flow = flow * (bound / speed.clamp(min=bound))
     ruler = torch.zeros_like(flow[..., :1])

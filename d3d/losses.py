@@ -1,21 +1,36 @@
-"""Distances between what the student and the teacher say about a clip."""
+"""Distances between what the student and the teacher say about a clip, one number a clip (B,)."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of logits (B, K), averaged over both; the study's reading of D3D."""
-    return F.mse_loss(student, teacher)
+    """Mean squared error over logits (B, K), the study's reading of D3D; over pooled features (B, C), MARS's."""
+    return (student - teacher).square().mean(1)
 
 
 def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     """KL(teacher ‖ student) of softened predictions, in nats, times temperature² (Hinton et al. 2015, sec. 2)."""
     soft_student = F.log_softmax(student / temperature, 1)
     soft_teacher = F.log_softmax(teacher / temperature, 1)
-    return F.kl_div(soft_student, soft_teacher, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(soft_student, soft_teacher, reduction="none", log_target=True).sum(1) * temperature**2
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "kl": kl}
+class Distance(NamedTuple):
+    """What is compared, logits or features (pooled, before the classifier), and how."""
+
+    of: str
+    between: Callable[[Tensor, Tensor], Tensor]
+
+
+DISTANCES = {"mse": Distance("logits", mse), "kl": Distance("logits", kl), "features": Distance("features", mse)}
+
+
+def distance(name: str, *, temperature: float = 4.0) -> Distance:
+    """The distance of DISTANCES by name, `kl` at this temperature."""
+    found = DISTANCES[name]
+    return found._replace(between=partial(kl, temperature=temperature)) if found.between is kl else found

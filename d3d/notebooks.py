@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -247,4 +248,6 @@ def _imports(code: str) -> tuple[str, ...]:
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("d3d.")}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"d3d\.\w+", str(node.value)):
+            found.add(node.value.split(".")[1])  # one that is run by name, in another process
     return tuple(sorted(found))

@@ -40,6 +40,9 @@ POOLS = {
     "MaxPool_5a_2x2": ((2, 2, 2), (2, 2, 2)),
 }
 
+# The head averages overlapping windows of at most this size and then their logits, which is not a global mean.
+HEAD = (2, 7, 7)
+
 
 class Endpoint(NamedTuple):
     """What an endpoint returns: its channels, and its stride over (T, H, W) in input pixels."""
@@ -280,19 +283,37 @@ class S3DG(nn.Module):
 
         Raises ValueError for other inputs, and in training for one clip whose last map is a single position.
         """
+        return self.classify(self.dropout(self.pooled(x)))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """What the classifier sees of clips (B, *pooled_shape): means of windows over the last map.
+
+        Raises ValueError as `forward` does.
+        """
         self._check(x)
-        last = [-(-n // s) for n, s in zip(x.shape[2:], self.endpoint_info["Mixed_5c"].stride, strict=True)]
-        one = len(x) * math.prod(last) == 1
-        if one and any(type(m) is nn.BatchNorm3d and m.training for m in self.modules()):
+        if len(x) * math.prod(self._last_map(x.shape[2:])) == 1 and any(
+            type(m) is nn.BatchNorm3d and m.training for m in self.modules()
+        ):
             raise ValueError(f"batch norm cannot train on one clip of {tuple(x.shape[2:])} pixels: give it two or more")
         for stage in self.features.values():
             x = stage(x)
-        # The head averages overlapping windows and then their logits, which is not a global mean.
-        t, h, w = (min(k, n) for k, n in zip((2, 7, 7), x.shape[2:], strict=True))
+        t, h, w = (min(k, n) for k, n in zip(HEAD, x.shape[2:], strict=True))
         x = _last(x)
         x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (h, w), 1).unflatten(0, x.shape[:2])  # B, T, C, H, W
         x = (x[:, : x.shape[1] - t + 1] + x[:, t - 1 :]) / 2
-        return self.Conv2d_0c_1x1(self.dropout(x.transpose(1, 2))).mean((2, 3, 4))
+        return x.transpose(1, 2)
+
+    def pooled_shape(self, size: Iterable[int]) -> tuple[int, ...]:
+        """Channels and windows (C, T', H', W') that `pooled` makes of a clip of (T, H, W)."""
+        windows = (max(1, n - k + 1) for k, n in zip(HEAD, self._last_map(size), strict=True))
+        return (self.endpoint_info["Mixed_5c"].channels, *windows)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits (B, K) of what `pooled` gave."""
+        return self.Conv2d_0c_1x1(pooled).mean((2, 3, 4))
+
+    def _last_map(self, size: Iterable[int]) -> list[int]:
+        return [-(-n // s) for n, s in zip(size, self.endpoint_info["Mixed_5c"].stride, strict=True)]
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 5 or x.shape[1] != self.in_channels or not x.is_floating_point():

@@ -66,6 +66,18 @@ def weights(results: str | Path, arm: str, seed: int) -> str:
     return str(Path(results) / ARMS[arm] / f"{arm}-seed{seed}.safetensors")
 
 
+def arm_of(experiment: str, params: dict[str, Any]) -> str:
+    """The name under which a run is filed: its parameter `arm`, or what it trains."""
+    if params["arm"]:
+        return params["arm"]
+    return params["stream"] if experiment == "train" else "d3d" if params["lambda_"] else "rgb_longer"
+
+
+def run_path(experiment: str, params: dict[str, Any]) -> Path:
+    """Where the files of a network's run lie, but for their suffixes."""
+    return Path(params["results"]) / experiment / f"{arm_of(experiment, params)}-seed{params['seed']}"
+
+
 def seeds_of(experiment: str, profile: dict[str, Any], *, arm: str = "") -> list[int]:
     """The seeds that an experiment writes records of: one for TV-L1, those to examine for what looks into networks and
     clips, the first of each pair for D3D + D3D."""

@@ -1,156 +1,79 @@
-"""One loop for streams and distillation.
+"""One loop for streams, distillation and fine-tuning, on a CPU, a GPU, or many.
 
-    config = TrainConfig(stream="rgb", seed=3)
-    model, history = fit(config, data)
+    python -m d3d.train --config FILE                                         # one process
+    torchrun --standalone --nproc-per-node 4 -m d3d.train --config FILE       # four GPUs of one host
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m d3d.train --config FILE
 
-Distillation is the same loop with a teacher's logits: the loss is cross-entropy + lambda_ · distance(student, teacher).
+FILE is YAML: `experiment: train` or `distill`, and parameters of that notebook (or a whole profile). What comes of it
+lies in <results>/<experiment>/: <arm>-seed<seed>.json the record, .npz predictions and curves, .safetensors the
+weights, .jsonl the metrics as they came. A run that was killed goes on from its last state, .state/, when it is
+started again.
 """
 
+import argparse
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import islice
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+import yaml
 
-from d3d.checkpoints import load_checkpoint, read_about
-from d3d.clips import STREAMS, Batch
-from d3d.datasets import Data, DataConfig
-from d3d.evaluate import accuracy, infer, predict
-from d3d.losses import DISTANCES
-from d3d.s3dg import S3DG, s3dg
+from d3d import notebooks, records, study
+from d3d.checkpoints import States, save_checkpoint
+from d3d.clips import ClipSet
+from d3d.datasets import Data, load
+from d3d.evaluate import accuracy, predict
+from d3d.networks import Teacher, build, load_teacher, teacher_streams
+from d3d.progress import EVERY, MetricsFile, Progress
+from d3d.records import Record
+from d3d.s3dg import S3DG
+from d3d.steps import Step, Told
+from d3d.team import ALONE, Team, joined
+from d3d.train_config import CONFIGS, DistillConfig, TrainConfig
 
-# Seeds of training stay below; from here on they are twins' and the probes' own.
-MAX_SEED = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig):
-    """How a stream is trained; the fields are the parameters of notebooks/experiments/train.ipynb.
-
-    seed chooses training clips, weights and order. twin: 1 keeps the clips and draws other weights and another order,
-    which is what another network of the same kind needs to be a fair control. workers: processes that decode files, 0
-    for one a core.
-    """
-
-    arm: str = ""
-    stream: str = "rgb"
-    seed: int = 0
-    twin: int = 0
-    epochs: int = 8
-    workers: int = 0
-    batch_size: int = 32
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup: float = 0.1
-    width: float = 0.25
-    dropout: float = 0.2
-    results: str = "results/local"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stream not in STREAMS:
-            raise ValueError(f"stream must be one of {', '.join(STREAMS)}, not {self.stream!r}")
-        if not 0 <= self.seed < MAX_SEED:
-            raise ValueError(f"seed must lie between 0 and {MAX_SEED - 1}, not {self.seed}")
-        if self.twin not in (0, 1):
-            raise ValueError(f"twin must be 0 or 1, not {self.twin}")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for batch norm, not {self.batch_size}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one a core) or more, not {self.workers}")
-        for name in ("epochs", "learning_rate", "width"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("momentum", "warmup", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+__all__ = ["DistillConfig", "TrainConfig", "build", "fit", "load_teacher", "run", "score", "teacher_streams"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig(TrainConfig):
-    """How a student is trained; the fields are the parameters of notebooks/experiments/distill.ipynb.
+class Stopped(Exception):
+    """The run was asked to stop, and saved its state first."""
 
-    teacher: checkpoint whose logits the student is tuned to predict. student: checkpoint it starts from, none for
-    random weights. lambda_: weight of the distance; 0 trains on without a teacher, the control RGB-longer.
-    """
-
-    teacher: str = ""
-    student: str = ""
-    lambda_: float = 1.0
-    distance: str = "mse"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, not {self.distance!r}")
-        if not self.lambda_ >= 0:
-            raise ValueError(f"lambda_ must not be negative, it is {self.lambda_}")
-        if self.lambda_ > 0 and not self.teacher:
-            raise ValueError("a student with lambda_ above 0 needs teacher: the path of a trained stream's checkpoint")
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
 
 
-def build(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> S3DG:
-    """The network that a run starts from: random weights drawn by the seed, or the student's checkpoint."""
-    if checkpoint := getattr(config, "student", ""):
-        model, about = load_checkpoint(checkpoint, classes=data.classes, device=device)
-        if about.stream != config.stream:
-            raise ValueError(f"student {checkpoint} is a {about.stream} stream, the run trains {config.stream!r}")
-        if about.width != config.width:
-            raise ValueError(f"student {checkpoint} has width {about.width}, the run says {config.width}")
-        model.dropout.p = config.dropout
-        return model
-    seed = config.seed + MAX_SEED * config.twin
-    model = s3dg(
-        len(data.classes),
-        in_channels=STREAMS[config.stream],
-        width=config.width,
-        dropout=config.dropout,
-        seed=seed,
-    )
-    return model.to(device)
+@dataclass
+class Tally:
+    """What an epoch has told so far, and a row for each that is over."""
 
+    history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    clips: float = 0.0
 
-@dataclass(frozen=True)
-class Teacher:
-    """A trained network that says what it makes of training clips, never trained itself.
+    def add(self, terms: dict[str, float]) -> None:
+        """The means of a step count by its clips."""
+        clips = terms["clips"]
+        for name in ("loss", "cross_entropy", "distance", "top1"):
+            self.sums[name] = self.sums.get(name, 0.0) + terms[name] * clips
+        self.clips += clips
 
-    logits (N, K): what it made of all of them, computed once, where every epoch sees the same; else None.
-    """
+    def means(self) -> dict[str, float]:
+        return {name: value / self.clips for name, value in self.sums.items()}
 
-    model: S3DG
-    stream: str
-    logits: Tensor | None = None
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """The streams of a batch that it looks at."""
-        return () if self.logits is not None else (self.stream,)
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Tensor:
-        """Logits (B, K) of a batch."""
-        return self.logits[batch.index] if self.logits is not None else infer(self.model, batch.inputs[self.stream])
-
-
-def teacher_streams(config: DistillConfig) -> tuple[str, ...]:
-    """The stream that the teacher needs as input; none where lambda_ is 0."""
-    return (read_about(config.teacher).stream,) if config.lambda_ else ()
-
-
-def load_teacher(config: DistillConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
-    """The teacher of the training clips; None for lambda_ = 0. Raises ValueError for one of other classes."""
-    if config.lambda_ == 0:
-        return None
-    model, about = load_checkpoint(config.teacher, classes=data.classes, device=device)
-    clips = data.splits["train"]
-    if clips.redrawn:
-        return Teacher(model, about.stream)
-    return Teacher(model, about.stream, torch.from_numpy(predict(model, clips, about.stream)).to(device))
+    def close(self) -> dict[str, float]:
+        """Ends the epoch."""
+        self.history.append({"epoch": len(self.history) + 1, **self.means()})
+        self.sums, self.clips = {}, 0.0
+        return self.history[-1]
 
 
 def fit(
@@ -159,84 +82,195 @@ def fit(
     data: Data,
     *,
     teacher: Teacher | None = None,
+    team: Team = ALONE,
+    states: States | None = None,
+    metrics: str | Path | None = None,
     report: Callable[[str], None] = print,
+    capture: bool | None = None,
 ) -> list[dict[str, float]]:
     """Trains `model` in place by SGD with warm-up and cosine decay; returns a row an epoch, reported as it ends.
 
-    With a teacher the loss is cross-entropy + lambda_ · distance of the logits. Every clip is used once an epoch, in
-    batches of equal size give or take one and at most `batch_size`, but of at least two for batch norm.
-    Raises FloatingPointError naming the epoch and the terms where the loss is not finite, ValueError where an epoch
-    has not two clips that can be read.
+    With a teacher the loss is cross-entropy + lambda_ · distance. Every clip is used once an epoch, in batches of equal
+    size give or take one and at most `batch_size`. With `states` the run goes on from the newest, saves one every
+    `save_every` seconds, and saves one before SIGTERM or Ctrl-C stop it. metrics: the file that gets a row an epoch,
+    and one every ten seconds. capture: as of `Step`.
+    Raises FloatingPointError naming step, terms and the last good state where the loss is not finite, Stopped where a
+    signal asked for it, ValueError for labels that are no class, for fewer clips than a batch, or where an epoch has
+    none that can be read.
     """
     clips = data.splits["train"]
-    device = clips.labels.device
-    # One number for a run: the order of the clips, and dropout, follow from the seed alone.
+    _check(config, clips, len(data.classes), team)
+    # One generator for a run: the order of the clips follows from the seed alone.
     order = np.random.default_rng((config.seed, config.twin))
-    torch.manual_seed(config.seed + MAX_SEED * config.twin)
-    optimiser = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    if len(clips) < 2:
-        raise ValueError(f"training needs at least 2 clips, there is {len(clips)}")
-    batches = min(math.ceil(len(clips) / config.batch_size), len(clips) // 2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warmup_cosine(config.warmup, config.epochs * batches))
-    steps = [
+    batches = min(math.ceil(len(clips) / config.batch_size), len(clips) // (2 * config.accumulate * team.size))
+    plan = [
         (rows, (config.seed, config.twin, epoch))
         for epoch in range(config.epochs)
         for rows in np.array_split(order.permutation(len(clips)), batches)
     ]
-    streams = tuple(dict.fromkeys((config.stream, *(teacher.streams if teacher else ()))))
-    coming = clips.batches(steps, streams)
-    history = []
-    for epoch in range(1, config.epochs + 1):
-        model.train()
-        total = {"loss": 0.0, "cross_entropy": 0.0, "distance": 0.0, "top1": 0.0}
-        seen = 0
-        for batch in islice(coming, batches):
-            if len(batch.index) < 2:
-                continue
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(batch.inputs[config.stream]).float()
-            cross_entropy = F.cross_entropy(logits, batch.labels)
-            distance = DISTANCES[config.distance](logits, teacher(batch)) if teacher else logits.new_zeros(())
-            loss = cross_entropy + (config.lambda_ * distance if teacher else 0.0)
-            terms = {"loss": loss, "cross_entropy": cross_entropy, "distance": distance}
-            terms = {name: value.item() for name, value in terms.items()}
+    step = Step(model, config, clips, teacher=teacher, team=team, capture=capture)
+    tally, first = Tally(), 0
+    if found := team.share(states.latest() if states else None):
+        first = found.step
+        step.restore(found.tensors)
+        tally = Tally(**found.about)
+        report(f"going on after step {first} of {len(plan)}")
+    coming = iter(clips.batches([(step.share_of(r), draw) for r, draw in plan[first:]], step.streams))
+    table = MetricsFile(metrics, keep=first) if metrics else None
+    _write(table, {"event": "start", "step": first, "params": asdict(config), "processes": team.size})
+    saved = wrote = began = time.monotonic()
+    rises = _warmup_cosine(config.warmup, len(plan))
+
+    with (
+        Progress(len(plan) - first, "steps", report if team.first else _silent) as progress,
+        _signals(states is not None or team.size > 1) as asked,
+    ):
+
+        def settle(told: Told) -> bool:
+            """Counts a step that is done; whether a process was asked to stop by then."""
+            nonlocal wrote, began
+            terms, at = told.terms(), told.position + 1
             if not math.isfinite(terms["loss"]):
-                raise FloatingPointError(f"the loss is not finite in epoch {epoch}: {terms}; lower learning_rate")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            terms["top1"] = (logits.argmax(1) == batch.labels).float().mean().item()
-            seen += len(batch.index)
-            for name, value in terms.items():
-                total[name] += value * len(batch.index)
-        if not seen:
-            raise ValueError(f"no training clip could be read in epoch {epoch}: {next(iter(data.refused.values()))}")
-        total = {name: value / seen for name, value in total.items()}
-        history.append({"epoch": epoch, **total})
-        report(f"epoch {epoch:3d}/{config.epochs}  " + "  ".join(f"{k} {v:.3f}" for k, v in total.items()))
-    return history
+                raise FloatingPointError(
+                    f"the loss is not finite at step {at} of {len(plan)} (epoch {told.position // batches + 1}): "
+                    + ", ".join(f"{name} {terms[name]:.4g}" for name in ("loss", "cross_entropy", "distance"))
+                    + f"; lower learning_rate; {states.newest() if states else 'no state was saved before'}"
+                )
+            tally.add(terms)
+            progress.step(clips=terms["clips"])
+            if at % batches == 0:
+                if not tally.clips:
+                    why = next(iter(data.refused.values()), "see the other processes")
+                    raise ValueError(f"no training clip could be read in epoch {at // batches}: {why}")
+                rate = tally.clips / (time.monotonic() - began)
+                row = tally.close()
+                told_row = {"step": at, **row, "learning_rate": config.learning_rate * rises(told.position)}
+                _write(table, told_row | {"clips_per_second": round(rate, 1)})
+                shown = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "epoch")
+                progress.say(f"epoch {row['epoch']:3d}/{config.epochs}  {shown}  {rate:,.0f} clips/s")
+                wrote = began = time.monotonic()
+            elif tally.clips and time.monotonic() - wrote > EVERY:
+                _write(table, {"step": at, "epoch": at / batches, **tally.means()})
+                wrote = time.monotonic()
+            return terms["stop"] > 0
+
+        for position in range(first, len(plan)):
+            rows = plan[position][0]
+            batch = next(coming) if clips.redrawn else None
+            rate = config.learning_rate * rises(position)
+            told = step(position, rows, rate=rate, batch=batch, stop=bool(asked))
+            if position == first:
+                _write(table, {"event": "first step", "step": position + 1})
+            stop = max([settle(t) for t in told], default=False)
+            if states and (stop or time.monotonic() - saved > config.save_every):
+                for t in step.rest():
+                    settle(t)
+                _save(states, step, position + 1, tally, report, must=stop)
+                saved = time.monotonic()
+            if stop:
+                signum = next(iter(asked), signal.SIGTERM)
+                raise Stopped(
+                    signum,
+                    f"stopped by {signal.Signals(signum).name} after step {position + 1} of {len(plan)}; "
+                    + ("start it again to go on" if states or not team.first else "nothing was saved"),
+                )
+        for t in step.rest():
+            settle(t)
+        if states and states.paths():
+            # What follows may be killed too.
+            _save(states, step, len(plan), tally, report)
+    return tally.history
 
 
-def score(model: S3DG, data: Data, stream: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def _check(config: TrainConfig, clips: ClipSet, classes: int, team: Team) -> None:
+    if len(clips) < config.batch_size:
+        raise ValueError(f"batch_size is {config.batch_size}, there are {len(clips)} training clips: ask for no more")
+    if config.batch_size < 2 * config.accumulate * team.size:
+        raise ValueError(
+            f"batch_size {config.batch_size} is too small for {team.size} processes in {config.accumulate} parts: "
+            f"batch norm needs two clips each, at least {2 * config.accumulate * team.size}"
+        )
+    low, high = int(clips.labels.min()), int(clips.labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels must lie between 0 and {classes - 1}, those of the training clips reach {low}..{high}"
+        )
+
+
+def _save(
+    states: States, step: Step, at: int, tally: Tally, report: Callable[[str], None], *, must: bool = False
+) -> None:
+    tensors = step.state()
+    if bad := [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]:
+        raise FloatingPointError(f"{bad[0]} is not finite after step {at}: lower learning_rate; {states.newest()}")
+    try:
+        states.save(at, tensors, asdict(tally))
+    except OSError as error:
+        if must:
+            raise
+        report(f"{error.strerror}; going on, {states.newest()}")
+
+
+def _write(table: MetricsFile | None, row: dict[str, Any]) -> None:
+    if table:
+        table.append(row)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _say(line: str) -> None:
+    """Prints, and where nobody reads any more asks this process to stop."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _signals(wanted: bool) -> Iterator[list[int]]:
+    """Notes SIGTERM and SIGINT instead of dying of them."""
+    asked: list[int] = []
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {s: signal.signal(s, lambda signum, _: asked.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def score(
+    model: S3DG, data: Data, stream: str, *, team: Team = ALONE
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics such as `iid/top1` and `iid/motion/top1` of every test split; logits, labels and groups behind them.
 
-    Clips in files that could not be read do not count, and the record's `files` names them.
+    Each process scores its share; all get everything. Clips in files that could not be read do not count, and the
+    record's `files` names them. Raises ValueError where other clips were left out, or none could be read.
     """
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, clips in data.tests.items():
-        logits, labels, groups = predict(model, clips, stream), clips.labels.cpu().numpy(), clips.groups
+        shares = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
+        parts = team.gather(predict(model, clips, stream, rows=shares[team.rank]))
+        logits = np.full((len(clips), len(data.classes)), np.nan, np.float32)
+        for rows, part in zip(shares, parts, strict=True):
+            logits[rows] = part
+        labels, groups = clips.labels.cpu().numpy(), clips.groups
+        expected = np.ones(len(clips), bool)
         if clips.redrawn:
-            read = ~clips.table["path"].isin(clips.unread).to_numpy()
-            if not read.any():
+            for unread in team.gather(dict(clips.unread)):
+                clips.unread.update(unread)
+            expected = ~clips.table["path"].isin(clips.unread).to_numpy()
+            if not expected.any():
                 raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.unread.values()))}")
-            logits, labels, groups = logits[read], labels[read], groups[read]
+        logits, labels, groups = logits[expected], labels[expected], groups[expected]
+        if scored := int(np.isnan(logits).any(1).sum()):
+            raise ValueError(f"{scored} of the {len(logits)} clips of split {name!r} have no score: it is not whole")
         metrics |= {f"{name}/{metric}": value for metric, value in accuracy(logits, labels, groups).items()}
         arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}
     return metrics, arrays
@@ -245,6 +279,63 @@ def score(model: S3DG, data: Data, stream: str) -> tuple[dict[str, float], dict[
 def curves(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
     """A history as arrays `curve/<name>`, one value an epoch."""
     return {f"curve/{name}": np.array([row[name] for row in history]) for name in history[0]}
+
+
+def run(
+    experiment: str, config: TrainConfig, *, team: Team = ALONE, report: Callable[[str], None] = _say
+) -> Record | None:
+    """Loads, trains, scores and writes; the record, on the first process. Raises as what it calls."""
+    report = report if team.first else _silent
+    path = study.run_path(experiment, asdict(config))
+    source = notebooks.source_hash(experiment)
+    made = records.provenance(
+        source=source,
+        notebook=str(notebooks.notebook(experiment)),
+        device=torch.cuda.get_device_name() if team.device != "cpu" else "cpu",
+    ) | {"processes": team.size}
+    this = notebooks.Run(experiment, config, team.device, made)
+    fixed = config.fixed() | {"source": source, "processes running": team.size}
+    states = States(f"{path}.state", fixed, report) if team.first else None
+    with this.phase("data"):
+        data = load(
+            config,
+            seed=config.seed,
+            streams=(config.stream,),
+            teacher=teacher_streams(config),
+            device=team.device,
+            # torchrun gives each process one thread, which is no reason to decode with one.
+            workers=config.workers or (0 if team.size == 1 else max(1, os.cpu_count() // team.local)),
+        )
+    counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())
+    report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {made['device']}")
+    for reason in data.refused.values():
+        report(f"refused: {reason}")
+    model = build(config, data, team.device, report=report)
+    with this.phase("teacher"):
+        teacher = load_teacher(config, data, team.device)
+    with this.phase("train"):
+        metrics = f"{path}.jsonl" if team.first else None
+        history = fit(model, config, data, teacher=teacher, team=team, states=states, metrics=metrics, report=report)
+    with this.phase("evaluate"):
+        found, arrays = score(model, data, config.stream, team=team)
+    if not team.first:
+        return None
+    save_checkpoint(
+        f"{path}.safetensors",
+        model,
+        stream=config.stream,
+        classes=data.classes,
+        input=config.input_of(config.stream),
+    )
+    record = this.write(
+        study.arm_of(experiment, asdict(config)),
+        found,
+        arrays=arrays | curves(history),
+        files=data.files,
+        stand_in=config.dataset == "sprites",
+    )
+    states.clear()
+    return record
 
 
 def _warmup_cosine(warmup: float, steps: int) -> Callable[[int], float]:
@@ -257,3 +348,52 @@ def _warmup_cosine(warmup: float, steps: int) -> Callable[[int], float]:
         return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
 
     return factor
+
+
+def read_config(path: str | Path) -> tuple[str, TrainConfig]:
+    """The experiment and its parameters from a YAML file. Raises ValueError or OSError naming what is wrong."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must map parameters to values, such as `epochs: 8`")
+    experiment = content.pop("experiment", "train")
+    if experiment not in CONFIGS:
+        raise ValueError(f"experiment in {path} must be one of {', '.join(CONFIGS)}, not {experiment!r}")
+    return experiment, CONFIGS[experiment](**notebooks.parameters(experiment, notebooks.defaults(experiment) | content))
+
+
+def _end_with(pid: int) -> None:
+    """Asks this process to stop once the process that follows it is gone."""
+    while True:
+        time.sleep(1)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m d3d.train", description="Trains or distils one network.")
+    parser.add_argument("--config", required=True, help="YAML: experiment (train or distill) and its parameters")
+    given = parser.parse_args(argv)
+    if follower := os.environ.get("D3D_FOLLOWER"):
+        threading.Thread(target=_end_with, args=(int(follower),), daemon=True).start()
+    try:
+        experiment, config = read_config(given.config)
+        if not torch.cuda.is_available():
+            # Other threads, other last digits.
+            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        with joined() as team:
+            run(experiment, config, team=team)
+    except Stopped as stopped:
+        print(f"{parser.prog}: {stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+if __name__ == "__main__":
+    main()

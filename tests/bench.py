@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import partial
 
+import bench_training
 import bench_videos
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models.video import s3d
 
-from d3d import records, s3dg_ops, sprites
+from d3d import records, sprites
 from d3d.flow import endpoint_error, tvl1
 from d3d.records import Record
 from d3d.s3dg import fold, s3dg
@@ -50,7 +52,9 @@ def main() -> None:
         "flow_set": bench_videos.bench_flow_set,
         "s3dg": bench_network,
         "s3dg_tf32": bench_tf32,
-        "s3dg_captured": bench_captured,
+        "training": partial(bench_training.bench_training, interleaved),
+        "sharing": partial(bench_training.bench_sharing, interleaved),
+        "start": partial(bench_training.bench_start, interleaved),
     }
     if unknown := [name for name in sys.argv[1:] if name not in benches]:
         sys.exit(f"no bench {unknown[0]!r}: there are {', '.join(benches)}")
@@ -288,44 +292,6 @@ def parts(kind: str, frames: int, *, batch: int) -> dict[str, float]:
         part = next((part for part, pattern in PARTS.items() if re.search(pattern, event.name)), "other")
         found[part] += event.device_time_total / 1e3 / batch
     return found
-
-
-def bench_captured() -> tuple[dict, dict[str, float]]:
-    """A training step whose launches cost more than its kernels: PyTorch's own kernels, ours, and ours captured."""
-    shape = (128, 3, 16, 64, 64) if CUDA else (4, 3, 16, 64, 64)
-    work = {"device": DEVICE, "shape": "x".join(map(str, shape)), "runs": 10}
-    clips, labels = torch.rand(shape, device=DEVICE), torch.arange(shape[0], device=DEVICE)
-    network, twin = s3dg(CLASSES).to(DEVICE).train(), s3dg(CLASSES).to(DEVICE).train()
-    fused = s3dg_ops.fused
-
-    def plain() -> None:
-        s3dg_ops.fused = lambda x: False
-        plain_step()
-        s3dg_ops.fused = fused
-
-    with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA, cache_enabled=False):
-        plain_step = training(twin, clips)
-        steps = {"pytorch": plain, "eager": training(network, clips)}
-        if CUDA:
-            captured = s3dg(CLASSES).to(DEVICE).train()
-            graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-            optimiser = torch.optim.SGD([p for p in captured.parameters() if p.requires_grad], lr=1e-4)
-
-            def forward_backward() -> None:
-                optimiser.zero_grad(set_to_none=True)
-                F.cross_entropy(captured(clips).float(), labels).backward()
-
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    forward_backward()
-            torch.cuda.synchronize()
-            optimiser.zero_grad(set_to_none=True)
-            with torch.cuda.graph(graph):
-                F.cross_entropy(captured(clips).float(), labels).backward()
-            steps["captured"] = lambda: (graph.replay(), optimiser.step())
-        seconds = interleaved(steps, runs=work["runs"])
-    metrics = {f"{name}/ms_per_step": 1e3 * value for name, value in seconds.items()}
-    return work, metrics | {f"{name}/ratio": seconds["pytorch"] / seconds[name] for name in seconds}
 
 
 def interleaved(contestants: Mapping[str, Callable[[], None]], *, runs: int) -> dict[str, float]:

@@ -71,7 +71,7 @@ def test_every_dependency_is_locked_and_used(name):
 
 def test_what_is_imported_is_a_dependency():
     known = {IMPORTED_AS.get(name, name).replace("-", "_") for name in direct()}
-    ours = {"d3d", "tests", "bench_videos"}
+    ours = {"d3d", "tests", "bench_training", "bench_videos"}
     extras = {re.match(r"\w+", line)[0] for line in PROJECT["optional-dependencies"]["tensorflow"]}
     # papermill brings the format of notebooks along.
     assert imported() - known - ours - extras - {"nbformat"} <= set(sys.stdlib_module_names)
@@ -136,8 +136,13 @@ def test_imports_go_one_way():
     order += [
         "study",
         "notebooks",
+        "launch",
         "checkpoints",
         "weights",
+        "train_config",
+        "networks",
+        "team",
+        "steps",
         "train",
         "leaks",
         "tvl1_study",

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,7 +69,7 @@ def videos(tmp_path):
 
 def test_a_folder_of_videos(tmp_path, videos):
     results = tmp_path / "results"
-    given = {"dataset": "folder", "root": videos, "epochs": 1, "results": results}
+    given = {"dataset": "folder", "root": videos, "epochs": 1, "batch_size": 4, "results": results}
     done = papermill("train", tmp_path / "out.ipynb", **given)
     assert done.returncode == 0, done.stderr[-3000:]
     record = records.read(results / "train" / "rgb-seed0.json")
@@ -90,7 +89,9 @@ def test_real_clips(tmp_path, real_clips):
             (root / name / path.name).symlink_to(path)
     content = next(real_clips.glob("*.mp4")).read_bytes()
     (root / "other" / "half.mp4").write_bytes(content[: len(content) // 2])
-    done = papermill("train", tmp_path / "out.ipynb", dataset="folder", root=root, epochs=1, results=results)
+    done = papermill(
+        "train", tmp_path / "out.ipynb", dataset="folder", root=root, epochs=1, batch_size=4, results=results
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     record = records.read(results / "train" / "rgb-seed0.json")
     assert (record.files["found"], record.files["decoded"]) == (9, 8)
@@ -103,28 +104,31 @@ def test_real_clips(tmp_path, real_clips):
         (
             "train",
             {"learning_rat": 0.1},
-            "'learning_rat' is no parameter of the notebook 'train', which takes am",
+            "'learning_rat' is no parameter of the notebook 'train', which takes ac",
         ),
         ("train", {"rho": 1.5}, "rho is a probability and must lie in [0, 1], not 1.5"),
         ("train", {"dataset": "folder", "root": "/no/such/folder"}, "root '/no/such/folder' does not exist"),
         ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 16 "),
         ("distill", TINY, "a student with lambda_ above 0 needs teacher"),
+        ("train", {"dataset": "folder", "root": "ROOT", "workers": 9999}, "workers is 9999, this machine has "),
+        ("train", TINY | {"batch_size": 65}, "batch_size is 65, there are 64 training clips: ask for no more"),
     ],
 )
 def test_wrong_input_ends_in_one_sentence_and_no_record(tmp_path, name, given, sentence):
     path = tmp_path / "other.safetensors"
     save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
-    given = {k: path if v == "TEACHER" else v for k, v in given.items()}
+    given = {k: {"TEACHER": path, "ROOT": tmp_path}.get(v, v) for k, v in given.items()}
     done = papermill(name, tmp_path / "out.ipynb", results=tmp_path / "results", **given)
     assert done.returncode != 0
     last = [line for line in done.stderr.splitlines() if line.strip()][-1]
     assert sentence in last
-    assert not (tmp_path / "results").exists()
+    assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_killed_run_leaves_no_record_and_can_be_run_again(tmp_path):
+def test_a_killed_run_leaves_no_record_and_goes_on(tmp_path):
+    """papermill is killed; the kernel ends, and the training process saves its state before it does."""
     results = tmp_path / "results"
-    given = TINY | {"results": results, "epochs": 400}
+    given = TINY | {"results": results, "epochs": 100}
     process = subprocess.Popen(
         [*command("train", tmp_path / "out.ipynb", **given), "--log-output"],
         stdout=subprocess.PIPE,
@@ -133,16 +137,25 @@ def test_a_killed_run_leaves_no_record_and_can_be_run_again(tmp_path):
         start_new_session=True,
     )
     for line in process.stdout:
-        if "epoch   2/400" in line:
+        if "epoch   2/100" in line:
             break
-    time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
     assert not list(results.rglob("*.json"))
-    done = papermill("train", tmp_path / "out.ipynb", **given | {"epochs": 1})
+    done = papermill("train", tmp_path / "out.ipynb", **given)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert records.read(results / "train" / "rgb-seed0.json").params["epochs"] == 1
+    assert "going on after step" in (tmp_path / "out.ipynb").read_text()
+    assert records.read(results / "train" / "rgb-seed0.json").params["epochs"] == 100
+
+
+def test_a_failed_notebook_is_kept_with_its_traceback(tmp_path):
+    given = TINY | {"results": tmp_path / "results", "learning_rate": 1e30}
+    assert papermill("train", tmp_path / "out.ipynb", **given).returncode != 0
+    kept = (tmp_path / "out.ipynb").read_text()
+    assert "Traceback" in kept
+    assert "is not finite" in kept
+    assert not list((tmp_path / "results").rglob("*.json"))
 
 
 def test_two_runs_of_a_seed_give_the_same_record(tmp_path):

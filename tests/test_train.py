@@ -8,7 +8,9 @@ import torch
 
 from d3d import checkpoints, train
 from d3d.datasets import Data, load
+from d3d.evaluate import predict
 from d3d.s3dg import s3dg
+from d3d.team import Team
 from d3d.train import DistillConfig, TrainConfig
 
 TINY = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16, "epochs": 2, "batch_size": 10, "width": 0.1}
@@ -73,7 +75,7 @@ def test_distillation_brings_the_student_to_the_teacher(data, teacher):
     config = replace(DistillConfig(**TINY, teacher=teacher, lambda_=30.0, learning_rate=0.02), epochs=30, dropout=0.0)
     assert train.teacher_streams(config) == ("flow",)
     found = train.load_teacher(config, data)
-    assert found.logits.shape == (24, 16)
+    assert found.outputs.shape == (24, 16)
     assert found.streams == ()
     history = fitted(config, data, teacher=found)[1]
     assert history[-1]["distance"] < 0.6 * history[0]["distance"]
@@ -104,13 +106,31 @@ def test_a_twin_sees_the_same_clips_with_other_weights_and_order(data):
 
 @pytest.mark.parametrize(("clips", "batch_size"), [(9, 2), (3, 2), (5, 4)])
 def test_no_batch_is_of_one_clip(data, clips, batch_size):
-    few = replace(
-        data.splits["train"],
-        rgb=data.splits["train"].rgb[:clips],
-        labels=data.splits["train"].labels[:clips],
-    )
     config = TrainConfig(**TINY | {"batch_size": batch_size, "epochs": 1})
-    assert len(fitted(config, Data(data.classes, {"train": few}))[1]) == 1
+    assert len(fitted(config, Data(data.classes, {"train": few(data, clips)}))[1]) == 1
+
+
+def few(data, clips):
+    train_clips = data.splits["train"]
+    return replace(train_clips, rgb=train_clips.rgb[:clips], labels=train_clips.labels[:clips])
+
+
+def test_a_batch_larger_than_the_set_is_refused(data):
+    with pytest.raises(ValueError, match="batch_size is 10, there are 9 training clips: ask for no more"):
+        fitted(TrainConfig(**TINY), Data(data.classes, {"train": few(data, 9)}))
+
+
+def test_a_batch_too_small_for_the_processes_is_refused(data):
+    config = TrainConfig(**TINY, accumulate=2)
+    with pytest.raises(ValueError, match=r"batch_size 10 is too small for 3 processes in 2 parts: .* at least 12"):
+        train._check(config, data.splits["train"], 16, Team(0, 3))
+
+
+def test_labels_out_of_range_are_refused(data):
+    clips = data.splits["train"]
+    wrong = Data(data.classes[:8], {"train": replace(clips, labels=torch.arange(24) % 9)})
+    with pytest.raises(ValueError, match=r"labels must lie between 0 and 7, those of the training clips reach 0..8"):
+        fitted(TrainConfig(**TINY), wrong)
 
 
 def test_a_student_of_another_stream_is_refused(data, teacher):
@@ -127,8 +147,74 @@ def test_a_teacher_with_other_classes_is_refused(data, tmp_path):
         train.load_teacher(DistillConfig(**TINY, teacher=str(path)), data)
 
 
+def test_a_teacher_of_another_input_is_refused(data, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    shown = TrainConfig(**TINY | {"frames": 8}, flow="exact").input_of("flow")
+    checkpoints.save_checkpoint(
+        path, s3dg(16, in_channels=2, width=0.1), stream="flow", classes=data.classes, input=shown
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"flow.safetensors was trained on another input: frames 8, flow exact; this run shows frames 4, flow tvl",
+    ):
+        train.load_teacher(DistillConfig(**TINY, teacher=str(path)), data)
+
+
+def test_a_teacher_of_other_features_is_refused(data, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    checkpoints.save_checkpoint(path, s3dg(16, in_channels=2, width=0.3), stream="flow", classes=data.classes)
+    with pytest.raises(ValueError, match=r"has width 0.3, the student 0.1: distance 'features' compares as many"):
+        train.load_teacher(DistillConfig(**TINY, teacher=str(path), distance="features"), data)
+
+
+def test_features_are_compared_where_asked(data, teacher):
+    config = DistillConfig(**TINY, teacher=teacher, distance="features")
+    found = train.load_teacher(config, data)
+    width = s3dg(16, width=0.1).pooled_shape((4, 16, 16))[0]
+    assert found.outputs.shape == (24, width)
+    history = fitted(config, data, teacher=found)[1]
+    assert history[-1]["loss"] == pytest.approx(history[-1]["cross_entropy"] + history[-1]["distance"], rel=1e-5)
+
+
+def test_a_student_of_other_classes_gets_a_new_classifier(data, tmp_path):
+    """As from Kinetics to UCF101, with weights imported from TensorFlow."""
+    path, told = tmp_path / "kinetics.safetensors", []
+    source = s3dg(400, width=0.1, seed=9)
+    checkpoints.save_checkpoint(path, source, stream="rgb", classes=tuple(map(str, range(400))))
+    config = DistillConfig(**TINY, student=str(path), lambda_=0.0)
+    model = train.build(config, data, report=told.append)
+    assert told == [f"student {path} knows 400 other classes: it gets a new classifier for the 16 of this data set"]
+    head = "Conv2d_0c_1x1."
+    state, was = model.state_dict(), source.state_dict()
+    assert all(torch.equal(x, was[name]) for name, x in state.items() if not name.startswith(head))
+    fresh = train.build(TrainConfig(**TINY), data).state_dict()
+    assert all(torch.equal(x, fresh[name]) for name, x in state.items() if name.startswith(head))
+
+
+def test_an_incomplete_evaluation_is_refused(data):
+    """Nothing is scored quietly on a part of a split."""
+    lost = Data(data.classes, {"train": data.splits["train"], "iid": replace(data.splits["iid"])})
+    model = s3dg(16, width=0.1)
+    with torch.no_grad():
+        model.Conv2d_0c_1x1.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="16 of the 16 clips of split 'iid' have no score: it is not whole"):
+        train.score(model, lost, "rgb")
+
+
+def test_processes_score_their_shares(data):
+    """What each of three processes scores, put together, is what one scores."""
+    model = s3dg(16, width=0.1).eval()
+    rows = [np.arange(16)[rank::3] for rank in range(3)]
+    whole = predict(model, data.splits["iid"], "rgb")
+    for part in rows:
+        assert np.allclose(predict(model, data.splits["iid"], "rgb", rows=part), whole[part], atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(data):
-    with pytest.raises(FloatingPointError, match=r"not finite in epoch 1: .*lower learning_rate"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"not finite at step \d of 6 \(epoch 1\): loss nan, cross_entropy nan, distance 0; lower learning_rate",
+    ):
         fitted(replace(TrainConfig(**TINY), learning_rate=1e30), data)
 
 
@@ -158,6 +244,12 @@ def test_scores_cover_every_test_clip(data):
         ({"seed": -1}, "seed must lie between 0 and 999, not -1"),
         ({"seed": 1000}, "seed must lie between 0 and 999, not 1000"),
         ({"twin": 2}, "twin must be 0 or 1, not 2"),
+        ({"workers": -1}, r"workers must be 0 \(as many as there are\) or more, not -1"),
+        ({"processes": -2}, "processes must be 0"),
+        ({"accumulate": 0}, r"accumulate must lie between 1 and half of batch_size \(16\), .*, not 0"),
+        ({"accumulate": 17}, "accumulate must lie between 1 and half"),
+        ({"save_every": 0.0}, "save_every must be positive, not 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative, it is -0.1"),
         ({"noise": float("nan")}, "noise must not be negative, it is nan"),
     ],
 )
@@ -170,48 +262,11 @@ def test_a_value_out_of_range_is_named(values, message):
     ("values", "message"),
     [
         ({}, "a student with lambda_ above 0 needs teacher"),
-        ({"teacher": "t", "distance": "cosine"}, "distance must be one of mse, kl, not 'cosine'"),
+        ({"teacher": "t", "distance": "cosine"}, "distance must be one of mse, kl, features, not 'cosine'"),
+        ({"teacher": "t", "temperature": 0.0}, "temperature must be positive, not 0.0"),
         ({"lambda_": -1.0}, "lambda_ must not be negative"),
     ],
 )
 def test_a_student_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(**values)
-
-
-class TestCheckpoints:
-    def test_they_come_back_as_they_were(self, tmp_path):
-        model = s3dg(3, in_channels=2, width=0.1, seed=5)
-        path = tmp_path / "a.safetensors"
-        checkpoints.save_checkpoint(path, model, stream="flow", classes=("a", "b", "c"))
-        again, about = checkpoints.load_checkpoint(path)
-        assert same(again.state_dict(), model.state_dict())
-        assert about == checkpoints.read_about(path)
-        assert about == checkpoints.About("flow", ("a", "b", "c"), 0.1, 2)
-        assert not again.training
-
-    def test_equal_networks_are_equal_files(self, tmp_path):
-        content = set()
-        for i in range(12):
-            path = tmp_path / f"{i}.safetensors"
-            checkpoints.save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
-            content.add(path.read_bytes())
-        assert len(content) == 1
-
-    def test_damage_is_named(self, tmp_path):
-        path = tmp_path / "a.safetensors"
-        checkpoints.save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=r"a.safetensors is no whole safetensors file"):
-            checkpoints.load_checkpoint(path)
-        with pytest.raises(FileNotFoundError, match="train that network first"):
-            checkpoints.load_checkpoint(tmp_path / "b.safetensors")
-
-    def test_foreign_weights_are_named(self, tmp_path):
-        from safetensors.numpy import save_file
-
-        path = tmp_path / "foreign.safetensors"
-        save_file({"x": np.zeros(3)}, path)
-        with pytest.raises(ValueError, match=r"foreign.safetensors is no checkpoint of this package"):
-            checkpoints.load_checkpoint(path)
