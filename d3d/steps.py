@@ -6,7 +6,7 @@ update: at the study's scale launching its kernels one by one takes several time
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,20 +28,20 @@ ALIGNED = 64
 AHEAD = 8
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a step told, once it is done."""
+class Told(NamedTuple):
+    """What a step told: means over its clips, of losses and right answers, beside `clips` and `stop`."""
 
     position: int
-    values: Tensor
-    done: torch.cuda.Event | None
+    terms: dict[str, float]
 
-    def terms(self) -> dict[str, float]:
-        """Waits for the step. Means over its clips, of losses and right answers, beside `clips` and `stop`."""
-        if self.done:
-            self.done.synchronize()
-        found = dict(zip(TERMS, self.values.tolist(), strict=True))
-        return {k: v / found["clips"] if found["clips"] and k not in ("clips", "stop") else v for k, v in found.items()}
+
+class _Slot(NamedTuple):
+    """Page-locked memory of one step under way: what goes to the GPU, and what comes back."""
+
+    rows: Tensor
+    keep: Tensor
+    terms: Tensor
+    done: torch.cuda.Event
 
 
 class Step:
@@ -76,9 +76,10 @@ class Step:
         self.averages = [b for b in model.buffers() if b.is_floating_point()]
         self.rate = torch.zeros((), device=self.device)
         self.stream = torch.cuda.Stream(self.device) if on_gpu else None
+        self.slots = [self._slot() for _ in range(AHEAD)] if on_gpu else []
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self.warm: set[tuple] = set()
-        self.under_way: deque[Told] = deque()
+        self.under_way: deque[tuple[int, _Slot]] = deque()
 
     def _lay_out_gradients(self) -> None:
         """All gradients and the terms lie in one tensor, so that one sum over processes is enough."""
@@ -88,6 +89,16 @@ class Step:
             p.grad = self.flat.as_strided(p.shape, p.stride(), start)
         self.grads = [p.grad for p in self.params]
         self.terms = self.flat[-len(TERMS) :]
+
+    def _slot(self) -> _Slot:
+        most = -(-self.config.batch_size // self.team.size)
+        shape = self.model.pooled_shape(self.clips.size)
+        return _Slot(
+            torch.empty(most, dtype=torch.int64, pin_memory=True),
+            torch.empty(most, *shape, dtype=torch.bool, pin_memory=True),
+            torch.empty(len(TERMS), pin_memory=True),
+            torch.cuda.Event(),
+        )
 
     def share_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """This process's part of a step's rows."""
@@ -101,39 +112,42 @@ class Step:
         rate: the learning rate. batch: this process's clips, where they come from files; else they are taken by row.
         stop: ask all processes to stop.
         """
-        if self.stream is None:
-            self._step(position, rows, rate, batch, stop)
-            return [Told(position, self.terms.clone(), None)]
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            self._step(position, rows, rate, batch, stop)
-            told = torch.empty(len(TERMS), pin_memory=True).copy_(self.terms, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        self.under_way.append(Told(position, told, done))
-        return [self.under_way.popleft()] if len(self.under_way) > AHEAD else []
-
-    def rest(self) -> list[Told]:
-        """What the steps still under way told."""
-        rest = list(self.under_way)
-        self.under_way.clear()
-        return rest
-
-    def _step(self, position: int, rows: np.ndarray, rate: float, batch: Batch | None, stop: bool) -> None:
-        mine = self.share_of(rows)
-        keep = self._kept(position, rows)
-        total = len(rows)
+        mine = torch.from_numpy(self.share_of(rows)) if batch is None else batch.index
+        keep, total = self._kept(position, rows), len(rows)
         if batch is not None:
             # Of files some may have been unreadable. What one process cannot train on none does.
-            counts = torch.zeros(2, device=self.device)
-            counts[0], counts[1] = len(batch.index), len(batch.index) < 2 * self.config.accumulate
-            total, lacking = map(int, self.team.sum_(counts).tolist())
+            keep = keep[np.isin(self.share_of(rows), mine.cpu().numpy())]
+            counts = torch.tensor([len(mine), len(mine) < 2 * self.config.accumulate], device=self.device)
+            total, lacking = self.team.sum_(counts).tolist()
             if lacking:
-                self.flat.zero_()
-                return
-            keep = keep[np.isin(mine, batch.index.cpu().numpy())]
-            mine = batch.index
+                return [*self.rest(), Told(position, dict.fromkeys(TERMS, 0.0))]
+        if self.stream is None:
+            self._step(mine, keep, total, rate, batch, stop)
+            return [_told(position, self.terms)]
+        told = [self._settled()] if len(self.under_way) == AHEAD else []
+        slot = self.slots[0]
+        self.slots = [*self.slots[1:], slot]
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            if batch is None:
+                mine = slot.rows[: len(mine)].copy_(mine)
+            self._step(mine, slot.keep[: len(keep)].copy_(keep), total, rate, batch, stop)
+            slot.terms.copy_(self.terms, non_blocking=True)
+            slot.done.record()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        self.under_way.append((position, slot))
+        return told
+
+    def rest(self) -> list[Told]:
+        """What the steps still under way told, once they are done."""
+        return [self._settled() for _ in range(len(self.under_way))]
+
+    def _settled(self) -> Told:
+        position, slot = self.under_way.popleft()
+        slot.done.synchronize()
+        return _told(position, slot.terms)
+
+    def _step(self, mine: Tensor, keep: Tensor, total: int, rate: float, batch: Batch | None, stop: bool) -> None:
         sizes = [len(part) for part in np.array_split(np.arange(len(mine)), self.config.accumulate)]
         self.rate.fill_(rate)
         alone = self.team.size == 1
@@ -143,11 +157,8 @@ class Step:
         else:
             # The first step of a size runs launch by launch, which is what a capture needs to have seen.
             self.warm.add(key)
-            keep = self._there(keep)
-            batches = (
-                batch.split(sizes) if batch is not None else self._taken(self._there(torch.from_numpy(mine)), sizes)
-            )
-            self._gradients(batches, keep, total)
+            batches = batch.split(sizes) if batch is not None else self._taken(self._there(mine), sizes)
+            self._gradients(batches, self._there(keep), total)
             if alone:
                 self._update()
         self.terms[-1] = float(stop)
@@ -156,9 +167,9 @@ class Step:
             self._update()
             self._average()
 
-    def _replay(self, key: tuple, rows: np.ndarray, keep: Tensor, total: int) -> None:
+    def _replay(self, key: tuple, rows: Tensor, keep: Tensor, total: int) -> None:
         if key not in self.graphs:
-            held = self._there(torch.from_numpy(rows)), self._there(keep)
+            held = self._there(rows), self._there(keep)
             graph = torch.cuda.CUDAGraph()
             pool = next((g.pool() for g, *_ in self.graphs.values()), None)
             with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
@@ -167,29 +178,25 @@ class Step:
                     self._update()
             self.graphs[key] = graph, *held
         graph, held_rows, held_keep = self.graphs[key]
-        held_rows.copy_(torch.from_numpy(rows).pin_memory(), non_blocking=True)
-        held_keep.copy_(keep.pin_memory(), non_blocking=True)
+        held_rows.copy_(rows, non_blocking=True)
+        held_keep.copy_(keep, non_blocking=True)
         graph.replay()
 
     def _there(self, x: Tensor) -> Tensor:
-        return x.pin_memory().to(self.device, non_blocking=True) if self.stream else x
+        return x.to(self.device, non_blocking=True)
 
     def _taken(self, rows: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
         for part in rows.split(list(sizes)):
             yield self.clips.at(part, self.streams)
 
     def _kept(self, position: int, rows: np.ndarray) -> Tensor:
-        """Dropout's mask of this process's clips (B, C, T', H', W'), by the seed, the step and the place in it alone.
+        """What dropout leaves of this process's clips, bool (B, C, T', H', W'), by seed, step and place in it alone.
 
         So it is the same on any device, in any number of processes and parts, and after a pause.
         """
         config, shape = self.config, self.model.pooled_shape(self.clips.size)
-        if not config.dropout:
-            return torch.ones(len(self.share_of(rows)), *(1 for _ in shape))
-        seed = np.random.SeedSequence((config.seed, config.twin, position)).generate_state(1, np.uint64)
-        drawn = torch.rand(len(rows), *shape, generator=torch.Generator().manual_seed(int(seed[0] >> np.uint64(1))))
-        mine = drawn.tensor_split(self.team.size)[self.team.rank]
-        return (mine >= config.dropout).float() / (1 - config.dropout)
+        drawn = np.random.default_rng((config.seed, config.twin, position)).random((len(rows), *shape), np.float32)
+        return torch.from_numpy(np.array_split(drawn, self.team.size)[self.team.rank] >= config.dropout)
 
     def _gradients(self, batches: Iterable[Batch], keep: Tensor, total: int) -> None:
         self.flat.zero_()
@@ -202,7 +209,7 @@ class Step:
             bf16 = self.device.type == "cuda"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
                 pooled = self.model.pooled(batch.inputs[self.config.stream])
-                logits = self.model.classify(pooled * kept).float()
+                logits = self.model.classify(pooled * kept / (1 - self.config.dropout)).float()
             cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none")
             apart = torch.zeros_like(cross_entropy)
             if self.teacher:
@@ -238,3 +245,9 @@ class Step:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, momentum in zip(self.named, self.momenta, strict=True):
             momentum.copy_(tensors[f"momentum.{name}"])
+
+
+def _told(position: int, values: Tensor) -> Told:
+    found = dict(zip(TERMS, values.tolist(), strict=True))
+    means = {k: v / found["clips"] for k, v in found.items() if k not in ("clips", "stop")}
+    return Told(position, found | means)

@@ -129,7 +129,7 @@ def fit(
         def settle(told: Told) -> bool:
             """Counts a step that is done; whether a process was asked to stop by then."""
             nonlocal wrote, began
-            terms, at = told.terms(), told.position + 1
+            terms, at = told.terms, told.position + 1
             if not math.isfinite(terms["loss"]):
                 raise FloatingPointError(
                     f"the loss is not finite at step {at} of {len(plan)} (epoch {told.position // batches + 1}): "

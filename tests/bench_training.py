@@ -71,7 +71,7 @@ def plain(config: TrainConfig, data, *, fused: bool = False) -> Callable:
         batch = clips.at(torch.from_numpy(rows).to(DEVICE), ("rgb",))
         keep = dropped._kept(position, rows).to(DEVICE)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
-            logits = model.classify(model.pooled(batch.inputs["rgb"]) * keep).float()
+            logits = model.classify(model.pooled(batch.inputs["rgb"]) * keep / (1 - config.dropout)).float()
         loss = F.cross_entropy(logits, batch.labels)
         optimiser.zero_grad()
         loss.backward()
@@ -88,7 +88,7 @@ def engine(config: TrainConfig, data, *, capture: bool = False) -> Callable:
 
     def step(position: int, rows: np.ndarray, *, wait: bool = True) -> float:
         told = run(position, rows, rate=config.learning_rate) + (run.rest() if wait else [])
-        return told[-1].terms()["loss"] if wait else 0.0
+        return told[-1].terms["loss"] if wait else 0.0
 
     return step
 

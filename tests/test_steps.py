@@ -34,7 +34,7 @@ def trained(config, data, *, steps=3, teacher=None, frozen=False, **kwargs):
     for i in range(steps):
         told += step(i, np.arange(config.batch_size) + i, rate=0.05)
     told += step.rest()
-    return [p.detach().clone() for p in model.parameters()], [t.terms() for t in told]
+    return [p.detach().clone() for p in model.parameters()], [t.terms for t in told]
 
 
 def farthest(a, b):
@@ -92,8 +92,7 @@ def test_the_mask_follows_from_seed_and_step(data):
     assert torch.equal(mask, step._kept(3, rows))
     assert not torch.equal(mask, step._kept(4, rows))
     assert mask.shape == (12, *step.model.pooled_shape((8, 32, 32)))
-    assert set(mask.unique().tolist()) == {0.0, 2.0}
-    assert mask.mean() == pytest.approx(1.0, abs=0.1)
+    assert mask.float().mean() == pytest.approx(0.5, abs=0.05)
     assert step._kept(3, rows).shape == step.model.train().pooled(torch.rand(12, 3, 8, 32, 32)).shape
 
 
@@ -163,6 +162,6 @@ def test_a_captured_step_is_the_step(accumulate, distance, team):
         told += step.rest()
         assert len(step.graphs) == (2 if capture else 0)
         assert [t.position for t in told] == list(range(24))
-        found[capture] = [t.terms()["loss"] for t in told], [p.detach().clone() for p in model.parameters()]
+        found[capture] = [t.terms["loss"] for t in told], [p.detach().clone() for p in model.parameters()]
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-3)
     assert farthest(found[True][1], found[False][1]) < 1e-3
