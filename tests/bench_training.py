@@ -6,7 +6,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -53,7 +55,17 @@ def bench_training(interleaved: Callable) -> tuple[dict, dict[str, float]]:
     for name in ("plain", "plain_fused", "eager", "again"):
         gap = np.abs(losses[ours] - losses[name])
         metrics |= {f"loss_apart_from_{name}/first_10": gap[:10].max(), f"loss_apart_from_{name}/all": gap.max()}
-    return work, metrics | two_runs(config, data)
+    return work, metrics | {"float32/loss_apart_from_plain": in_float32(config, data, rows[:10])} | two_runs(
+        config, data
+    )
+
+
+def in_float32(config: TrainConfig, data, rows: list[np.ndarray]) -> float:
+    """The largest difference of the losses of ten steps where nothing is rounded to bfloat16 or TF32."""
+    with patch("torch.autocast", lambda *args, **kwargs: nullcontext()), torch.backends.cudnn.flags(allow_tf32=False):
+        steps = plain(config, data), engine(config, data, capture=CUDA)
+        losses = [[step(i, r) for i, r in enumerate(rows)] for step in steps]
+    return float(np.abs(np.subtract(*losses)).max())
 
 
 def plain(config: TrainConfig, data, *, fused: bool = False) -> Callable:

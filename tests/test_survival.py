@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
 
@@ -289,15 +290,12 @@ def test_a_run_ends_with_who_follows_it(tmp_path):
 
 
 class TestTeam:
-    def same(self, a, b):
-        import numpy as np
-
+    def apart(self, a, b):
+        """By name the largest difference of what two runs predict and of their losses; not of top-1: where all classes
+        are about as likely, the last digit decides."""
         left, right = (records.read_arrays(p, records.read(p / "train/rgb-seed0.json")) for p in (a, b))
-        return {
-            name: float(np.abs(left[name] - right[name]).max())
-            for name in left
-            if name.startswith(("curve/", "logits/"))
-        }
+        names = [name for name in left if name.startswith("logits/") or name == "curve/loss"]
+        return {name: float(np.abs(left[name] - right[name]).max()) for name in names}
 
     def test_two_processes_give_what_one_gives(self, tmp_path):
         """At the same batch of all: the clips, the masks, the statistics and the gradients are those of one process."""
@@ -305,8 +303,8 @@ class TestTeam:
         finish(config(tmp_path, "one", **sizes))
         out = finish(config(tmp_path, "two", **sizes, sync_norm=True), processes=2)
         assert "on 2 x cpu" in out
-        apart = self.same(tmp_path / "one", tmp_path / "two")
-        assert max(apart.values()) < 1e-3
+        apart = self.apart(tmp_path / "one", tmp_path / "two")
+        assert max(apart.values()) < 1e-4
         record = records.read(tmp_path / "two/train/rgb-seed0.json")
         assert record.params["sync_norm"] is True
         assert record.provenance["processes"] == 2
@@ -317,8 +315,8 @@ class TestTeam:
         sizes = {"batch_size": 16, "epochs": 2, "learning_rate": 0.01}
         finish(config(tmp_path, "one", **sizes, accumulate=2))
         finish(config(tmp_path, "two", **sizes), processes=2)
-        apart = self.same(tmp_path / "one", tmp_path / "two")
-        assert max(v for k, v in apart.items() if k.startswith("curve/")) < 1e-3
+        apart = self.apart(tmp_path / "one", tmp_path / "two")
+        assert apart["curve/loss"] < 1e-4
 
     @pytest.mark.slow
     def test_a_stopped_team_saves_and_goes_on_to_the_same_bits(self, tmp_path):
