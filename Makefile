@@ -3,8 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PROFILE ?= smoke
-# Notebooks at once: as many as there are cores, but one on the GPU of the full-size study.
-CORES ?= $(if $(filter h200,$(PROFILE)),1,all)
+# Notebooks at once: as many as there are cores, and no more than RUNS of those that use the GPU of the full-size study,
+# where one trains while others start, load and test.
+CORES ?= all
+RUNS ?= 3
 BIN := .venv/bin
 # A line a finished run; what is stale is told by age, from what the records say; what a killed run left half done is
 # made again. A lock that dies with its holder stands in for Snakemake's own, which a killed run leaves behind.
@@ -12,7 +14,7 @@ FLAGS := --quiet host progress reason rules --rerun-triggers mtime --rerun-incom
 LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 --close .venv/lock)
 define snakemake
 set -o pipefail; \
-  $(LOCK) $(BIN)/snakemake --cores $(CORES) $(FLAGS) --config profile=$(1) -- $(2) 2>&1 \
+  $(LOCK) $(BIN)/snakemake --cores $(CORES) $(if $(filter h200,$(1)),--resources gpu=$(RUNS)) $(FLAGS) --config profile=$(1) -- $(2) 2>&1 \
   | sed -u -E '/^(Select jobs|Execute [0-9]+ jobs|Assuming unrestricted|Using shell|Complete log)/d' || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it, or end it"; exit 1; }
 endef

@@ -93,6 +93,8 @@ rule train:
     output:
         RESULTS + "/train/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/train/{arm}-seed{seed,[0-9]+}.safetensors",
+    resources:
+        gpu=1,
     params:
         command=job("train"),
     shell:
@@ -107,6 +109,8 @@ rule distill:
     output:
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.safetensors",
+    resources:
+        gpu=1,
     params:
         command=job("distill"),
     shell:
@@ -131,6 +135,8 @@ rule leak:
         lambda w: STAMPS["leak", None, int(w.seed)],
     output:
         [f"{RESULTS}/leak/{arm}-seed{{seed}}.json" for arm in study.WRITES["leak"]],
+    resources:
+        gpu=1,
     params:
         command=job("leak"),
     shell:
@@ -142,6 +148,8 @@ rule tvl1:
         STAMPS["tvl1", None, None],
     output:
         records_of("tvl1"),
+    resources:
+        gpu=1,
     params:
         command=job("tvl1"),
     shell:
@@ -154,6 +162,8 @@ rule probe:
         lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.PROBED if arm != "random"],
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in study.WRITES["probe"]],
+    resources:
+        gpu=1,
     params:
         command=job("probe"),
     shell:
@@ -166,6 +176,8 @@ rule attribution:
         lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.WRITES["attribution"] if arm != "random"],
     output:
         [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in study.WRITES["attribution"]],
+    resources:
+        gpu=1,
     params:
         command=job("attribution"),
     shell:

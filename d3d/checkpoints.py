@@ -153,15 +153,23 @@ class States:
     def __init__(self, folder: str | Path, fixed: Mapping[str, Any], report: Callable[[str], None] = print) -> None:
         self.folder, self.report = Path(folder), report
         self.fixed = json.loads(json.dumps(dict(fixed)))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._held = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"another process is at this run ({folder}): waiting for it to end")
-            fcntl.flock(self._held, fcntl.LOCK_EX)
+        self._held = self._lock()
         for left in self.folder.glob(".*"):  # half-written when a process was killed
             left.unlink()
+
+    def _lock(self) -> int:
+        """Waits for the folder, and again where who held it has deleted it since."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.report(f"another process is at this run ({self.folder}): waiting for it to end")
+                fcntl.flock(held, fcntl.LOCK_EX)
+            if os.fstat(held).st_nlink:
+                return held
+            os.close(held)
 
     def paths(self) -> list[Path]:
         """The files, the newest first."""
@@ -181,11 +189,12 @@ class States:
 
         Raises CheckpointError where all are damaged, or one is of a run with other facts, naming those that differ.
         """
+        damaged = []
         for path in self.paths():
             try:
                 about, tensors = _unpacked(path, STATE)
             except CheckpointError as error:
-                self.report(f"{error}; going on from the state before it")
+                damaged.append((path, error))
                 continue
             was = about["fixed"]
             if other := [name for name in self.fixed | was if was.get(name) != self.fixed.get(name)]:
@@ -196,14 +205,22 @@ class States:
                     + ", ".join(f"{name} {self.fixed.get(name)!r}" for name in other)
                     + f": give what it had to go on, or delete {self.folder} to start anew"
                 )
+            for newer, error in damaged:
+                self.report(f"{error}; going on from the state before it")
+                newer.rename(newer.with_name(f"damaged-{newer.name}"))
             return State(about["step"], tensors, about["about"])
-        if paths := self.paths():
-            raise CheckpointError(f"{paths[0]} is damaged, as all in {self.folder}: delete it to start anew")
+        if damaged:
+            raise CheckpointError(f"{damaged[0][0]} is damaged, as all in {self.folder}: delete it to start anew")
         return None
 
     def newest(self) -> str:
         """Where the last good state is, in words."""
         return next((f"the last good state is {path}" for path in self.paths()), "no state was saved before")
+
+    def drop(self) -> None:
+        """Deletes the states: another run is finished."""
+        for path in self.paths():
+            path.unlink()
 
     def clear(self) -> None:
         """Deletes the folder: the run is finished."""

@@ -34,11 +34,25 @@ cuBLAS's, two-dimensional over space or over time, with the channels innermost i
 gates, norms, and the taps of the stem (two axes of its kernel as channels, so that a slow convolution of 3 channels
 and stride 2 becomes a fast one of 64).*
 
-## Small clips wait for launches
+## Training at the study's scale
 
-At the study's scale (128 clips of 16 × 64 × 64) the GPU waits for Python: a training step takes {pytorch_ms:.0f} ms
-with PyTorch's own kernels, {eager_ms:.0f} ms with ours, whose launches cost more, and {captured_ms:.0f} ms when ours is
-captured in a CUDA graph.
+With 128 clips of 16 × 64 × 64 the GPU waits for Python: a step takes {plain_ms:.0f} ms in a plain loop with PyTorch's
+own kernels, {eager_ms:.0f} ms with ours, whose launches cost more, and **{captured_ms:.1f} ms, {times_captured:.1f}
+times as fast as the plain loop**, as `d3d.train` runs it: the whole step, from gathering the clips to the update, in
+one CUDA graph. A run trains on {fit:,.0f} clips a second.
+
+- **The same losses.** Over {curve_steps:.0f} steps captured and uncaptured losses differ by {apart_eager:.2g}; from the
+  plain loop's by {apart_plain:.2g} at most, where two plain loops whose kernels only round otherwise differ by
+  {apart_rounding:.2g} (in float32 {apart_plain_32:.2g} and {apart_rounding_32:.2g}).
+- **The same seed.** Two runs of one seed on one GPU, in one process, differ by {apart_runs:.2g} in any logit of the
+  test clips and by {apart_top1:.2g} in top-1. Another machine may choose kernels that round otherwise, and then it is
+  another network.
+- **Several runs on one GPU** share it rather than add to it: 1, 2 and 4 at once train on {runs1:,.0f}, {runs2:,.0f} and
+  {runs4:,.0f} clips a second together. What they gain is that one computes while another starts, loads or tests.
+- **The start.** From the start of a process to the end of its first step, 6,000 clips rendered, {first_step:.1f} s,
+  {import_torch:.1f} s of them the import of PyTorch.
+
+*Made by `make bench` at commit {training_commit}. Several GPUs were not measured.*
 
 ## Video files
 
@@ -57,6 +71,22 @@ rate no longer grows, 32 for training, 16 with TF32, where launches already cost
 `torch.compile` of torchvision's network is not in the comparison. Decoding was measured on videos that this study
 encoded itself, which cost less than many of the field's.
 """
+# The numbers of the section on training: arm and metric of their records.
+TRAINING = {
+    **{f"{name}_ms": ("training", f"{name}/ms_per_step") for name in ("plain", "eager", "captured")},
+    "times_captured": ("training", "captured/ratio"),
+    "fit": ("training", "fit/clips_per_second"),
+    "apart_eager": ("training", "loss_apart/captured_and_eager"),
+    "apart_plain": ("training", "loss_apart/captured_and_plain"),
+    "apart_rounding": ("training", "loss_apart/plain_and_plain_fused"),
+    "apart_plain_32": ("training", "loss_apart/float32/captured_and_plain"),
+    "apart_rounding_32": ("training", "loss_apart/float32/plain_and_plain_fused"),
+    "apart_runs": ("training", "two_runs/largest_logit_difference"),
+    "apart_top1": ("training", "two_runs/top1_difference"),
+    **{f"runs{n}": ("sharing", f"runs{n}/clips_per_second") for n in (1, 2, 4)},
+    "first_step": ("start", "to_first_step/seconds"),
+    "import_torch": ("start", "import/torch/seconds"),
+}
 NETWORKS = {"s3dg_folded": "S3D-G, folded", "s3dg": "S3D-G", "torchvision_s3d": "torchvision s3d"}
 
 
@@ -73,8 +103,10 @@ def page(folder: Path) -> str:
         "gflop": value["s3dg", "gflop_per_clip"],
         "share": value["s3dg", "inference/share_of_matrix_rate"],
         "matrix": value["s3dg", "matrix_product_tflops"],
-        **{f"{name}_ms": value["s3dg_captured", f"{name}/ms_per_step"] for name in ("pytorch", "eager", "captured")},
     }
+    numbers |= {name: value[arm, metric] for name, (arm, metric) in TRAINING.items()}
+    training = records.of_first_seed(folder, "bench", ["training"])[0]
+    numbers |= {"training_commit": _commit(training), "curve_steps": training.params["curve_steps"]}
     most = max(int(n) for n in rows["metric"].str.extract(r"^workers(\d+)/clips/ratio$")[0].dropna())
     numbers |= {
         "workers": most,

@@ -8,8 +8,11 @@ Training views lie anywhere in time and space, one in two mirrored; views for te
 
 import multiprocessing
 import os
+import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 import numpy as np
@@ -126,14 +129,15 @@ class FileClips:
         context = multiprocessing.get_context("forkserver") if self.workers else None
         if context:
             context.set_forkserver_preload(["__main__", "d3d.file_clips"])
+            _start_server()
         loader = DataLoader(
             reader, sampler=items, batch_size=None, num_workers=self.workers, multiprocessing_context=context,
             prefetch_factor=4 if self.workers else None, generator=torch.Generator(),
         )  # fmt: skip
         try:
             yield from loader
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error) and "killed" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            if isinstance(error, RuntimeError) and not re.search("exited unexpectedly|killed", str(error)):
                 raise
             alive = {child.pid for child in multiprocessing.active_children()}
             dead = [int(row) for pid, row in reading.tolist() if pid >= 0 and pid not in alive]
@@ -142,6 +146,17 @@ class FileClips:
                 f"a worker process died while it read {paths or 'no file'}: convert or delete the file, or, where the "
                 "machine ran out of memory, ask for fewer workers"
             ) from None
+
+
+def _start_server() -> None:
+    """Starts what forks the workers with SIGINT and SIGTERM blocked, which they inherit.
+
+    Both reach all processes of a terminal or a job: workers go on, so that this one ends in order, and end with it.
+    """
+    resource_tracker.ensure_running()  # which would unblock them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    forkserver.ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Reader(Dataset):

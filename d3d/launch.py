@@ -56,8 +56,8 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
             print(line, end="", flush=True)
             said.append(line.strip())
             picture.update()
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGINT)
+    except BaseException as error:
+        child.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
         print(*child.stdout, sep="", end="")
         raise
     finally:
@@ -66,7 +66,8 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
     picture.update(last=True)
     if child.returncode:
         sentence = next((line.removeprefix(PROG) for line in said if line.startswith(PROG)), None)
-        raise TrainingError(sentence or next((line for line in reversed(said) if line), f"exit {child.returncode}"))
+        last = next((line for line in reversed(said) if line.strip("=-")), f"exit {child.returncode}")
+        raise TrainingError(sentence or last)
     return records.read(f"{path}.json")
 
 

@@ -14,8 +14,10 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from d3d.datasets import Data, rendered, sprite_clips
 from d3d.evaluate import predict
+from d3d.loop import fit
+from d3d.networks import build
 from d3d.sprites import CLASSES, SpriteConfig
-from d3d.train import TrainConfig, build, fit
+from d3d.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -76,6 +77,16 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
         reason = f"{path} could not be written and what stood there is untouched: {error.strerror}"
         raise OSError(error.errno, reason) from None
+
+
+def writable(folder: str | Path) -> None:
+    """Raises OSError naming a folder in which no file can be written, before hours are spent on one."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"results cannot be written to {folder}: {error.strerror}") from None
 
 
 def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> Path:

@@ -24,8 +24,8 @@ EVIDENCE = """# The evidence
 
 Every claim, its conditions as the ledger computes them, and the command that measures them. An interval is the mean
 over seeds with its 95 % Student's t interval; a dash means that no record has it yet. The commands of the rows B1 to
-B11 need the data sets, prepared as [Bring your own video](../videos.md) says; to start on one set from weights of
-another, which other classes need, is still to come and refused in a sentence.
+B11 need the data sets, prepared as [Bring your own video](../videos.md) says; what starts on one set from weights of
+another gets a new classifier for its classes.
 """
 STATUS = """# Status
 

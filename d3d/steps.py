@@ -35,6 +35,12 @@ class Told(NamedTuple):
     terms: dict[str, float]
 
 
+def steps_an_epoch(clips: int, config: TrainConfig, team: Team) -> int:
+    """Into how many steps an epoch of so many clips is divided: batch norm needs two a part, which may make a step a
+    little larger than `batch_size`."""
+    return min(-(-clips // config.batch_size), clips // (2 * config.accumulate * team.size))
+
+
 class _Slot(NamedTuple):
     """Page-locked memory of one step under way: what goes to the GPU, and what comes back."""
 
@@ -67,7 +73,11 @@ class Step:
         self.streams = tuple(dict.fromkeys((config.stream, *(teacher.streams if teacher else ()))))
         self.device = clips.labels.device
         on_gpu = self.device.type == "cuda"
-        self.capture = on_gpu and not clips.redrawn and not config.sync_norm if capture is None else capture
+        if capture is None:
+            capture = on_gpu and not clips.redrawn and not (config.sync_norm and team.size > 1)
+        self.capture = capture
+        # A step is told of when so many later ones have been asked for.
+        self.lag = AHEAD if on_gpu else 0
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.params = list(self.named.values())
         self.momenta = [torch.zeros_like(p) for p in self.params]
@@ -91,7 +101,10 @@ class Step:
         self.terms = self.flat[-len(TERMS) :]
 
     def _slot(self) -> _Slot:
-        most = -(-self.config.batch_size // self.team.size)
+        step = max(
+            self.config.batch_size, -(-len(self.clips) // steps_an_epoch(len(self.clips), self.config, self.team))
+        )
+        most = -(-step // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
         return _Slot(
             torch.empty(most, dtype=torch.int64, pin_memory=True),

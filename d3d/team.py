@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from torch import Tensor, distributed, nn
 
 # A process that dies is noticed at once; this is for one that hangs.
@@ -31,6 +32,10 @@ class Team:
     def first(self) -> bool:
         """Whether this process is the one that reports and writes."""
         return self.rank == 0
+
+    def cores(self) -> int:
+        """This process's share of its host's cores."""
+        return max(1, cpu_count() // self.local)
 
     def sum_(self, x: Tensor) -> Tensor:
         """x summed over the team, in place and on all."""
@@ -74,10 +79,9 @@ def joined() -> Iterator[Team]:
         yield Team(device=device)
         return
     distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
-    try:
-        yield Team(rank, size, local, device)
-    finally:
-        distributed.destroy_process_group()
+    yield Team(rank, size, local, device)
+    # Not after an exception: it would wait for processes that are no more.
+    distributed.destroy_process_group()
 
 
 def synchronise(model: nn.Module) -> nn.Module:

@@ -108,10 +108,14 @@ class TestStates:
         assert len(told) == 1
         assert "step000000010.safetensors is " in told[0]
         assert told[0].endswith("; going on from the state before it")
-        (first,) = [p for p in states.paths() if p != path]
+        # It is kept, but neither counts as the newest nor takes a good one's place.
+        assert (tmp_path / "damaged-step000000010.safetensors").is_file()
+        assert "step000000005.safetensors" in states.newest()
+        (first,) = states.paths()
         first.write_bytes(b"x" * 50)
-        with pytest.raises(CheckpointError, match=r"step000000010.safetensors is damaged, as all in .*: delete it"):
-            states.latest()
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=r"step000000005.safetensors is damaged, as all in .*: delete it"):
+                states.latest()
 
     def test_another_config_is_refused_by_the_fields_that_differ(self, tmp_path):
         first = States(tmp_path, FIXED)
@@ -129,7 +133,7 @@ class TestStates:
         (tmp_path / ".step000000005.safetensors.123").write_bytes(b"half")
         states = States(tmp_path, FIXED)
         assert states.latest() is None
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
     def test_a_full_disk_keeps_the_one_before(self, tmp_path):
         states = States(tmp_path, FIXED)
@@ -139,15 +143,20 @@ class TestStates:
             states.save(10, tensors(10), {})
         assert states.latest().step == 5
 
-    def test_a_second_process_waits(self, tmp_path):
-        states = States(tmp_path, FIXED)
-        code = f"from d3d.checkpoints import States; States({str(tmp_path)!r}, {{}}); print('got it', flush=True)"
-        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    @pytest.mark.parametrize("finished", [False, True])
+    def test_a_second_process_waits(self, tmp_path, finished):
+        """Also where the first deletes the folder, lock and all: the second then holds a new one."""
+        states = States(tmp_path / "run.state", FIXED)
+        code = f"from d3d.checkpoints import States; States({str(states.folder)!r}, {{}}); print('got it', flush=True)"
+        other = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True)
         assert "another process is at this run" in other.stdout.readline()
         assert other.poll() is None
+        if finished:
+            states.clear()
         os.close(states._held)
         assert other.stdout.readline() == "got it\n"
         other.communicate()
+        assert (states.folder / "lock").is_file()
 
     def test_the_check_sum_covers_the_facts_too(self, tmp_path):
         states = States(tmp_path, FIXED)

@@ -143,6 +143,7 @@ def test_imports_go_one_way():
         "networks",
         "team",
         "steps",
+        "loop",
         "train",
         "leaks",
         "tvl1_study",

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -189,3 +191,18 @@ def test_a_wrong_profile_stops_the_graph(finished):
     edit(finished / "notebooks/params/smoke.yaml", learning_rat=0.1)
     with pytest.raises(AssertionError, match="sets 'learning_rat', which no notebook takes"):
         planned(finished, counting=False)
+
+
+def test_runs_share_a_gpu_as_the_resource_allows(finished):
+    """Of four cores two are idle: one run at a time has the GPU; each tells one line when it is over."""
+    edit(finished / "notebooks/params/smoke.yaml", epochs=1, train_clips=64, test_clips=32, width=0.1)
+    wanted = [f"results/smoke/train/rgb-seed{seed}.json" for seed in (0, 1, 2)]
+    command = [snakemake()[0], "--cores", "4", "--resources", "gpu=1", *snakemake("--", *wanted)[3:]]
+    done = subprocess.run(command, cwd=finished, env=environment(finished), capture_output=True, text=True, check=True)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("train ")]
+    assert len(lines) == 3
+    assert all(re.match(r"train +rgb-seed\d +iid/top1 0\.\d{3} +\d+\.\d s$", line) for line in lines)
+    found = [records.read(finished / path).provenance for path in wanted]
+    spans = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in found)
+    # Starts are kept in whole seconds.
+    assert all(start + seconds <= after + 1 for (start, seconds), (after, _) in pairwise(spans))

@@ -15,6 +15,7 @@ import yaml
 from d3d import records, train
 from d3d.checkpoints import States
 from d3d.progress import read_metrics
+from tests.test_flow_extract import moving_video
 
 TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 32, "epochs": 4, "batch_size": 8, "width": 0.1}
 TINY |= {"flow": "exact", "save_every": 1e-6}  # a state after every step
@@ -74,6 +75,15 @@ def undisturbed(tmp_path_factory):
     return outcome(folder)
 
 
+@pytest.fixture
+def _own_signals():
+    """The program takes SIGTERM and Ctrl-C for its own; the tests want them back."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 def resumed_at(out):
     return [int(line.split()[4]) for line in out.splitlines() if line.startswith("going on after step")]
 
@@ -129,6 +139,54 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, undisturbed, moment):
     (after,) = resumed_at(finish(path))
     assert 0 < after <= STEPS
     assert outcome(tmp_path) == undisturbed
+
+
+EVALUATING = """
+from d3d import evaluate
+def never(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+evaluate.predict = never
+"""
+RECORDING = """
+from d3d import checkpoints
+def never(self):
+    os.kill(os.getpid(), signal.SIGKILL)
+checkpoints.States.clear = never
+"""
+
+
+@pytest.mark.parametrize("code", [EVALUATING, pytest.param(RECORDING, marks=pytest.mark.slow)])
+def test_a_run_killed_after_its_last_step_is_only_finished(tmp_path, undisturbed, code):
+    """While it is scored, or between its record and the end; training took less than a state's interval."""
+    path = config(tmp_path, save_every=1e6)
+    start(path, code=code).communicate()
+    assert (tmp_path / "run/train/rgb-seed0.json").exists() == (code is RECORDING)
+    out = finish(path)
+    assert resumed_at(out) == ([] if code is RECORDING else [STEPS])
+    found = outcome(tmp_path)
+    assert {k: v for k, v in found.items() if k != "params"} == {k: v for k, v in undisturbed.items() if k != "params"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_group_that_is_stopped_saves_with_files_too(tmp_path, signum):
+    """Ctrl-C and the ends of jobs reach the processes that decode as well."""
+    for label in range(2):
+        for i in range(6):
+            moving_video(tmp_path / f"videos/{label}/{i}.avi", label + 1, frames=8)
+    files = {"dataset": "folder", "root": str(tmp_path / "videos"), "workers": 1, "batch_size": 4, "epochs": 3}
+    finish(config(tmp_path, "left", **files, flow="tvl1"))
+    path = config(tmp_path, **files, flow="tvl1", save_every=1e6)
+    run = start(path, start_new_session=True)
+    for line in run.stdout:
+        if line.startswith("epoch   1/"):
+            break
+    os.killpg(run.pid, signum)
+    _, err = run.communicate(timeout=60)
+    assert f"stopped by {signum.name} after step" in err
+    assert resumed_at(finish(path))
+    ran, left = outcome(tmp_path), outcome(tmp_path, "left")
+    assert {k: v for k, v in ran.items() if k != "params"} == {k: v for k, v in left.items() if k != "params"}
 
 
 @pytest.mark.slow
@@ -255,18 +313,23 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
         ("- 1", "must map parameters to values"),
         ("a: [", "is no YAML file: "),
         ("epochs: 0", "epochs must be positive, not 0"),
+        ("results: 2024-05-01", "sets 'results' to datetime.date(2024, 5, 1): it must map parameters to numbers, "),
+        ("1: 2", "sets 1 to 2: it must map"),
+        ("_epochs: 5", "sets '_epochs' to 5: it must map"),
+        ("experiment: [train]", "experiment in "),
         (None, "No such file"),
     ],
 )
-def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, content, expected):
+@pytest.mark.usefixtures("_own_signals")
+def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, capsys, content, expected):
     path = tmp_path / "wrong.yaml"
     if content:
         path.write_text(content)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="1"):
         train.main(["--config", str(path)])
-    assert ended.value.code.startswith("python -m d3d.train: ")
-    assert expected in ended.value.code
-    assert "\n" not in ended.value.code
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("python -m d3d.train: ")
+    assert expected in sentence
 
 
 @pytest.mark.slow

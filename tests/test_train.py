@@ -1,15 +1,17 @@
 """The loop, on networks and clips small enough for a test."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from d3d import checkpoints, train
+from d3d import checkpoints, loop, train
 from d3d.datasets import Data, load
 from d3d.evaluate import predict
 from d3d.s3dg import s3dg
+from d3d.steps import steps_an_epoch
 from d3d.team import Team
 from d3d.train import DistillConfig, TrainConfig
 
@@ -104,6 +106,16 @@ def test_a_twin_sees_the_same_clips_with_other_weights_and_order(data):
     assert fitted(config, data)[1] != fitted(twin, data)[1]
 
 
+@pytest.mark.parametrize(
+    ("clips", "batch_size", "processes", "steps"),
+    [(9537, 16, 8, 596), (24, 10, 1, 3), (9, 2, 1, 4), (6000, 128, 1, 47)],
+)
+def test_an_epoch_has_two_clips_a_part_in_every_step(clips, batch_size, processes, steps):
+    config = TrainConfig(**TINY | {"batch_size": batch_size})
+    assert steps_an_epoch(clips, config, Team(0, processes)) == steps
+    assert clips // steps // processes >= 2
+
+
 @pytest.mark.parametrize(("clips", "batch_size"), [(9, 2), (3, 2), (5, 4)])
 def test_no_batch_is_of_one_clip(data, clips, batch_size):
     config = TrainConfig(**TINY | {"batch_size": batch_size, "epochs": 1})
@@ -123,7 +135,7 @@ def test_a_batch_larger_than_the_set_is_refused(data):
 def test_a_batch_too_small_for_the_processes_is_refused(data):
     config = TrainConfig(**TINY, accumulate=2)
     with pytest.raises(ValueError, match=r"batch_size 10 is too small for 3 processes in 2 parts: .* at least 12"):
-        train._check(config, data.splits["train"], 16, Team(0, 3))
+        loop._check(config, data.splits["train"], 16, Team(0, 3))
 
 
 def test_labels_out_of_range_are_refused(data):
@@ -201,13 +213,46 @@ def test_an_incomplete_evaluation_is_refused(data):
         train.score(model, lost, "rgb")
 
 
+class Others(Team):
+    """The first of five processes, of which the others found out what `said` holds, and later nothing."""
+
+    def gather(self, value):
+        return self.said(value)
+
+
 def test_processes_score_their_shares(data):
-    """What each of three processes scores, put together, is what one scores."""
+    """What each of 20 processes scores, some of them nothing, put together, is what one scores."""
     model = s3dg(16, width=0.1).eval()
-    rows = [np.arange(16)[rank::3] for rank in range(3)]
+    only = Data(data.classes, {"train": data.splits["train"], "iid": data.splits["iid"]})
     whole = predict(model, data.splits["iid"], "rgb")
-    for part in rows:
-        assert np.allclose(predict(model, data.splits["iid"], "rgb", rows=part), whole[part], atol=1e-6)
+    shares = [np.arange(16)[rank::20] for rank in range(20)]
+    team = Others(0, 20)
+    object.__setattr__(team, "said", lambda value: [predict(model, data.splits["iid"], "rgb", rows=r) for r in shares])
+    _, arrays = train.score(model, only, "rgb", team=team)
+    assert np.allclose(arrays["logits/iid"], whole, atol=1e-6)
+
+
+def test_processes_that_run_something_else_are_refused(data):
+    team = Others(0, 2)
+    object.__setattr__(team, "said", lambda value: [value, value | {"learning_rate": 7.0}])
+    with pytest.raises(ValueError, match=r"processes 0 and 1 do not run the same: learning_rate is 0.1 and 7.0"):
+        train._facts(TrainConfig(**TINY), data, "code", team)
+
+
+def test_the_facts_of_a_run_know_data_and_weights(data, teacher):
+    config = DistillConfig(**TINY, teacher=teacher)
+    facts = train._facts(config, data, "code", Team())
+    assert "results" not in facts
+    with open(teacher, "rb") as file:
+        assert hashlib.sha256(file.read()).hexdigest().startswith(facts["teacher's weights"])
+    fewer = replace(few(data, 9), table=data.splits["train"].table.iloc[:9])
+    other = Data(data.classes, data.splits | {"train": fewer})
+    assert train._facts(config, other, "code", Team())["training clips"] != facts["training clips"]
+
+
+def test_processes_that_are_not_running_are_refused(data):
+    with pytest.raises(ValueError, match="processes is 4, running are 1: start it with torchrun --nproc-per-node 4,"):
+        train.run("train", TrainConfig(**TINY, processes=4))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data):
@@ -219,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data):
 
 
 def test_warm_up_and_cosine_by_hand():
-    factor = train._warmup_cosine(0.2, 10)
+    factor = loop._warmup_cosine(0.2, 10)
     assert [factor(0), factor(1), factor(2)] == [0.5, 1.0, 1.0]
     assert factor(6) == pytest.approx(0.5)
     assert factor(10) == pytest.approx(0.0)
