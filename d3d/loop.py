@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,100 +84,153 @@ def fit(
     """
     clips = data.splits["train"]
     _check(config, clips, len(data.classes), team)
-    # One generator for a run: the order of the clips follows from the seed alone.
-    order = np.random.default_rng((config.seed, config.twin))
-    batches = steps_an_epoch(len(clips), config, team)
-    plan = [
-        (rows, (config.seed, config.twin, epoch))
-        for epoch in range(config.epochs)
-        for rows in np.array_split(order.permutation(len(clips)), batches)
-    ]
     step = Step(model, config, clips, teacher=teacher, team=team, capture=capture)
-    tally, first = Tally(), 0
-    if found := team.share(states.latest() if states else None):
-        first = found.step
-        step.restore(found.tensors)
-        tally = Tally(**found.about["tally"])
-        data.refused.update(found.about["refused"])
-        report(f"going on after step {first} of {len(plan)}")
-    coming = iter(clips.batches([(step.share_of(r), draw) for r, draw in plan[first:]], step.streams))
-    table = MetricsFile(metrics, keep=first) if metrics else None
-    _write(table, {"event": "start", "step": first, "params": asdict(config), "processes": team.size})
-    saved = wrote = began = time.monotonic()
-    rises = _warmup_cosine(config.warmup, len(plan))
-    stop_after, counted = len(plan), 0.0
-
+    run = _Run(config, data, step, team, states, report)
+    first = run.resume()
+    if metrics:
+        run.table = MetricsFile(metrics, keep=first)
+        run.table.append({"event": "start", "step": first, "params": asdict(config), "processes": team.size})
     with (
-        Progress(len(plan) - first, "steps", report if team.first else silent) as progress,
-        _signals(states is not None or team.size > 1) as asked,
+        Progress(len(run.plan) - first, "steps", report if team.first else silent) as run.progress,
+        _signals(states is not None or team.size > 1) as run.asked,
     ):
+        run.go(first)
+    return run.tally.history
 
-        def settle(told: Told) -> None:
-            """Counts a step that is done."""
-            nonlocal wrote, began, stop_after, counted
-            terms, at = told.terms, told.position + 1
-            if terms["stop"]:
-                # Where every process has been told, however far each is.
-                stop_after = min(stop_after, told.position + step.lag)
-            if not math.isfinite(terms["loss"]):
-                if not team.first:
-                    sys.exit(1)  # the first process says it
-                raise FloatingPointError(
-                    f"the loss is not finite at step {at} of {len(plan)} (epoch {told.position // batches + 1}): "
-                    + ", ".join(f"{name} {terms[name]:.4g}" for name in ("loss", "cross_entropy", "distance"))
-                    + f"; lower learning_rate; {states.newest() if states else 'no state was saved before'}"
-                )
-            tally.add(terms)
-            progress.step(clips=terms["clips"])
-            counted += terms["clips"]
-            if at % batches == 0:
-                if not tally.clips:
-                    why = next(iter(data.refused.values()), "see the other processes")
-                    raise ValueError(f"no training clip could be read in epoch {at // batches}: {why}")
-                speed = counted / (time.monotonic() - began)
-                row = tally.close()
-                rate = config.learning_rate * rises(told.position)
-                _write(table, {"step": at, **row, "learning_rate": rate, "clips_per_second": round(speed, 1)})
-                shown = "  ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "epoch")
-                progress.say(f"epoch {row['epoch']:3d}/{config.epochs}  {shown}  {speed:,.0f} clips/s")
-                wrote = began = time.monotonic()
-                counted = 0.0
-            elif tally.clips and time.monotonic() - wrote > EVERY:
-                _write(table, {"step": at, "epoch": at / batches, **tally.means()})
-                wrote = time.monotonic()
 
-        def save(at: int, *, must: bool = False) -> None:
-            nonlocal saved
-            for told in step.rest():
-                settle(told)
-            if states:
-                _save(states, step, at, {"tally": asdict(tally), "refused": data.refused}, report, must=must)
-            saved = time.monotonic()
+class _Run:
+    """A run between its steps: what they told, what is saved, whether it is to stop."""
 
-        for position in range(first, len(plan)):
-            batch = next(coming) if clips.redrawn else None
-            rate = config.learning_rate * rises(position)
-            for told in step(position, plan[position][0], rate=rate, batch=batch, stop=bool(asked)):
-                settle(told)
-            if position == first:
-                _write(table, {"event": "first step", "step": position + 1})
-            if position >= stop_after:
-                break
-            if states and time.monotonic() - saved > config.save_every:
-                save(position + 1)
-        else:
-            position = len(plan) - 1
-            save(position + 1)  # what follows may be stopped too
-        if position < len(plan) - 1 or int(team.sum_(torch.tensor([len(asked)], device=step.device))):
-            save(position + 1, must=True)
-            team.share(None)  # torchrun ends the first process soon after another has left
-            signum = next(iter(asked), signal.SIGTERM)
-            raise Stopped(
-                signum,
-                f"stopped by {signal.Signals(signum).name} after step {position + 1} of {len(plan)}; "
-                + ("start it again to go on" if states or not team.first else "nothing was saved"),
+    progress: Progress
+    asked: list[int]  # signals that came
+    table: MetricsFile | None = None
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Data,
+        step: Step,
+        team: Team,
+        states: States | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self.config, self.data, self.step, self.team = config, data, step, team
+        self.states, self.report = states, report
+        clips = len(data.splits["train"])
+        # One generator for a run: the order of the clips follows from the seed alone.
+        order = np.random.default_rng((config.seed, config.twin))
+        self.epoch = steps_an_epoch(clips, config, team)
+        self.plan = [
+            (rows, (config.seed, config.twin, epoch))
+            for epoch in range(config.epochs)
+            for rows in np.array_split(order.permutation(clips), self.epoch)
+        ]
+        self.rises = _warmup_cosine(config.warmup, len(self.plan))
+        self.tally = Tally()
+        self.stop_after = len(self.plan)
+        self.saved = self.wrote = self.began = time.monotonic()
+        self.seen = 0.0  # clips since `began`
+
+    def resume(self) -> int:
+        """Goes back to the newest state on all processes; how many steps it had behind it."""
+        found = self.team.share(self.states.latest() if self.states else None)
+        if not found:
+            return 0
+        self.step.restore(found.tensors)
+        self.tally = Tally(**found.about["tally"])
+        self.data.refused.update(found.about["refused"])
+        self.report(f"going on after step {found.step} of {len(self.plan)}")
+        return found.step
+
+    def go(self, first: int) -> None:
+        """The steps from `first` on. Raises Stopped where a signal came to any process."""
+        clips, done, last = self.data.splits["train"], first, len(self.plan)
+        mine = [(self.step.share_of(rows), draw) for rows, draw in self.plan[first:]]
+        coming = iter(clips.batches(mine, self.step.streams)) if clips.redrawn else None
+        self.saved = self.wrote = self.began = time.monotonic()
+        while done < min(last, self.stop_after + 1):
+            batch = next(coming) if coming else None
+            rows, rate = self.plan[done][0], self._rate(done)
+            for told in self.step(done, rows, rate=rate, batch=batch, stop=bool(self.asked)):
+                self._settle(told)
+            done += 1
+            if self.table and done == first + 1:
+                self.table.append({"event": "first step", "step": done})
+            if self.states and done < last and time.monotonic() - self.saved > self.config.save_every:
+                self._save(done)
+        self._save(done)
+        # A signal may have come after the last step told of those before it.
+        came = self.team.sum_(torch.tensor([len(self.asked)], device=self.step.device))
+        if done < last or int(came):
+            self._stop(done)
+
+    def _rate(self, position: int) -> float:
+        return self.config.learning_rate * self.rises(position)
+
+    def _settle(self, told: Told) -> None:
+        """Counts a step that is done."""
+        terms, at = told.terms, told.position + 1
+        if terms["stop"]:
+            # Where every process has been told, however far each is.
+            self.stop_after = min(self.stop_after, told.position + self.step.lag)
+        if not math.isfinite(terms["loss"]):
+            self._fail(told)
+        self.tally.add(terms)
+        self.progress.step(clips=terms["clips"])
+        self.seen += terms["clips"]
+        if at % self.epoch == 0:
+            self._end_epoch(told.position)
+        elif self.table and self.tally.clips and time.monotonic() - self.wrote > EVERY:
+            self.table.append({"step": at, "epoch": at / self.epoch, **self.tally.means()})
+            self.wrote = time.monotonic()
+
+    def _end_epoch(self, position: int) -> None:
+        if not self.tally.clips:
+            why = next(iter(self.data.refused.values()), "see the other processes")
+            raise ValueError(f"no training clip could be read in epoch {position // self.epoch + 1}: {why}")
+        speed = self.seen / (time.monotonic() - self.began)
+        row = self.tally.close()
+        if self.table:
+            rates = {"learning_rate": self._rate(position), "clips_per_second": round(speed, 1)}
+            self.table.append({"step": position + 1} | row | rates)
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
+        self.progress.say(f"epoch {row['epoch']:3d}/{self.config.epochs}  {shown}  {speed:,.0f} clips/s")
+        self.wrote = self.began = time.monotonic()
+        self.seen = 0.0
+
+    def _fail(self, told: Told) -> None:
+        if not self.team.first:
+            sys.exit(1)  # the first process says it
+        terms = ", ".join(f"{name} {told.terms[name]:.4g}" for name in ("loss", "cross_entropy", "distance"))
+        raise FloatingPointError(
+            f"the loss is not finite at step {told.position + 1} of {len(self.plan)} (epoch "
+            f"{told.position // self.epoch + 1}): {terms}; lower learning_rate; "
+            + (self.states.newest() if self.states else "no state was saved before")
+        )
+
+    def _save(self, done: int) -> None:
+        """Waits for the steps under way; then saves, where a disk that takes nothing is only reported."""
+        for told in self.step.rest():
+            self._settle(told)
+        self.saved = time.monotonic()
+        if not self.states:
+            return
+        tensors = self.step.state()
+        if bad := [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]:
+            raise FloatingPointError(
+                f"{bad[0]} is not finite after step {done}: lower learning_rate; {self.states.newest()}"
             )
-    return tally.history
+        try:
+            self.states.save(done, tensors, {"tally": asdict(self.tally), "refused": self.data.refused})
+        except OSError as error:
+            self.report(f"{error.strerror}; going on, {self.states.newest()}")
+
+    def _stop(self, done: int) -> None:
+        self.team.share(None)  # torchrun ends the first process soon after another has left
+        signum = next(iter(self.asked), signal.SIGTERM)
+        kept = f"{self.states.newest()}, start it again to go on" if self.states else "start it again to go on"
+        name = signal.Signals(signum).name
+        raise Stopped(signum, f"stopped by {name} after step {done} of {len(self.plan)}; {kept}")
 
 
 def _check(config: TrainConfig, clips: ClipSet, classes: int, team: Team) -> None:
@@ -194,25 +246,6 @@ def _check(config: TrainConfig, clips: ClipSet, classes: int, team: Team) -> Non
         raise ValueError(
             f"labels must lie between 0 and {classes - 1}, those of the training clips reach {low}..{high}"
         )
-
-
-def _save(
-    states: States, step: Step, at: int, about: dict[str, Any], report: Callable[[str], None], *, must: bool
-) -> None:
-    tensors = step.state()
-    if bad := [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]:
-        raise FloatingPointError(f"{bad[0]} is not finite after step {at}: lower learning_rate; {states.newest()}")
-    try:
-        states.save(at, tensors, about)
-    except OSError as error:
-        if must:
-            raise
-        report(f"{error.strerror}; going on, {states.newest()}")
-
-
-def _write(table: MetricsFile | None, row: dict[str, Any]) -> None:
-    if table:
-        table.append(row)
 
 
 @contextmanager

@@ -217,8 +217,9 @@ def test_a_stopped_run_saves_first(tmp_path, undisturbed, signum):
     assert run.returncode == 128 + signum
     sentence = err.strip().splitlines()[-1]
     assert sentence.startswith(f"python -m d3d.train: stopped by {signum.name} after step ")
-    assert sentence.endswith("of 32; start it again to go on")
     after = int(sentence.split("after step ")[1].split()[0])
+    assert f" of 32; the last good state is {tmp_path}/run/train/rgb-seed0.state/step{after:09d}.safe" in sentence
+    assert sentence.endswith(", start it again to go on")
     assert resumed_at(finish(path)) == [after]
     found = outcome(tmp_path)
     assert found.pop("params")["save_every"] == 1e6
