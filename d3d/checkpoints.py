@@ -26,6 +26,7 @@ from d3d.s3dg import S3DG, s3dg
 
 NETWORK, STATE = "d3d-2", "d3d-state-1"  # formats
 KEPT = 2
+CODE = "code"  # the fact that tells which modules a run is made by
 
 
 class CheckpointError(ValueError):
@@ -185,7 +186,8 @@ class States:
         return path
 
     def latest(self) -> State | None:
-        """The newest state that is whole; a damaged one is reported and the one before it taken.
+        """The newest state that is whole; a damaged one is reported and the one before it taken, those of other code are
+        reported and set aside.
 
         Raises CheckpointError where all are damaged, or one is of a run with other facts, naming those that differ.
         """
@@ -197,6 +199,9 @@ class States:
                 damaged.append((path, error))
                 continue
             was = about["fixed"]
+            if was.get(CODE) != self.fixed.get(CODE):
+                self._set_aside(path)
+                return None
             if other := [name for name in self.fixed | was if was.get(name) != self.fixed.get(name)]:
                 raise CheckpointError(
                     f"{path} was saved with "
@@ -212,6 +217,12 @@ class States:
         if damaged:
             raise CheckpointError(f"{damaged[0][0]} is damaged, as all in {self.folder}: delete it to start anew")
         return None
+
+    def _set_aside(self, path: Path) -> None:
+        """What other code computed this one cannot go on with; it is kept until the run is finished."""
+        for old in self.paths():
+            old.rename(old.with_name(f"other-code-{old.name}"))
+        self.report(f"{path} was saved by other code: it is set aside as other-code-{path.name}, starting anew")
 
     def newest(self) -> str:
         """Where the last good state is, in words."""

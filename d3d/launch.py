@@ -5,6 +5,7 @@
 The kernel itself never imports torch nor touches a GPU.
 """
 
+import io
 import os
 import signal
 import subprocess
@@ -94,13 +95,16 @@ class Picture:
         rows = [row for row in read_metrics(self.path) if "loss" in row]
         if not rows:
             return
-        # While the child imports torch, this one imports what it draws with.
-        from IPython.display import display
+        from IPython.display import Image, display
 
+        # A kernel that has not imported pyplot shows no figure.
+        buffer = io.BytesIO()
+        draw(rows).savefig(buffer, format="png", dpi=144)
+        image = Image(buffer.getvalue(), width=800, alt="Loss and top-1 over the epochs so far.")
         if self.shown:
-            self.shown.update(draw(rows))
+            self.shown.update(image)
         else:
-            self.shown = display(draw(rows), display_id=True)
+            self.shown = display(image, display_id=True)
 
 
 def draw(rows: list[dict[str, float]]):

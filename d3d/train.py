@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from d3d import notebooks, records, study
-from d3d.checkpoints import States, save_checkpoint
+from d3d.checkpoints import CODE, States, save_checkpoint
 from d3d.datasets import Data, load
 from d3d.evaluate import accuracy, predict
 from d3d.loop import Stopped, fit, silent
@@ -161,7 +161,7 @@ def _facts(config: TrainConfig, data: Data, source: str, team: Team) -> dict[str
     table = data.splits["train"].table
     rows = table[[c for c in ("path", "label", "start", "end") if c in table]]
     facts = config.fixed() | {
-        "code": source,
+        CODE: source,
         "classes": list(data.classes),
         "training clips": f"{len(rows)}, {hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]}",
         "running": f"{team.size} on {team.device.split(':')[0]}",

@@ -129,6 +129,18 @@ class TestStates:
         ):
             other.latest()
 
+    def test_what_other_code_saved_is_set_aside(self, tmp_path):
+        first = States(tmp_path, FIXED | {"code": "a"})
+        first.save(5, tensors(5), {})
+        os.close(first._held)
+        told = []
+        second = States(tmp_path, FIXED | {"code": "b"}, told.append)
+        assert second.latest() is None
+        assert "step000000005.safetensors was saved by other code: it is set aside as other-code-step0" in told[0]
+        assert (tmp_path / "other-code-step000000005.safetensors").is_file()
+        second.save(3, tensors(3), {})
+        assert second.latest().step == 3
+
     def test_what_a_killed_process_left_is_swept(self, tmp_path):
         (tmp_path / ".step000000005.safetensors.123").write_bytes(b"half")
         states = States(tmp_path, FIXED)

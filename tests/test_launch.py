@@ -45,7 +45,7 @@ def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "64 train, 32 val, 32 iid, 32 decorrelated clips; 16 classes; on 1 x cpu" in out
     assert "epoch   2/2  loss" in out
-    assert "Figure" in out
+    assert "Image" in out
 
 
 def test_the_sentence_of_a_failure_is_the_exception(tmp_path, capsys):

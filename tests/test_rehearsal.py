@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from d3d import records, study
@@ -156,6 +157,14 @@ def test_a_failed_notebook_is_kept_with_its_traceback(tmp_path):
     assert "Traceback" in kept
     assert "is not finite" in kept
     assert not list((tmp_path / "results").rglob("*.json"))
+
+
+def test_a_notebook_holds_the_curves(tmp_path):
+    done = papermill("train", tmp_path / "out.ipynb", **TINY | {"results": tmp_path / "results"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells for o in c.get("outputs", [])]
+    pictures = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 1
 
 
 def test_two_runs_of_a_seed_give_the_same_record(tmp_path):
