@@ -186,8 +186,9 @@ class States:
         return path
 
     def latest(self) -> State | None:
-        """The newest state that is whole; a damaged one is reported and the one before it taken, those of other code are
-        reported and set aside.
+        """The newest state that is whole, on the facts of this run.
+
+        A damaged one is reported and the one before it taken; those of other code are reported and set aside.
 
         Raises CheckpointError where all are damaged, or one is of a run with other facts, naming those that differ.
         """
