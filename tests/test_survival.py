@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -413,3 +414,34 @@ class TestTeam:
         assert run.returncode != 0
         assert time.monotonic() - began < 60
         assert ("exitcode  : -9" if how == "killed" else "is not finite at step") in err
+
+    @pytest.mark.slow
+    def test_a_dead_rank_ends_the_other_host(self, tmp_path):
+        """Two launchers of one process each, as on two hosts, that meet at an address."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free.getsockname()[1]}"]
+        path = config(tmp_path, epochs=4000, save_every=1e6)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+        hosts = [
+            subprocess.Popen(
+                [*torchrun, "-m", "d3d.train", "--config", path],
+                env=os.environ | ONE_THREAD,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        log = tmp_path / "run/train/rgb-seed0.jsonl"
+        while not any("clips_per_second" in row for row in read_metrics(log)):
+            time.sleep(0.2)
+        (victim,) = subprocess.run(
+            ["pgrep", "-P", str(hosts[1].pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        began = time.monotonic()
+        os.kill(int(victim), signal.SIGKILL)
+        said = [host.communicate(timeout=120)[0] for host in hosts]
+        assert time.monotonic() - began < 60
+        assert all(host.returncode for host in hosts)
+        assert "exitcode  : -9" in said[1]
