@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +85,16 @@ def _own_signals():
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+
+
+def children(pid):
+    """Processes that a process started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended since
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
 
 
 def resumed_at(out):
@@ -407,9 +419,8 @@ class TestTeam:
             for line in run.stdout:
                 if line.startswith("epoch   2/"):
                     break
-            children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout
             began = time.monotonic()
-            os.kill(max(map(int, children.split())), signal.SIGKILL)
+            os.kill(max(children(run.pid)), signal.SIGKILL)
         _, err = run.communicate(timeout=120)
         assert run.returncode != 0
         assert time.monotonic() - began < 60
@@ -436,11 +447,9 @@ class TestTeam:
         log = tmp_path / "run/train/rgb-seed0.jsonl"
         while not any("clips_per_second" in row for row in read_metrics(log)):
             time.sleep(0.2)
-        (victim,) = subprocess.run(
-            ["pgrep", "-P", str(hosts[1].pid)], capture_output=True, text=True, check=True
-        ).stdout.split()
+        (victim,) = children(hosts[1].pid)
         began = time.monotonic()
-        os.kill(int(victim), signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
         said = [host.communicate(timeout=120)[0] for host in hosts]
         assert time.monotonic() - began < 60
         assert all(host.returncode for host in hosts)
