@@ -128,7 +128,6 @@ class _Run:
         self.rises = _warmup_cosine(config.warmup, len(self.plan))
         self.tally = Tally()
         self.stop_after = len(self.plan)
-        self.saved = self.wrote = self.began = time.monotonic()
         self.seen = 0.0  # clips since `began`
 
     def resume(self) -> int:

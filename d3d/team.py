@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from joblib import cpu_count
 from torch import Tensor, distributed, nn
 
 # A process that dies is noticed at once; this is for one that hangs.
@@ -35,6 +34,9 @@ class Team:
 
     def cores(self) -> int:
         """This process's share of its host's cores."""
+        # Only teams that decode need it, and every process starts with this module.
+        from joblib import cpu_count
+
         return max(1, cpu_count() // self.local)
 
     def sum_(self, x: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def main() -> None:
         "s3dg": bench_network,
         "s3dg_tf32": bench_tf32,
         "training": partial(bench_training.bench_training, interleaved),
-        "sharing": partial(bench_training.bench_sharing, interleaved),
-        "start": partial(bench_training.bench_start, interleaved),
+        "sharing": bench_training.bench_sharing,
+        "start": bench_training.bench_start,
     }
     if unknown := [name for name in sys.argv[1:] if name not in benches]:
         sys.exit(f"no bench {unknown[0]!r}: there are {', '.join(benches)}")

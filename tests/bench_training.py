@@ -40,7 +40,7 @@ def bench_training(interleaved: Callable) -> tuple[dict, dict[str, float]]:
     rows = [order.choice(config.train_clips, config.batch_size, False) for _ in range(work["curve_steps"])]
     makers = {"plain": plain, "plain_fused": lambda *a: plain(*a, fused=True), "eager": engine}
     makers |= {"captured": lambda *a: engine(*a, capture=True)} if CUDA else {}
-    steps, metrics, losses = {}, {}, {}
+    steps, losses = {}, {}
     for name, maker in {**makers, "again": makers["captured" if CUDA else "eager"]}.items():
         step = maker(config, data)
         losses[name] = np.array([step(i, r, rate=rises(i, config)) for i, r in enumerate(rows)])
@@ -136,7 +136,7 @@ def two_runs(config: TrainConfig, data) -> dict[str, float]:
     }
 
 
-def bench_sharing(interleaved: Callable) -> tuple[dict, dict[str, float]]:
+def bench_sharing() -> tuple[dict, dict[str, float]]:
     """Clips a second of 1, 2 and 4 runs that share this device, together, while all of them train."""
     scale = SCALE | {"epochs": 16 if CUDA else 4, "test_clips": 16}
     work = {"device": DEVICE, "processes": "1, 2, 4", **scale}
@@ -164,14 +164,14 @@ def bench_sharing(interleaved: Callable) -> tuple[dict, dict[str, float]]:
 
 def start(given: dict) -> subprocess.Popen:
     """`python -m d3d.train` with these parameters."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(given, file)
+    config = Path(given["results"], f"seed{given.get('seed', 0)}.yaml")
+    config.write_text(yaml.safe_dump(given))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "d3d.train", "--config", file.name]
+    command = [sys.executable, "-m", "d3d.train", "--config", str(config)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
-def bench_start(interleaved: Callable) -> tuple[dict, dict[str, float]]:
+def bench_start() -> tuple[dict, dict[str, float]]:
     """Seconds from the start of a process to its loop, its first step and its end, and of imports; medians of three.
 
     The first run of a machine also compiles kernels and reads torch from the disk; it is told on its own.
