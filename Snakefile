@@ -1,6 +1,7 @@
 """What depends on what: experiments of every arm and seed of a profile, then the chapters, then the book.
 
     snakemake --cores all --config profile=smoke -- book
+    snakemake --cores all --config profile=h200 seeds='0 1' -- study       # the whole chain of some seeds only
 
 A run is stale when its record was made with other parameters, or by other modules, than today's; the record knows
 (d3d/notebooks.py). Each run has a file under .snakemake/plan whose age tells Snakemake.
@@ -16,19 +17,28 @@ STUDY = notebooks.read_profile(PARAMS)
 RESULTS = f"results/{PROFILE}"
 PLAN = Path(".snakemake/plan")
 SHOWN = str(study.shown())
+ONLY = [int(seed) for seed in str(config.get("seeds", "")).split()] or STUDY["seeds"]
+if strange := set(ONLY) - set(STUDY["seeds"]):
+    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)}")
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
 
 
 def given(experiment, arm, seed):
-    return study.given(experiment, arm, seed, results=RESULTS)
+    return study.given(experiment, arm, seed, profile=STUDY, results=RESULTS)
 
 
-def records_of(experiment, arm=None, seed=None):
-    """The records that a run writes; without arm or seed, those of all."""
+def runs_of(experiment):
+    """Arms and seeds of an experiment's records."""
+    arms = study.writes(experiment, STUDY)
+    return [(arm, seed) for arm in arms for seed in study.seeds_of(experiment, STUDY, arm=arm)]
+
+
+def records_of(experiment, arm=None, seed=None, only=None):
+    """The records that a run writes; without arm or seed, those of all, or of the seeds `only`."""
     return [
         f"{RESULTS}/{experiment}/{a}-seed{s}.json"
-        for a in ([arm] if arm else study.WRITES[experiment])
-        for s in ([seed] if seed is not None else study.seeds_of(experiment, STUDY, arm=a))
+        for a, s in ([(arm, seed)] if arm else runs_of(experiment))
+        if seed in (None, s) and (only is None or experiment == "tvl1" or study.needs(a, s, STUDY) <= set(only))
     ]
 
 
@@ -50,7 +60,7 @@ if strangers:
     )
 
 # Written before Snakemake looks at any file.
-STAMPS = {(name, arm, seed): stamp(name, arm, seed) for arm, name in study.ARMS.items() for seed in STUDY["seeds"]}
+STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in ("train", "distill") for arm, seed in runs_of(n)}
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in study.EXAMINE for s in study.seeds_of(n, STUDY)}
 STAMPS |= {(n, None, None): stamp(n) for n in ("fuse", "tvl1")}
 CHAPTER_STAMPS = {
@@ -84,7 +94,7 @@ def job(experiment):
 
 rule study:
     input:
-        [records_of(experiment) for experiment in study.WRITES],
+        [records_of(experiment, only=ONLY) for experiment in study.WRITES],
 
 
 rule train:
@@ -104,7 +114,7 @@ rule train:
 rule distill:
     input:
         lambda w: STAMPS["distill", w.arm, int(w.seed)],
-        lambda w: given("distill", w.arm, int(w.seed))["student"],
+        lambda w: given("distill", w.arm, int(w.seed))["student"] or [],
         lambda w: given("distill", w.arm, int(w.seed)).get("teacher", []),
     output:
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.json",
@@ -120,10 +130,10 @@ rule distill:
 rule fuse:
     input:
         STAMPS["fuse", None, None],
-        records_of("train"),
-        records_of("distill"),
+        records_of("train", only=ONLY),
+        records_of("distill", only=ONLY),
     output:
-        records_of("fuse"),
+        records_of("fuse", only=ONLY),
     params:
         command=job("fuse"),
     shell:
@@ -159,7 +169,7 @@ rule tvl1:
 rule probe:
     input:
         lambda w: STAMPS["probe", None, int(w.seed)],
-        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.PROBED if arm != "random"],
+        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.PROBED if arm in study.ARMS],
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in study.WRITES["probe"]],
     resources:
@@ -173,7 +183,7 @@ rule probe:
 rule attribution:
     input:
         lambda w: STAMPS["attribution", None, int(w.seed)],
-        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.WRITES["attribution"] if arm != "random"],
+        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.WRITES["attribution"] if arm in study.ARMS],
     output:
         [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in study.WRITES["attribution"]],
     resources:

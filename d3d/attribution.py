@@ -9,8 +9,8 @@ from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from torch import Tensor
 
 from d3d.clips import Clips
-from d3d.datasets import SpriteDataConfig
 from d3d.s3dg import S3DG
+from d3d.sprite_clips import SpriteDataConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class ClipSet(Protocol):
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips of one split on one device: rgb uint8 (N, 3, T, H, W), flow float32 (N, 2, T, H, W) or None, labels (N,).
+    """Clips of one split on one device: rgb uint8 (N, 3, T, H, W), flow float16 (N, 2, T, H, W) or None, labels (N,).
 
     flow is what the temporal stream sees, true_flow what is so; mask (N, T, H, W) is where the target is seen. The
     table has a row a clip and at least its `label` and `group`.
@@ -87,7 +87,7 @@ class Clips:
         """What the stream's network sees: RGB in [0, 1], or flow in [-1, 1]; float32 (B, C, T, H, W)."""
         if stream == "rgb":
             return self.rgb[index].float() / 255
-        return self.flow[index].clamp(-self.bound, self.bound) / self.bound
+        return self.flow[index].float().clamp(-self.bound, self.bound) / self.bound
 
     def at(self, index: Tensor, streams: Sequence[str]) -> Batch:
         """The batch of the clips `index` (B,), a tensor on their device."""

@@ -8,7 +8,7 @@ python -m d3d.datasets --dataset ucf101 --root UCF-101 --annotations ucfTrainTes
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,44 +17,16 @@ from zlib import crc32
 import pandas as pd
 import torch
 
-from d3d import annotations, sprites
-from d3d.clips import STREAMS, Clips, ClipSet
-from d3d.flow import tvl1_clip
+from d3d import annotations
+from d3d.clips import STREAMS, ClipSet
 from d3d.progress import Progress
-from d3d.sprites import SpriteConfig
+from d3d.sprite_classes import CLASSES
+from d3d.sprite_clips import STRESS, SpriteDataConfig, sprite_clips, stress_clips
+from d3d.sprites import SPLITS
 from d3d.tables import write_table
 
 DATASETS = ("sprites", *annotations.DATASETS)
-FLOWS = ("tvl1", "exact")
 DAMAGED = ("skip", "raise")
-# Rendered at once on a CPU, whose cache holds few, and on a GPU, which only many small clips keep busy.
-RENDER_PIXELS = (2**19, 2**25)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpriteDataConfig(SpriteConfig):
-    """Sprites for both streams.
-
-    train_clips, test_clips: sprites a split. flow: what the temporal stream sees, tvl1 as in the paper or exact. bound:
-    flow is clipped to ± bound pixels and divided by it.
-    """
-
-    train_clips: int = 512
-    test_clips: int = 256
-    flow: str = "tvl1"
-    bound: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.flow not in FLOWS:
-            raise ValueError(f"flow must be one of {', '.join(FLOWS)}, not {self.flow!r}")
-        if not self.bound > 0:
-            raise ValueError(f"bound must be positive, not {self.bound}")
-        for name in ("train_clips", "test_clips"):
-            if getattr(self, name) < len(sprites.CLASSES):
-                raise ValueError(
-                    f"{name} must be at least {len(sprites.CLASSES)}, one a class, not {getattr(self, name)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +34,9 @@ class DataConfig(SpriteDataConfig):
     """What to load: sprites, or video files at root in the layout `dataset` (d3d.annotations).
 
     annotations: folder of the set's annotation files, root if empty. split: 1, 2 or 3 of UCF101 and HMDB51. Of files
-    `frames` at `fps` a second are shown, the short side of short_side pixels (0: size), size x size of it. flow_cache:
-    the folder that `python -m d3d.flow` filled at this fps, short_side and bound. view_clips, view_crops: stretches of
-    a test video and squares of each over which predictions are averaged. damaged: skip, or raise, what is unreadable.
+    `frames` at `fps` a second are shown, the short side of short_side pixels (0: size), size x size of it; flow_cache
+    is the folder that `python -m d3d.flow` filled at this fps, short_side and bound. view_clips, view_crops: stretches
+    of a test video and squares of each over which predictions are averaged. damaged: skip what cannot be read, or raise.
     """
 
     dataset: str = "sprites"
@@ -73,7 +45,6 @@ class DataConfig(SpriteDataConfig):
     split: int = 1
     fps: float = 25.0
     short_side: int = 0
-    flow_cache: str = ""
     view_clips: int = 1
     view_crops: int = 1
     damaged: str = "skip"
@@ -86,7 +57,7 @@ class DataConfig(SpriteDataConfig):
             raise ValueError("dataset 'ava' has several labels a clip, which no stream here is trained on")
         if self.dataset != "sprites" and not self.root:
             raise ValueError(f"dataset {self.dataset!r} needs root: the folder of its videos, or a table's CSV file")
-        for name in ("root", "annotations", "flow_cache"):
+        for name in ("root", "annotations"):
             if self.dataset == "sprites" and getattr(self, name):
                 raise ValueError(f"{name} is only for video files, not for dataset 'sprites'")
         if self.dataset != "sprites" and self.flow == "exact":
@@ -152,49 +123,12 @@ def load(
         raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
     if isinstance(config, DataConfig) and config.dataset != "sprites":
         return _files(config, streams, teacher, device, workers)
-    counts = {f"train/{seed}": config.train_clips, **dict.fromkeys(sprites.SPLITS, config.test_clips)}
-    splits = {}
-    for split, count in counts.items():
-        name = split.split("/")[0]
-        wanted = (*streams, *teacher) if name == "train" else streams
-        splits[name] = sprite_clips(config, split, count, flow="flow" in wanted, device=device)
-    return Data(tuple(c.name for c in sprites.CLASSES), splits)
-
-
-def rendered(
-    config: SpriteConfig, split: str, count: int, device: torch.device | str = "cpu"
-) -> Iterator[sprites.Rendered]:
-    """The first `count` clips of a split, as many at once as suit the device."""
-    size = max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (config.frames * config.size**2))
-    for i in range(0, count, size):
-        yield sprites.render(config, split, range(i, min(i + size, count)), device=device)
-
-
-def sprite_clips(
-    config: SpriteDataConfig, split: str, count: int, *, flow: bool = False, device: torch.device | str = "cpu"
-) -> Clips:
-    """The first `count` sprites of a split, as `load` gives them, with flow where asked."""
-    rgb, true, seen, mask, tables = [], [], [], [], []
-    for part in rendered(config, split, count, device):
-        rgb.append((part.rgb * 255).round_().to(torch.uint8))
-        mask.append(part.mask)
-        tables.append(part.table)
-        if flow:
-            true.append(part.flow)
-        if flow and config.flow == "tvl1":
-            # From the frames as both streams get them, in 8 bits.
-            seen.append(tvl1_clip(rgb[-1].float() / 255))
-    table = pd.concat(tables, ignore_index=True)
-    true_flow = torch.cat(true) if flow else None
-    return Clips(
-        rgb=torch.cat(rgb),
-        flow=torch.cat(seen) if seen else true_flow,
-        true_flow=true_flow,
-        mask=torch.cat(mask),
-        labels=torch.from_numpy(table["label"].to_numpy(copy=True)).to(device),
-        table=table,
-        bound=config.bound,
-    )
+    flow = "flow" in (*streams, *teacher)
+    splits = {"train": sprite_clips(config, f"train/{seed}", config.train_clips, flow=flow, device=device)}
+    for name in (*SPLITS, *STRESS):
+        tested = stress_clips if name in STRESS else sprite_clips
+        splits[name] = tested(config, name, config.test_clips, flow="flow" in streams, device=device)
+    return Data(tuple(c.name for c in CLASSES), splits)
 
 
 def checked(

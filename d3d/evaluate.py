@@ -101,22 +101,27 @@ def accuracy(logits: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> d
     return scores
 
 
-def fuse(members: Sequence[np.ndarray]) -> np.ndarray:
-    """Log of the mean softmax (N, K) of several networks' logits (N, K): the study's fusion of two streams.
+def fuse(members: Sequence[np.ndarray], *, by: str = "softmax") -> np.ndarray:
+    """Log of the mean softmax (N, K) of several networks' logits (N, K), the study's fusion of two streams; or, by
+    logits, their mean.
 
     Raises ValueError where the networks did not score the same clips and classes.
     """
     shapes = {m.shape for m in members}
     if len(shapes) != 1:
         raise ValueError(f"only logits of the same clips and classes can be fused, these are {sorted(shapes)}")
+    if by == "logits":
+        return np.mean(members, axis=0, dtype=np.float64)
     shifted = np.stack(members).astype(np.float64)
     shifted -= shifted.max(-1, keepdims=True)
     softmax = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
     return np.log(softmax.mean(0))
 
 
-def score_fusion(members: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics and arrays of networks fused on every test split, from the arrays beside their records.
+def score_fusion(
+    members: Sequence[Mapping[str, np.ndarray]], *, by: str = "softmax"
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics and arrays of networks fused, as `fuse` does, on every test split, from the arrays beside their records.
 
     `<split>/top1_gain` is what the fused network has over its best member.
 
@@ -130,7 +135,7 @@ def score_fusion(members: Sequence[Mapping[str, np.ndarray]]) -> tuple[dict[str,
         labels, groups = first[f"labels/{split}"], first[f"groups/{split}"]
         if any(not np.array_equal(m[f"labels/{split}"], labels) for m in members):
             raise ValueError(f"the networks to fuse did not score the same clips of {split!r}")
-        logits = fuse([m[f"logits/{split}"] for m in members])
+        logits = fuse([m[f"logits/{split}"] for m in members], by=by)
         metrics |= {f"{split}/{name}": value for name, value in accuracy(logits, labels, groups).items()}
         best = max(accuracy(m[f"logits/{split}"], labels, groups)["top1"] for m in members)
         metrics[f"{split}/top1_gain"] = metrics[f"{split}/top1"] - best

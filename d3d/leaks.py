@@ -12,11 +12,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from d3d.datasets import Data, rendered, sprite_clips
+from d3d.datasets import Data
 from d3d.evaluate import predict
 from d3d.loop import fit
 from d3d.networks import build
-from d3d.sprites import CLASSES, SpriteConfig
+from d3d.sprite_classes import CLASSES
+from d3d.sprite_clips import rendered, sprite_clips
+from d3d.sprites import SpriteConfig
 from d3d.train_config import TrainConfig
 
 
@@ -104,7 +106,7 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
     moments = {name: [t] for name, t in config.moments().items()} | {"three": [0, 1, 2]}
     poses, labels = {}, {}
     for split, count in {f"train/{config.seed}": config.train_clips, "decorrelated": config.leak_clips}.items():
-        parts = list(rendered(config, split, count, device))
+        parts = list(rendered(config, split, count, device=device))
         moving = np.concatenate([p.table["group"] == "motion" for p in parts])
         poses[split] = np.concatenate([p.pose for p in parts])[moving]
         labels[split] = np.concatenate([p.table["label"] for p in parts])[moving]

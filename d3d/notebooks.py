@@ -28,7 +28,7 @@ from d3d.records import ROOT, Record
 
 FOLDER = Path("notebooks")
 # Keys of a profile that say which runs there are, not how one is made.
-STUDY_KEYS = ("seeds", "examined_seeds")
+STUDY_KEYS = ("seeds", "examined_seeds", "ablation_seeds", "lambdas", "students", "arms")
 
 
 class ParameterError(ValueError):
@@ -69,8 +69,13 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     seeds = profile.get("seeds")
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise ParameterError(f"{path} must list whole numbers as seeds, not {seeds!r}")
-    if not set(profile.setdefault("examined_seeds", seeds)) <= set(seeds):
-        raise ParameterError(f"{path}: examined_seeds must be some of the seeds, not {profile['examined_seeds']}")
+    for name in ("examined_seeds", "ablation_seeds"):
+        if not set(profile.setdefault(name, seeds)) <= set(seeds):
+            raise ParameterError(f"{path}: {name} must be some of the seeds, not {profile[name]}")
+    profile.setdefault("lambdas", [])
+    own = profile.setdefault("students", {}), *profile.setdefault("arms", {}).values()
+    if unknown := sorted({name for given in own for name in given} - set(defaults("distill"))):
+        raise ParameterError(f"{path} gives students {unknown[0]!r}, which the notebook 'distill' does not take")
     return profile
 
 

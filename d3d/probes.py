@@ -1,11 +1,15 @@
 """What frozen endpoints know: linear probes with control tasks (Hewitt and Liang 2019).
 
-features = pooled(model, clips, "rgb", ["Mixed_4f"])
-scores = linear(features["Mixed_4f"], test_features["Mixed_4f"], clips.table, test_clips.table)
+    sets = probed_sets(config, device="cuda")
+    metrics = linear_probes(model, sets, "rgb")           # Mixed_4f/velocity/r2_within, …
+
+Flow decoders on the same endpoints are in d3d.decoders.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,106 +18,198 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
+from d3d import study
+from d3d.checkpoints import load_checkpoint
 from d3d.clips import Clips
-from d3d.datasets import SpriteDataConfig
-from d3d.s3dg import S3DG
-from d3d.sprites import CLASSES
+from d3d.evaluate import AT_ONCE, calibrate
+from d3d.s3dg import MIXED, S3DG, s3dg
+from d3d.sprite_classes import CLASSES, SHAPES, TEXTURES
+from d3d.sprite_clips import SpriteDataConfig, sprite_clips
+from d3d.tvl1_cpu import cores
 
-ENDPOINTS = ("Conv2d_2c_3x3", "Mixed_3c", "Mixed_4f", "Mixed_5c")
+# Every endpoint that computes something new; the others pool.
+ENDPOINTS = ("Conv2d_1a_7x7", "Conv2d_2b_1x1", "Conv2d_2c_3x3", *MIXED)
 MOTION = ("velocity", "rotation", "expansion")
-TARGETS = (*MOTION, "hue", "size")
-ALPHAS = np.logspace(-1, 6, 8)
+TARGETS = (*MOTION, "time_order", "hue", "texture", "shape")
+# What the largest of several columns names, or the sign of one.
+CATEGORIES = ("time_order", "texture", "shape")
+ALPHAS = np.logspace(0, 5, 6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(SpriteDataConfig):
-    """What is probed; the fields are the parameters of notebooks/experiments/probe.ipynb."""
+    """What is probed; the fields are the parameters of notebooks/experiments/probe.ipynb.
+
+    endpoint: the one that a dense decoder reads. decoder_epochs: of every flow decoder. pictures: clips whose decoded
+    flow is kept.
+    """
 
     seed: int = 0
     width: float = 0.25
+    endpoint: str = "Mixed_4f"
+    decoder_epochs: int = 8
+    batch_size: int = 32
+    pictures: int = 0
     results: str = "results/local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("train_clips", "test_clips"):
-            if getattr(self, name) < 2 * len(CLASSES):
+            if getattr(self, name) < 4 * len(CLASSES):
                 raise ValueError(
-                    f"probes look within classes: {name} must be at least {2 * len(CLASSES)}, two a class, "
+                    f"probes look within classes: {name} must be at least {4 * len(CLASSES)}, four a class, "
                     f"not {getattr(self, name)}"
                 )
+        if self.endpoint not in ENDPOINTS:
+            raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {self.endpoint!r}")
+        if self.decoder_epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                f"decoder_epochs must be at least 1 and batch_size 2, not {self.decoder_epochs} and {self.batch_size}"
+            )
+        if not 0 <= self.pictures <= self.test_clips:
+            raise ValueError(f"pictures must lie between 0 and test_clips ({self.test_clips}), not {self.pictures}")
 
 
-class Part(NamedTuple):
-    """Features (N, F) and the goals, each (N, D), of one set of clips."""
+class Sets(NamedTuple):
+    """Clips to fit on and to test on; and the same, the first half of them with frames in a random order."""
+
+    fit: Clips
+    test: Clips
+    fit_mixed: Clips
+    test_mixed: Clips
+
+
+class Sample(NamedTuple):
+    """Features (N, F) and the table of their clips."""
 
     x: np.ndarray
-    goals: list[np.ndarray]
+    table: pd.DataFrame
+
+
+def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> Sets:
+    """The clips of a seed's probes, with flow both seen and true; no network was trained on them."""
+
+    def both(split: str, count: int) -> tuple[Clips, Clips]:
+        clips = sprite_clips(config, split, count, flow=True, truth=True, device=device)
+        shuffled = sprite_clips(config, split, count // 2, played="shuffled", flow=True, device=device)
+        rest = slice(count // 2, None)
+        mixed = replace(
+            clips,
+            rgb=torch.cat([shuffled.rgb, clips.rgb[rest]]),
+            flow=torch.cat([shuffled.flow, clips.flow[rest]]),
+            true_flow=None,
+            table=clips.table.assign(in_order=np.arange(count) >= count // 2),
+        )
+        return clips, mixed
+
+    # Seeds of trained networks stay below 1000: these training clips are nobody's.
+    (fit, fit_mixed), (test, test_mixed) = (
+        both(f"train/{1000 + config.seed}", config.train_clips),
+        both("iid", config.test_clips),
+    )
+    return Sets(fit, test, fit_mixed, test_mixed)
+
+
+def network(config: ProbeConfig, arm: str, fit: Clips) -> tuple[S3DG, str] | None:
+    """A network to probe and its stream; None where its weights are not there.
+
+    random: untrained, its batch norms calibrated on `fit`. tuned: the weights of RGB, from which it is to be tuned.
+    """
+    device = fit.labels.device
+    if arm == "random":
+        return calibrate(s3dg(len(CLASSES), width=config.width, seed=config.seed).to(device), fit, "rgb"), "rgb"
+    path = study.weights(config.results, study.STARTS_FROM.get(arm, arm), config.seed)
+    if not Path(path).is_file():
+        return None
+    model, about = load_checkpoint(path, classes=tuple(c.name for c in CLASSES), device=device)
+    return model, about.stream
+
+
+def linear_probes(model: S3DG, sets: Sets, stream: str, *, seed: int = 0) -> dict[str, float]:
+    """`<endpoint>/<score>` of `linear` for every target and endpoint: a pass over each set, a probe an endpoint."""
+    fit, test, fit_mixed, test_mixed = (pooled(model, clips, stream, ENDPOINTS) for clips in sets)
+
+    def at(endpoint: str) -> dict[str, float]:
+        plain = Sample(fit[endpoint], sets.fit.table), Sample(test[endpoint], sets.test.table)
+        mixed = Sample(fit_mixed[endpoint], sets.fit_mixed.table), Sample(test_mixed[endpoint], sets.test_mixed.table)
+        return linear(*plain, seed=seed) | linear(*mixed, names=("time_order",), seed=seed)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        found = dict(zip(ENDPOINTS, pool.map(at, ENDPOINTS), strict=True))
+    return {f"{endpoint}/{name}": value for endpoint, scores in found.items() for name, value in scores.items()}
 
 
 @torch.no_grad()
-def pooled(
-    model: S3DG, clips: Clips, stream: str, endpoints: Sequence[str], *, batch_size: int = 64
-) -> dict[str, np.ndarray]:
-    """Features (N, F) of each endpoint: means over time and quadrants of the frame, in one pass over the clips.
+def pooled(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[str]) -> dict[str, np.ndarray]:
+    """Features (N, C) of each endpoint, float32, in one pass over the clips: means over time and space.
 
-    Quadrants keep a coarse sense of where; an endpoint with a single position gives its channels alone.
+    A classifier at that endpoint would see as much.
     """
     model.eval()
+    device = clips.labels.device
+    size = max(8, AT_ONCE // clips.rgb[0, 0].numel() // 2) if device.type == "cuda" else 64
     parts: dict[str, list[np.ndarray]] = {name: [] for name in endpoints}
-    for i in range(0, len(clips), batch_size):
-        found = model.endpoints(clips.inputs(stream, slice(i, i + batch_size)), endpoints)
+    for i in range(0, len(clips), size):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = model.endpoints(clips.inputs(stream, slice(i, i + size)), endpoints)
         for name, x in found.items():
-            grid = tuple(min(2, n) for n in x.shape[3:])
-            x = torch.nn.functional.adaptive_avg_pool3d(x.float(), (1, *grid))
-            parts[name].append(x.flatten(1).cpu().numpy())
+            parts[name].append(x.mean((2, 3, 4), dtype=torch.float32).cpu().numpy())
     return {name: np.concatenate(p) for name, p in parts.items()}
 
 
 def targets(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What is probed for, as columns (N, D): velocity, rotation and expansion, and hue and size as appearance."""
+    """What is probed for, as columns (N, D): motion, hue on its circle, texture and shape as indicators; and, where the
+    table says what is `in_order`, time order as ± 1."""
     hue = 2 * np.pi * table["hue"].to_numpy()
-    return {
+    found = {
         "velocity": table[["velocity_x", "velocity_y"]].to_numpy(),
         "rotation": table[["angular_velocity"]].to_numpy(),
         "expansion": table[["expansion"]].to_numpy(),
         "hue": np.stack([np.cos(hue), np.sin(hue)], 1),
-        "size": table[["radius"]].to_numpy(),
+        "texture": (table["texture"].to_numpy()[:, None] == np.array(list(TEXTURES))).astype(float),
+        "shape": (table["shape"].to_numpy()[:, None] == np.array(list(SHAPES))).astype(float),
     }
+    if "in_order" in table:
+        found["time_order"] = np.where(table[["in_order"]], 1.0, -1.0)
+    return found
 
 
-def linear(
-    train: np.ndarray,
-    test: np.ndarray,
-    train_table: pd.DataFrame,
-    test_table: pd.DataFrame,
-    *,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Ridge regression from features to every target; the penalties are chosen on half of the training clips.
+def linear(fit: Sample, test: Sample, *, names: Sequence[str] = TARGETS, seed: int = 0) -> dict[str, float]:
+    """Ridge regression from features to every target that is known; the penalties are chosen on half of `fit`.
 
-    Gives `<target>/r2` on the test clips; `<target>/r2_within`, the same once each class's mean is removed from
-    features and target; and `<target>/selectivity`, r2 minus that of a control task, which deals every kind of clip
-    (class and family) one random value of the target: what a probe reaches by naming the kind alone.
-    Targets that do not vary are left out. `motion/r2_within` is the mean over velocity, rotation and expansion.
+    Gives `<target>/r2` on the clips of `test`; `<target>/r2_within`, the same once each class's mean is removed from
+    features and target; `<target>/selectivity`, r2 minus that of a control task, which deals every kind of clip (class
+    and family) one random value of the target: what a probe reaches by naming the kind alone; and for categories
+    `<target>/accuracy`. Targets that do not vary are left out. `motion/r2_within` is the mean over velocity, rotation
+    and expansion.
     """
-    names = [n for n, y in targets(train_table).items() if y.std() > 0 and targets(test_table)[n].std() > 0]
-    half = len(train) // 2
-    parts = [(train[:half], train_table[:half]), (train[half:], train_table[half:]), (test, test_table)]
-    deal = _control(train_table, test_table, names, seed)
-    plain = [Part(x, [targets(t)[n] for n in names] + [deal(t, n) for n in names]) for x, t in parts]
-    within = [Part(_within(x, t), [_within(targets(t)[n], t) for n in names]) for x, t in parts]
-    r2, control = np.split(_scores(*plain), 2)
-    scores = {f"{name}/r2": value for name, value in zip(names, r2, strict=True)}
-    scores |= {f"{name}/r2_within": value for name, value in zip(names, _scores(*within), strict=True)}
-    scores |= {f"{name}/selectivity": value for name, value in zip(names, r2 - control, strict=True)}
+    known = {n: (targets(fit.table)[n], targets(test.table)[n]) for n in names if n in targets(fit.table)}
+    names = [n for n, ys in known.items() if all(y.std() > 0 for y in ys)]
+    deal = _control(fit.table, test.table, names, seed)
+    # Classes follow one another, so that both halves have as many of each.
+    first = np.arange(len(fit.x)) // len(CLASSES) % 2 == 0
+    parts = [Sample(fit.x[first], fit.table[first]), Sample(fit.x[~first], fit.table[~first]), test]
+    plain = [_Part(x, [targets(t)[n] for n in names] + [deal(t, n) for n in names]) for x, t in parts]
+    within = [_Part(_within(x, t), [_within(targets(t)[n], t) for n in names]) for x, t in parts]
+    predicted = _predict(*plain)
+    r2 = [_r2(goal, found) for goal, found in zip(plain[-1].goals, predicted, strict=True)]
+    r2_within = [_r2(goal, found) for goal, found in zip(within[-1].goals, _predict(*within), strict=True)]
+    scores: dict[str, float] = {}
+    for i, name in enumerate(names):
+        scores[f"{name}/r2"], scores[f"{name}/r2_within"] = r2[i], r2_within[i]
+        scores[f"{name}/selectivity"] = r2[i] - r2[len(names) + i]
+        if name in CATEGORIES:
+            scores[f"{name}/accuracy"] = _agreement(known[name][1], predicted[i])
     if moving := [scores[f"{name}/r2_within"] for name in MOTION if name in names]:
-        scores["motion/r2_within"] = np.mean(moving)
-    return {name: float(value) for name, value in scores.items()}
+        scores["motion/r2_within"] = float(np.mean(moving))
+    return scores
 
 
-def flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """`{endpoint: {metric: value}}` as `endpoint/metric`."""
-    return {f"{endpoint}/{metric}": value for endpoint, found in scores.items() for metric, value in found.items()}
+class _Part(NamedTuple):
+    """Features (N, F) and the goals, each (N, D), of one set of clips."""
+
+    x: np.ndarray
+    goals: list[np.ndarray]
 
 
 def _control(
@@ -122,7 +218,7 @@ def _control(
     """The control task: a table's clips and a target's name to values (N, D) that only the clips' kinds decide."""
     rng = np.random.default_rng(seed)
     kinds = sorted({*_kinds(train_table), *_kinds(test_table)})
-    source = targets(train_table)
+    source: Mapping[str, np.ndarray] = targets(train_table)
     dealt = {name: {kind: source[name][rng.integers(len(train_table))] for kind in kinds} for name in names}
     return lambda table, name: np.stack([dealt[name][kind] for kind in _kinds(table)])
 
@@ -131,8 +227,8 @@ def _kinds(table: pd.DataFrame) -> list[str]:
     return (table["class"] + "/" + table["family"]).tolist()
 
 
-def _scores(fit: Part, choose: Part, test: Part) -> np.ndarray:
-    """R² on `test` of one ridge probe a goal, fitted on `fit` and `choose`, its penalty chosen on `choose`.
+def _predict(fit: _Part, choose: _Part, test: _Part) -> list[np.ndarray]:
+    """What ridge probes say of `test`, fitted on `fit` and `choose`, the penalty of each column chosen on `choose`.
 
     Leaving single clips out would not do: where class means are removed, the others tell what the one left out was.
     """
@@ -141,11 +237,11 @@ def _scores(fit: Part, choose: Part, test: Part) -> np.ndarray:
     scaler = StandardScaler().fit(fit.x[:, alive])
     x, x_choose, x_test = (scaler.transform(part.x[:, alive].astype(float)) for part in (fit, choose, test))
     y, y_choose = (np.hstack(part.goals) for part in (fit, choose))
-    errors = [((Ridge(alpha).fit(x, y).predict(x_choose) - y_choose) ** 2).sum(0) for alpha in ALPHAS]
+    said = (Ridge(alpha).fit(x, y).predict(x_choose).reshape(y_choose.shape) for alpha in ALPHAS)
+    errors = [((guess - y_choose) ** 2).sum(0) for guess in said]
     model = Ridge(ALPHAS[np.argmin(errors, 0)]).fit(np.vstack([x, x_choose]), np.vstack([y, y_choose]))
     ends = np.cumsum([goal.shape[1] for goal in test.goals])[:-1]
-    predicted = np.split(model.predict(x_test), ends, axis=1)
-    return np.array([_r2(goal, p) for goal, p in zip(test.goals, predicted, strict=True)])
+    return np.split(model.predict(x_test).reshape(len(x_test), -1), ends, axis=1)
 
 
 def _within(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
@@ -156,3 +252,10 @@ def _within(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
 def _r2(goal: np.ndarray, predicted: np.ndarray) -> float:
     """R² pooled over the columns: a column that hardly varies adds hardly anything to either sum."""
     return float(1 - ((goal - predicted) ** 2).sum() / ((goal - goal.mean(0)) ** 2).sum())
+
+
+def _agreement(goal: np.ndarray, predicted: np.ndarray) -> float:
+    """How often the largest column is right, or the sign of a single one."""
+    if goal.shape[1] == 1:
+        return float((np.sign(goal) == np.sign(predicted)).mean())
+    return float((goal.argmax(1) == predicted.argmax(1)).mean())

@@ -11,7 +11,6 @@ torus, so that where a sprite is, and how it is turned, is uniform in every fram
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -19,79 +18,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-PROGRAMS = (
-    "right",
-    "left",
-    "drift",
-    "dash",
-    "clockwise",
-    "counterclockwise",
-    "orbit",
-    "counterorbit",
-    "expand",
-    "contract",
-    "sway",
-    "bob",
-    "rock",
-    "pulse",
-)
-SHAPES = {"disc": 0, "peanut": 2, "trefoil": 3, "quatrefoil": 4, "star": 5, "gear": 7}  # lobes of the outline
-# Directions of a texture's waves in degrees, and waves across half the sprite.
-TEXTURES = {"stripes": ((0,), 2.0), "checks": ((0, 90), 1.5), "cells": ((0, 60, 120), 1.75)}
-FAMILIES = (
-    "disc-stripes",
-    "disc-cells",
-    "peanut-checks",
-    "peanut-stripes",
-    "trefoil-cells",
-    "trefoil-checks",
-    "quatrefoil-stripes",
-    "quatrefoil-cells",
-    "star-checks",
-    "star-stripes",
-    "gear-cells",
-    "gear-checks",
-)
-# What a family's name says: its outline and its texture.
-OUTLINE_OF, TEXTURE_OF = (tuple(part) for part in zip(*(family.split("-") for family in FAMILIES), strict=True))
-GROUPS = ("motion", "appearance", "both")
+from d3d.sprite_classes import CLASSES, FAMILIES, OUTLINE_OF, PROGRAMS, SHAPES, TEXTURE_OF, TEXTURES
+
 SPLITS = ("val", "iid", "decorrelated")
+PLAYED = ("forwards", "backwards", "shuffled", "frozen")
 PERIOD = 8  # frames of an oscillation; an orbit takes half as many again
 HEADING = np.radians(30)  # a translation's direction varies by as much to either side
 SPEEDS = {"drift": 0.6, "dash": 1.6}  # of the other programs' speed; told apart by nothing else
 LOBE_DEPTH = 0.35
 DISTRACTOR = 0.6  # its radius, of a target's: flow cannot see colour, but the smaller mover is not the one asked for
 LIGHT, TINT = 0.3, 0.2  # how far texture and hue leave middle grey at full contrast
-
-
-class SpriteClass(NamedTuple):
-    """What a label means: the program of the target, its own family, and what tells the class from others."""
-
-    name: str
-    group: str
-    program: str
-    family: str
-
-
-# Motion pairs share a family. Appearance pairs share an outline, which flow can see, and a program no other class has.
-CLASSES = (
-    SpriteClass("right", "motion", "right", "disc-stripes"),
-    SpriteClass("left", "motion", "left", "disc-stripes"),
-    SpriteClass("drift", "motion", "drift", "disc-cells"),
-    SpriteClass("dash", "motion", "dash", "disc-cells"),
-    SpriteClass("clockwise", "motion", "clockwise", "peanut-checks"),
-    SpriteClass("counterclockwise", "motion", "counterclockwise", "peanut-checks"),
-    SpriteClass("orbit", "motion", "orbit", "peanut-stripes"),
-    SpriteClass("counterorbit", "motion", "counterorbit", "peanut-stripes"),
-    SpriteClass("expand-cells", "appearance", "expand", "trefoil-cells"),
-    SpriteClass("expand-checks", "appearance", "expand", "trefoil-checks"),
-    SpriteClass("contract-checks", "appearance", "contract", "star-checks"),
-    SpriteClass("contract-stripes", "appearance", "contract", "star-stripes"),
-    SpriteClass("sway", "both", "sway", "quatrefoil-stripes"),
-    SpriteClass("bob", "both", "bob", "quatrefoil-cells"),
-    SpriteClass("rock", "both", "rock", "gear-cells"),
-    SpriteClass("pulse", "both", "pulse", "gear-checks"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,15 +84,27 @@ class Rendered:
         return self.layer == 2
 
 
-def render(config: SpriteConfig, split: str, indices: Sequence[int], *, device: torch.device | str = "cpu") -> Rendered:
+def render(
+    config: SpriteConfig,
+    split: str,
+    indices: Sequence[int],
+    *,
+    played: str = "forwards",
+    device: torch.device | str = "cpu",
+) -> Rendered:
     """Clips `indices` of `split`: `val`, `iid`, `decorrelated` (rho = 0) or `train/<seed>`.
+
+    played: the order in which the moments of the clip are filmed, each with noise of its own; shuffled: a random order
+    a clip; frozen: its middle throughout. The label stays what it is forwards.
 
     Flow follows the convention of the study: field t carries frame t onto frame t + 1, the last field is repeated.
     The table has the label, its group and what is known exactly: program, family, shape, texture, hue, size, position
     (px, at the middle of the clip), velocity (px a frame), angular velocity (rad a frame) and expansion (log scale a
     frame) of the target relative to the background, averaged over the clip, and the camera's velocity.
-    Raises ValueError for an unknown split.
+    Raises ValueError for an unknown split or order.
     """
+    if played not in PLAYED:
+        raise ValueError(f"played must be one of {', '.join(PLAYED)}, not {played!r}")
     if split not in SPLITS and not split.startswith("train/"):
         raise ValueError(f"no split {split!r}: the splits are train/<seed>, {', '.join(SPLITS)}")
     draw = _Draws(split, np.asarray(indices, dtype=np.uint64))
@@ -167,10 +115,11 @@ def render(config: SpriteConfig, split: str, indices: Sequence[int], *, device: 
     family = np.where(keeps, own, draw.integer("family", len(FAMILIES)))
     program = np.array([PROGRAMS.index(c.program) for c in CLASSES])[label]
 
-    camera = _camera(config, draw)
-    target = _Sprite(config, draw, "target", camera, program, family)
+    times = _times(config, draw, played)
+    camera = _camera(config, draw, times)
+    target = _Sprite(config, draw, "target", times, camera, program, family)
     others = draw.integer("distractor program", len(PROGRAMS)), draw.integer("distractor family", len(FAMILIES))
-    distractor = _Sprite(config, draw, "distractor", camera, *others)
+    distractor = _Sprite(config, draw, "distractor", times, camera, *others)
     device = torch.device(device)
     with torch.autocast(device.type, enabled=False):
         rgb, flow, layer = _paint(config, draw, camera, (distractor, target), device)
@@ -199,22 +148,32 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def _camera(config: SpriteConfig, draw: _Draws) -> np.ndarray:
+def _camera(config: SpriteConfig, draw: _Draws, times: np.ndarray) -> np.ndarray:
     """Where the background stands at each frame, as a complex offset in pixels (B, T)."""
     velocity = config.camera * draw("camera speed") * np.exp(1j * draw("camera angle", 0, 2 * np.pi))
-    return velocity[:, None] * _times(config)
+    return velocity[:, None] * times
 
 
-def _times(config: SpriteConfig) -> np.ndarray:
-    """Frames counted from the middle of the clip (T,)."""
-    return np.arange(config.frames) - (config.frames - 1) / 2
+def _times(config: SpriteConfig, draw: _Draws, played: str) -> np.ndarray:
+    """The moments that the frames show, counted in frames from the middle of the clip (1, T), or (B, T)."""
+    t = np.arange(config.frames) - (config.frames - 1) / 2
+    if played == "shuffled":
+        return t[np.argsort(np.stack([draw(f"order {k}") for k in range(config.frames)], 1))]
+    return {"forwards": t, "backwards": -t, "frozen": 0 * t}[played][None]
 
 
 class _Sprite:
     """Drawn parameters of one sprite and its motion, one row a clip; positions are complex numbers x + iy."""
 
     def __init__(
-        self, config: SpriteConfig, draw: _Draws, name: str, camera: np.ndarray, program: np.ndarray, family: np.ndarray
+        self,
+        config: SpriteConfig,
+        draw: _Draws,
+        name: str,
+        times: np.ndarray,
+        camera: np.ndarray,
+        program: np.ndarray,
+        family: np.ndarray,
     ) -> None:
         self.name, self.size, self.program, self.family = name, config.size, program, family
         share = config.extent * (1.0 if name == "target" else DISTRACTOR)
@@ -224,7 +183,7 @@ class _Sprite:
         self.centre = config.size * (draw(f"{name} x") + 1j * draw(f"{name} y"))
         self.angle = draw(f"{name} angle", 0, 2 * np.pi)
         speed = config.amplitude * draw(f"{name} speed", 0.75, 1.25)
-        self.offset, self.turn, self.log_scale = self._motion(_times(config), draw, speed[:, None])
+        self.offset, self.turn, self.log_scale = self._motion(times, draw, speed[:, None])
         # Sprite to frame, as z -> a z + b: rotation and scale, then position, which wraps around.
         self.a = self.radius[:, None] * np.exp(self.log_scale + 1j * (self.angle[:, None] + self.turn))
         self.b = self.centre[:, None] + self.offset + camera
@@ -242,7 +201,7 @@ class _Sprite:
         orbit = speed * lap * np.exp(1j * (t / lap + beat))
         # A turning sprite's outline moves at the speed, a growing one's at half of it, within a factor of two in all.
         turn = path / self.radius[:, None]
-        grow = t * np.minimum(speed / (2 * self.radius[:, None]), np.log(2) / (len(t) - 1))
+        grow = t * np.minimum(speed / (2 * self.radius[:, None]), np.log(2) / (t.shape[1] - 1))
 
         def of(program: str) -> np.ndarray:
             return (self.program == PROGRAMS.index(program))[:, None]

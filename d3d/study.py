@@ -3,6 +3,7 @@
 Light on imports: the graph reads it at every start.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,27 @@ ARMS = {
     "rgb_teacher": "distill",
     "d3d": "distill",
 }
-TEACHERS = {"d3d": "flow", "rgb_teacher": "rgb_twin"}
-# Ensembles by the mean of softmax: two arms of one seed, or one arm of seeds taken two by two.
+# What is changed of D3D, one thing at a time; beside these stand other values of lambda, named by `lambda_arm`.
+ABLATIONS = {
+    "flow_exact": "train",
+    "d3d_exact": "distill",
+    "d3d_scratch": "distill",
+    "d3d_kl": "distill",
+    "d3d_features": "distill",
+}
+LAMBDA_ARM = "d3d_lambda_"
+TEACHERS = {"rgb_teacher": "rgb_twin", "d3d_exact": "flow_exact"}  # of the others: flow
+# Ensembles: two arms of one seed, or one arm of seeds taken two by two, by the mean of softmax or of logits.
 FUSIONS = {
     "two_stream": ("rgb", "flow"),
+    "two_stream_logits": ("rgb", "flow"),
     "rgb_rgb": ("rgb", "rgb_twin"),
     "d3d_rgb": ("d3d", "rgb"),
     "d3d_d3d": ("d3d", "d3d"),
 }
-PROBED = ("random", "rgb", "flow", "rgb_longer", "rgb_teacher", "d3d")
+PROBED = ("random", "rgb", "flow", "rgb_longer", "rgb_teacher", "d3d", "tuned")
+# Whose weights a probed network starts from, where they are not its own.
+STARTS_FROM = {"tuned": "rgb"}
 # TV-L1: changes of its parameters, the size it is computed at from a video of twice the network's, and OpenCV's.
 TVL1_VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
@@ -42,11 +55,11 @@ TVL1_SIZES = {"size_2": 2.0, "size_1": 1.0, "size_0.5": 0.5}
 WRITES = {
     "leak": ("pose", "one_frame"),
     "tvl1": (*TVL1_VARIANTS, *TVL1_SIZES, "opencv"),
-    "train": tuple(arm for arm, experiment in ARMS.items() if experiment == "train"),
-    "distill": tuple(arm for arm, experiment in ARMS.items() if experiment == "distill"),
+    "train": tuple(arm for arm, experiment in (ARMS | ABLATIONS).items() if experiment == "train"),
+    "distill": tuple(arm for arm, experiment in (ARMS | ABLATIONS).items() if experiment == "distill"),
     "fuse": tuple(FUSIONS),
     "probe": PROBED,
-    "attribution": tuple(arm for arm in PROBED if arm != "flow"),
+    "attribution": tuple(arm for arm in PROBED if arm not in ("flow", "tuned")),
 }
 EXAMINE = ("leak", "probe", "attribution")
 PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
@@ -59,11 +72,22 @@ def shown(experiment: str = "train") -> Path:
     return PUBLISHED if any(PUBLISHED.glob(f"{experiment}/*.json")) else SMOKE
 
 
+def lambda_arm(value: float) -> str:
+    """The arm that is D3D but for its lambda."""
+    return f"{LAMBDA_ARM}{value:g}"
+
+
+def writes(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arms of an experiment in a profile, which names the values of lambda beside D3D's own."""
+    return WRITES[experiment] + (tuple(map(lambda_arm, profile["lambdas"])) if experiment == "distill" else ())
+
+
 def weights(results: str | Path, arm: str, seed: int) -> str:
     """Where the checkpoint of a network is. Raises ValueError for an arm that is none."""
-    if arm not in ARMS:
-        raise ValueError(f"no arm {arm!r}: the arms are {', '.join(ARMS)}")
-    return str(Path(results) / ARMS[arm] / f"{arm}-seed{seed}.safetensors")
+    known = ARMS | ABLATIONS
+    if arm not in known and not arm.startswith(LAMBDA_ARM):
+        raise ValueError(f"no arm {arm!r}: the arms are {', '.join(known)} and {LAMBDA_ARM}…")
+    return str(Path(results) / known.get(arm, "distill") / f"{arm}-seed{seed}.safetensors")
 
 
 def arm_of(experiment: str, params: dict[str, Any]) -> str:
@@ -78,25 +102,47 @@ def run_path(experiment: str, params: dict[str, Any]) -> Path:
     return Path(params["results"]) / experiment / f"{arm_of(experiment, params)}-seed{params['seed']}"
 
 
-def seeds_of(experiment: str, profile: dict[str, Any], *, arm: str = "") -> list[int]:
+def seeds_of(experiment: str, profile: Mapping[str, Any], *, arm: str = "") -> list[int]:
     """The seeds that an experiment writes records of: one for TV-L1, those to examine for what looks into networks and
-    clips, the first of each pair for D3D + D3D."""
+    clips, those of ablations for these, the first of each pair for D3D + D3D."""
     if experiment == "tvl1":
         return [0]
+    if arm in ABLATIONS or arm.startswith(LAMBDA_ARM):
+        return profile["ablation_seeds"]
     seeds = profile["examined_seeds"] if experiment in EXAMINE else profile["seeds"]
     if arm in FUSIONS and len(set(FUSIONS[arm])) == 1:
         return sorted(seeds)[: len(seeds) // 2 * 2 : 2]
     return seeds
 
 
-def given(experiment: str, arm: str | None, seed: int | None, *, results: str) -> dict[str, Any]:
+def needs(arm: str, seed: int, profile: Mapping[str, Any]) -> set[int]:
+    """The seeds whose networks a record is of: two where an arm is fused with itself."""
+    if arm in FUSIONS and len(set(FUSIONS[arm])) == 1:
+        seeds = sorted(profile["seeds"])
+        return {seed, seeds[seeds.index(seed) + 1]}
+    return {seed}
+
+
+def given(
+    experiment: str, arm: str | None, seed: int | None, *, profile: Mapping[str, Any], results: str
+) -> dict[str, Any]:
     """What a run is given beyond its profile."""
     if experiment in ("fuse", "tvl1"):
         return {"results": results}
+    arm = arm or ""
     own: dict[str, Any] = {"results": results, "seed": seed}
     if experiment == "train":
-        own |= {"arm": arm, "stream": arm.removesuffix("_twin"), "twin": int(arm.endswith("_twin"))}
+        own |= {"arm": arm, "stream": arm.split("_")[0], "twin": int(arm.endswith("_twin"))}
     if experiment == "distill":
-        own |= {"arm": arm, "student": weights(results, "rgb", seed)}
-        own |= {"teacher": weights(results, TEACHERS[arm], seed)} if arm in TEACHERS else {"lambda_": 0.0}
-    return own
+        own |= {"arm": arm, "student": weights(results, "rgb", seed)} | profile["students"]
+        taught = arm != "rgb_longer"
+        own |= {"teacher": weights(results, TEACHERS.get(arm, "flow"), seed)} if taught else {"lambda_": 0.0}
+    if arm == "d3d_scratch":
+        # As many steps as the stream it would have started from and its students took together.
+        own |= {"student": "", "epochs": profile["epochs"] + own.pop("epochs", profile["epochs"])}
+        own.pop("learning_rate", None)
+    if arm.endswith("_exact"):
+        own |= {"flow": "exact"}
+    if arm.startswith(LAMBDA_ARM):
+        own |= {"lambda_": float(arm.removeprefix(LAMBDA_ARM))}
+    return own | profile["arms"].get(arm, {})

@@ -200,7 +200,8 @@ def read_config(path: str | Path) -> tuple[str, TrainConfig]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must map parameters to values, such as `epochs: 8`")
     for name, value in content.items():
-        if not isinstance(name, str) or name.startswith("_") or not isinstance(value, str | bool | int | float | list):
+        plain = isinstance(value, str | bool | int | float | list | dict)
+        if not isinstance(name, str) or name.startswith("_") or not plain:
             raise ValueError(
                 f"{path} sets {name!r} to {value!r}: it must map parameters to numbers, true, false or text"
             )

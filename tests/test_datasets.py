@@ -1,5 +1,7 @@
 """Tables of clips: what a split holds, and what becomes of damaged files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from d3d import sprites
 from d3d.datasets import DataConfig, load
 from d3d.flow import tvl1_clip
+from d3d.sprite_clips import sprite_clips
 from tests.test_videos import noise_video
 
 SMALL = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16}
@@ -31,12 +34,11 @@ def folder(tmp_path):
 
 def test_sprites_come_as_rendered():
     data = load(DataConfig(**SMALL, flow="exact"), seed=3, streams=("rgb", "flow"))
-    assert set(data.splits) == {"train", "val", "iid", "decorrelated"}
-    assert set(data.tests) == {"val", "iid", "decorrelated"}
+    assert set(data.splits) == {"train", "val", "iid", "decorrelated", "shuffled", "reversed", "frozen"}
+    assert set(data.tests) == set(data.splits) - {"train"}
     clips = data.splits["train"]
     rendered = sprites.render(DataConfig(**SMALL), "train/3", range(24))
-    assert torch.equal(clips.flow, rendered.flow)
-    assert torch.equal(clips.true_flow, rendered.flow)
+    assert torch.equal(clips.flow, rendered.flow.half())
     assert (clips.inputs("rgb", slice(None)) - rendered.rgb).abs().max() <= 0.5 / 255 + 1e-6
     assert clips.labels.tolist() == [i % len(sprites.CLASSES) for i in range(24)]
 
@@ -52,11 +54,63 @@ def test_the_temporal_stream_sees_tvl1_of_the_frames_in_8_bits():
     config = DataConfig(**SMALL | {"size": 32}, noise=0.0)
     clips = load(config, seed=3, streams=("flow",)).splits["train"]
     frames = (clips.rgb.float() / 255)[:2]
-    assert torch.equal(clips.flow[:2], tvl1_clip(frames))
-    assert torch.equal(clips.true_flow, sprites.render(config, "train/3", range(24)).flow)
+    assert torch.equal(clips.flow[:2], tvl1_clip(frames).half())
     # It is an estimate: near the truth, and not the truth.
-    error = (clips.flow - clips.true_flow).norm(dim=1).mean()
-    assert 0.01 < error < 0.7 * clips.true_flow.norm(dim=1).mean()
+    truth = sprites.render(config, "train/3", range(24)).flow
+    error = (clips.flow - truth).norm(dim=1).mean()
+    assert 0.01 < error < 0.7 * truth.norm(dim=1).mean()
+
+
+def test_tvl1_is_kept_and_computed_once(tmp_path, monkeypatch):
+    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
+    fresh = sprite_clips(replace(config, flow_cache=""), "iid", 16, flow=True)
+    first = sprite_clips(config, "iid", 16, flow=True)
+    monkeypatch.setattr("d3d.flow.tvl1_clip", None)  # not called again
+    again = sprite_clips(config, "iid", 16, flow=True)
+    assert torch.equal(first.flow, fresh.flow)
+    assert torch.equal(again.flow, fresh.flow)
+    (kept,) = (tmp_path / "flow").glob("*.npy")
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{kept} is no whole array of flow: delete it"):
+        sprite_clips(config, "iid", 16, flow=True)
+
+
+def test_other_knobs_are_other_flow(tmp_path):
+    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
+    for changed in ({}, {"noise": 0.2}, {"rho": 0.1}):
+        sprite_clips(replace(config, **changed), "iid", 16, flow=True)
+    sprite_clips(config, "iid", 16, played="backwards", flow=True)
+    sprite_clips(config, "val", 16, flow=True)
+    assert len(list((tmp_path / "flow").glob("*.npy"))) == 5
+    # What the networks make of flow does not change it.
+    sprite_clips(replace(config, bound=1.0), "val", 16, flow=True)
+    assert len(list((tmp_path / "flow").glob("*.npy"))) == 5
+
+
+def test_stress_splits_are_the_clips_of_iid_filmed_otherwise():
+    config = DataConfig(**SMALL | {"frames": 6, "test_clips": 64}, noise=0.0, flow="exact")
+    data = load(config, seed=0, streams=("rgb", "flow"))
+    iid, frozen, shuffled, back = (data.splits[name] for name in ("iid", "frozen", "shuffled", "reversed"))
+    assert (frozen.rgb == frozen.rgb[:, :, :1]).all()
+    assert (frozen.flow == 0).all()
+    frames = [{f.tobytes() for f in clips.rgb[0].transpose(0, 1).numpy()} for clips in (iid, shuffled)]
+    assert frames[0] == frames[1]
+    assert not torch.equal(iid.rgb, shuffled.rgb)
+    # Appearance classes have no reversed counterpart.
+    assert len(back) == 48
+    assert set(back.groups) == {"motion", "both"}
+    kept = iid.table["group"].to_numpy() != "appearance"
+    assert torch.equal(back.rgb, iid.rgb[torch.from_numpy(kept)].flip(2))
+    names = dict(zip(iid.table["class"][kept], back.table["class"], strict=True))
+    assert names["right"] == "left"
+    assert names["counterorbit"] == "orbit"
+    assert names["sway"] == "sway"
+    assert [sprites.CLASSES[i].name for i in back.labels.tolist()] == back.table["class"].tolist()
+    moved = (
+        back.table[["velocity_x", "angular_velocity"]]
+        + iid.table.loc[kept, ["velocity_x", "angular_velocity"]].to_numpy()
+    )
+    assert np.allclose(moved, 0)
 
 
 def test_a_teacher_sees_the_training_clips_only():
@@ -70,7 +124,7 @@ def test_flow_is_clipped_and_scaled():
     shown = clips.inputs("flow", slice(None))
     assert shown.abs().max() == 1
     below = clips.flow.abs() < 2
-    assert torch.equal(shown[below], clips.flow[below] / 2)
+    assert torch.equal(shown[below], clips.flow[below].float() / 2)
 
 
 def test_a_folder_of_class_folders(folder):
@@ -142,7 +196,6 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
         ({"dataset": "kinetics"}, "dataset must be one of sprites, folder, ucf101, .*, not 'kinetics'"),
         ({"dataset": "folder"}, "dataset 'folder' needs root"),
         ({"root": "clips"}, "root is only for video files, not for dataset 'sprites'"),
-        ({"flow_cache": "flow"}, "flow_cache is only for video files"),
         ({"dataset": "ava", "root": "x"}, "dataset 'ava' has several labels a clip"),
         ({"dataset": "folder", "root": "x", "flow": "exact"}, "flow 'exact' is known of sprites only"),
         ({"dataset": "folder", "root": "x", "fps": 0.0}, "fps must be positive, not 0.0"),
