@@ -34,11 +34,12 @@ def runs_of(experiment):
 
 
 def records_of(experiment, arm=None, seed=None, only=None):
-    """The records that a run writes; without arm or seed, those of all, or of the seeds `only`."""
+    """The records of an experiment: of one arm, of one seed, or of networks of the seeds `only`."""
     return [
         f"{RESULTS}/{experiment}/{a}-seed{s}.json"
-        for a, s in ([(arm, seed)] if arm else runs_of(experiment))
-        if seed in (None, s) and (only is None or experiment == "tvl1" or study.needs(a, s, STUDY) <= set(only))
+        for a, s in runs_of(experiment)
+        if arm in (None, a) and seed in (None, s)
+        if only is None or experiment == "tvl1" or study.needs(a, s, STUDY) <= set(only)
     ]
 
 
@@ -68,13 +69,13 @@ CHAPTER_STAMPS = {
 }
 
 
-def papermill(notebook, out, options):
-    """One notebook through papermill, on one thread: runs fill the cores side by side, sums come out in one order."""
+def papermill(notebook, out, options, threads=1):
+    """One notebook through papermill, mostly on one thread: runs fill the cores side by side."""
     profile = f"-f {options.pop('profile')} " if "profile" in options else ""
     options = profile + " ".join(f"-r {k} {v!r}" if isinstance(v, str) else f"-p {k} {v}" for k, v in options.items())
     log = Path(out).with_suffix(".log")
     return (
-        f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 PYDEVD_DISABLE_FILE_VALIDATION=1 "
+        f"mkdir -p {log.parent} && OMP_NUM_THREADS={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
         f"papermill --no-progress-bar --log-output {notebooks.notebook(notebook)} {out} {options} > {log} 2>&1 "
         f"|| {{ grep . {log} | tail -n 1; echo 'failed: {out} and {log} show where'; exit 1; }}"
     )
@@ -83,11 +84,11 @@ def papermill(notebook, out, options):
 def job(experiment):
     """The command of a rule's job, with the whole profile and what this run is given beyond it."""
 
-    def command(wildcards, output):
+    def command(wildcards, output, threads):
         arm, seed = wildcards.get("arm"), int(wildcards.get("seed", 0))
         out = Path(output[0]).with_suffix(".ipynb")
         options = {"profile": PARAMS} | given(experiment, arm, seed)
-        return f"{papermill(experiment, out, options)} && python3 -m d3d.records {output[0]}"
+        return f"{papermill(experiment, out, options, threads)} && python3 -m d3d.records {output[0]}"
 
     return command
 
@@ -130,8 +131,7 @@ rule distill:
 rule fuse:
     input:
         STAMPS["fuse", None, None],
-        records_of("train", only=ONLY),
-        records_of("distill", only=ONLY),
+        [records_of(experiment, arm, only=ONLY) for arm, experiment in study.ARMS.items()],
     output:
         records_of("fuse", only=ONLY),
     params:
@@ -172,6 +172,8 @@ rule probe:
         lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.PROBED if arm in study.ARMS],
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in study.WRITES["probe"]],
+    # Linear probes are many small fits on the CPU.
+    threads: 4
     resources:
         gpu=1,
     params:

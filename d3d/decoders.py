@@ -200,7 +200,7 @@ def _errors(trainer: _Trainer, clips: Clips) -> dict[str, float]:
         told = torch.stack([error.sum(), whole, (error * share).sum(), share.sum(), (still * share).sum()]).double()
         sums[name] = sums.get(name, 0) + told
 
-    for rows in torch.arange(len(clips), device=trainer.device).split(trainer.size):
+    for rows in torch.arange(len(clips), device=trainer.device).split(4 * trainer.size):
         for name, grid, fine in trainer.read(clips, rows):
             truth = trainer.truth(clips, grid.shape[2:])
             add(name, grid, truth.flow[rows], truth.share[rows])

@@ -7,7 +7,6 @@ Flow decoders on the same endpoints are in d3d.decoders.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed, parallel_config
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -25,6 +25,7 @@ from d3d.evaluate import AT_ONCE, calibrate
 from d3d.s3dg import MIXED, S3DG, s3dg
 from d3d.sprite_classes import CLASSES, SHAPES, TEXTURES
 from d3d.sprite_clips import SpriteDataConfig, sprite_clips
+from d3d.train_config import MAX_SEED
 from d3d.tvl1_cpu import cores
 
 # Every endpoint that computes something new; the others pool.
@@ -87,7 +88,7 @@ class Sample(NamedTuple):
 
 
 def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> Sets:
-    """The clips of a seed's probes, with flow both seen and true; no network was trained on them."""
+    """The clips of all seeds' probes, with flow both seen and true."""
 
     def both(split: str, count: int) -> tuple[Clips, Clips]:
         clips = sprite_clips(config, split, count, flow=True, truth=True, device=device)
@@ -102,9 +103,9 @@ def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> S
         )
         return clips, mixed
 
-    # Seeds of trained networks stay below 1000: these training clips are nobody's.
+    # Seeds of trained networks stay below: no network has seen these clips.
     (fit, fit_mixed), (test, test_mixed) = (
-        both(f"train/{1000 + config.seed}", config.train_clips),
+        both(f"train/{MAX_SEED}", config.train_clips),
         both("iid", config.test_clips),
     )
     return Sets(fit, test, fit_mixed, test_mixed)
@@ -127,16 +128,16 @@ def network(config: ProbeConfig, arm: str, fit: Clips) -> tuple[S3DG, str] | Non
 
 def linear_probes(model: S3DG, sets: Sets, stream: str, *, seed: int = 0) -> dict[str, float]:
     """`<endpoint>/<score>` of `linear` for every target and endpoint: a pass over each set, a probe an endpoint."""
-    fit, test, fit_mixed, test_mixed = (pooled(model, clips, stream, ENDPOINTS) for clips in sets)
+    tables = [clips.table for clips in sets]
+    features = [pooled(model, clips, stream, ENDPOINTS) for clips in sets]
+    samples = [[Sample(f[e], table) for f, table in zip(features, tables, strict=True)] for e in ENDPOINTS]
+    with parallel_config("loky", n_jobs=cores(), inner_max_num_threads=1):
+        found = Parallel()(delayed(_both)(*four, seed) for four in samples)
+    return {f"{e}/{name}": v for e, scores in zip(ENDPOINTS, found, strict=True) for name, v in scores.items()}
 
-    def at(endpoint: str) -> dict[str, float]:
-        plain = Sample(fit[endpoint], sets.fit.table), Sample(test[endpoint], sets.test.table)
-        mixed = Sample(fit_mixed[endpoint], sets.fit_mixed.table), Sample(test_mixed[endpoint], sets.test_mixed.table)
-        return linear(*plain, seed=seed) | linear(*mixed, names=("time_order",), seed=seed)
 
-    with ThreadPoolExecutor(cores()) as pool:
-        found = dict(zip(ENDPOINTS, pool.map(at, ENDPOINTS), strict=True))
-    return {f"{endpoint}/{name}": value for endpoint, scores in found.items() for name, value in scores.items()}
+def _both(fit: Sample, test: Sample, fit_mixed: Sample, test_mixed: Sample, seed: int) -> dict[str, float]:
+    return linear(fit, test, seed=seed) | linear(fit_mixed, test_mixed, names=("time_order",), seed=seed)
 
 
 @torch.no_grad()

@@ -141,6 +141,8 @@ def given(
         # As many steps as the stream it would have started from and its students took together.
         own |= {"student": "", "epochs": profile["epochs"] + own.pop("epochs", profile["epochs"])}
         own.pop("learning_rate", None)
+    if experiment == "probe" and seed != profile["examined_seeds"][0]:
+        own |= {"pictures": 0}  # one seed's are enough to look at
     if arm.endswith("_exact"):
         own |= {"flow": "exact"}
     if arm.startswith(LAMBDA_ARM):
