@@ -1,6 +1,5 @@
-"""Every figure of the book, each a function of a table or of arrays; every figure over seeds shows every seed."""
+"""Every figure of the book that is a function of a table; every figure over seeds shows every seed."""
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 
@@ -8,47 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 
-from d3d.flow import colours, endpoint_error
-from d3d.probes import ENDPOINTS, TARGETS
-from d3d.sprites import CLASSES, FAMILIES, Rendered
+from d3d.labels import GROUP_LABELS, colour, label
+from d3d.sprites import CLASSES, FAMILIES
 from d3d.stats import interval
 
-LABELS = {
-    "random": "random weights",
-    "rgb": "RGB",
-    "rgb_twin": "RGB, twin",
-    "flow": "flow",
-    "rgb_longer": "RGB, longer",
-    "rgb_teacher": "RGB teacher",
-    "d3d": "D3D",
-    "two_stream": "two-stream",
-    "rgb_rgb": "RGB + RGB",
-    "d3d_rgb": "D3D + RGB",
-    "d3d_d3d": "D3D + D3D",
-}
 _COLOURS = sns.color_palette("colorblind")
-COLOURS = {
-    "random": (0.6, 0.6, 0.6),
-    "rgb": _COLOURS[0],
-    "rgb_twin": _COLOURS[7],
-    "flow": _COLOURS[1],
-    "rgb_longer": _COLOURS[9],
-    "rgb_teacher": _COLOURS[4],
-    "d3d": _COLOURS[3],
-    "two_stream": _COLOURS[2],
-    "rgb_rgb": _COLOURS[8],
-    "d3d_rgb": _COLOURS[6],
-    "d3d_d3d": _COLOURS[5],
-}
-GROUP_LABELS = {
-    "": "all classes",
-    "motion/": "motion pairs",
-    "appearance/": "appearance pairs",
-    "both/": "differ in both",
-}
+DARK = "0.25"
 STYLE = {
     "figure.dpi": 120,
     "savefig.bbox": "tight",
@@ -60,7 +26,7 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draws in the book's style, and leaves showing to the caller: pyplot keeps no figure open."""
 
     @wraps(draw)
@@ -73,73 +39,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return figure
 
 
-@_styled
-def clips(rendered: Rendered, *, columns: int = 6) -> Figure:
-    """One row a clip: frames over time, then the exact flow as colours (Middlebury wheel) and the target's mask."""
-    rows, frames = rendered.rgb.shape[0], rendered.rgb.shape[2]
-    shown = np.linspace(0, frames - 1, columns).round().astype(int)
-    middle = frames // 2
-    figure, axes = plt.subplots(rows, columns + 2, figsize=(columns + 3, rows * 1.05), squeeze=False)
-    for row in range(rows):
-        images = [rendered.rgb[row, :, t].permute(1, 2, 0).cpu().numpy() for t in shown]
-        images.append(colours(rendered.flow[row, None, :, middle].cpu(), bound=3.0)[0].permute(1, 2, 0).numpy())
-        images.append(rendered.mask[row, middle].cpu().numpy())
-        for axis, image in zip(axes[row], images, strict=True):
-            axis.imshow(image, interpolation="nearest", cmap="gray")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        name = rendered.table["class"].iloc[row]
-        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center")
-    for axis, title in zip(axes[0], [*(f"frame {t}" for t in shown), "flow", "mask"], strict=True):
-        axis.set_title(title, fontsize=9)
-    return figure
-
-
-def film(rendered: Rendered, row: int, *, zoom: int = 4, bound: float = 3.0) -> str:
-    """HTML of a video that loops: one clip's frames, exact flow as colours (full at `bound` px) and target, abreast.
-
-    The video travels inside the page, so that nothing is fetched; it has controls, and its label is the class.
-    """
-    # PyAV is needed for films only: a machine that renders sprites does without it.
-    from d3d.videos import encode
-
-    rgb = (rendered.rgb[row].permute(1, 2, 3, 0) * 255).round().byte()
-    flow = colours(rendered.flow[row].transpose(0, 1), bound=bound).permute(0, 2, 3, 1)
-    mask = rendered.mask[row][..., None].expand_as(rgb).byte() * 255
-    frames = torch.cat([part.cpu() for part in (rgb, flow, mask)], 2)
-    frames = frames.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2).numpy()
-    name = rendered.table["class"].iloc[row]
-    video = b64encode(encode(frames, fps=8)).decode()
-    return (
-        f'<figure class="film"><video controls loop muted autoplay playsinline width="{frames.shape[2]}" '
-        f'height="{frames.shape[1]}" aria-label="A clip of the class {name}: frames, exact flow, target" '
-        f'src="data:video/mp4;base64,{video}"></video><figcaption>{name}</figcaption></figure>'
-    )
-
-
-@_styled
-def flows(pictures: Mapping[str, torch.Tensor], truth: torch.Tensor, *, bound: float = 3.0) -> Figure:
-    """Columns of flow fields as colours, a row a pair, under each the end-point error (px) of the row.
-
-    pictures: title to frames (B, 3, H, W) in [0, 1] or flow (B, 2, H, W); truth (B, 2, H, W).
-    """
-    rows = len(truth)
-    figure, axes = plt.subplots(rows, len(pictures), figsize=(1.5 * len(pictures), 1.7 * rows), squeeze=False)
-    for column, (title, given) in enumerate(pictures.items()):
-        is_flow = given.shape[1] == 2
-        images = colours(given, bound=bound) if is_flow else given
-        for row, axis in enumerate(axes[:, column]):
-            axis.imshow(images[row].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if is_flow and given is not truth:
-                axis.set_xlabel(f"{endpoint_error(given[row, None], truth[row, None]).mean():.2f} px", fontsize=8)
-        axes[0, column].set_title(title, fontsize=9)
-    figure.tight_layout()
-    return figure
-
-
-@_styled
+@styled
 def parts(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mapping[str, Mapping[str, str]]) -> Figure:
     """End-point error by parts of the frame: a panel a group of metrics, a bar an arm (`arms` maps it to its label).
 
@@ -164,7 +64,7 @@ def parts(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mapping[str, 
     return figure
 
 
-@_styled
+@styled
 def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: float = 0.02) -> Figure:
     """Two-way choices against chance, one half: a row an (arm, metric) with its label, a dot a seed.
 
@@ -184,31 +84,60 @@ def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: fl
     return figure
 
 
-@_styled
+@styled
 def accuracy(table: pd.DataFrame, *, arms: Sequence[str], splits: Sequence[str] = ("iid", "decorrelated")) -> Figure:
-    """Top-1 of each arm: a dot a seed, mean and 95 % interval; one panel a split and class group, chance dashed."""
-    groups = list(GROUP_LABELS)
-    figure, axes = plt.subplots(
-        len(splits),
-        len(groups),
-        figsize=(10.5, 0.34 * len(arms) * len(splits) + 1.3),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for i, split in enumerate(splits):
-        for j, group in enumerate(groups):
-            metric = f"{split}/{group}top1"
-            _dots(axes[i, j], table[table["metric"] == metric], arms)
-            axes[i, j].axvline(1 / len(CLASSES), color="0.5", ls="--", lw=1, zorder=0)
-            if i == 0:
-                axes[i, j].set_title(GROUP_LABELS[group], fontsize=10)
-        axes[i, 0].set_ylabel(split)
-    for axis in axes[-1]:
-        axis.set_xlabel("top-1")
-        axis.set_xlim(-0.02, 1.02)
-    figure.tight_layout()
+    """Top-1 of each arm: a dot a seed, mean and 95 % interval; a panel a split and class group, chance dashed."""
+    titles = {f"{split}/{group}top1": f"{split}: {GROUP_LABELS[group]}" for split in splits for group in GROUP_LABELS}
+    return _panels(table, arms, titles, 1 / len(CLASSES), "chance")
+
+
+@styled
+def metrics(
+    table: pd.DataFrame, *, arms: Sequence[str], titles: Mapping[str, str], reference: str = "", chance: bool = False
+) -> Figure:
+    """Any metrics of any arms: a panel a metric (`titles` maps metric to title), two abreast, a dot a seed.
+
+    reference names a metric whose mean over everything is a dashed line in every panel; chance draws that of top-1.
+    """
+    if chance:
+        return _panels(table, arms, titles, 1 / len(CLASSES), "chance")
+    level = table.loc[table["metric"] == reference, "value"].mean() if reference else None
+    return _panels(table, arms, titles, level, "")
+
+
+def _panels(
+    table: pd.DataFrame, arms: Sequence[str], titles: Mapping[str, str], level: float | None, name: str
+) -> Figure:
+    figure, axes = grid(len(titles), columns=min(2, len(titles)), height=0.27 * len(arms) + 0.75, sharey=True)
+    for axis, (metric, title) in zip(axes.flat, titles.items(), strict=False):
+        _dots(axis, table[table["metric"] == metric], arms)
+        axis.set_title(title, fontsize=10)
+        if level is not None:
+            axis.axvline(level, color="0.4", ls="--", lw=1, zorder=0)
+            axis.annotate(name, (level, len(arms) - 0.45), fontsize=7, color="0.4", ha="center", va="bottom")
+            axis.set_title(title, fontsize=10, pad=10)
+        if name == "chance":
+            axis.set(xlim=(-0.02, 1.02), xlabel="top-1")
     return figure
+
+
+def grid(
+    panels: int, *, columns: int, height: float, extra: float = 0.0, sharey: bool | str = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as a page of the book, and its axes (rows, columns) for as many panels, `height` inches each
+    and `extra` for what stands around them all."""
+    rows = -(-panels // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(7.2, height * rows + extra), sharey=sharey, squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[panels:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
+def missing(axis: plt.Axes) -> None:
+    """Says in a panel that there is nothing to draw in it."""
+    axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="0.5")
 
 
 def _dots(axis: plt.Axes, rows: pd.DataFrame, arms: Sequence[str]) -> None:
@@ -218,126 +147,126 @@ def _dots(axis: plt.Axes, rows: pd.DataFrame, arms: Sequence[str]) -> None:
         y = len(arms) - 1 - position
         if len(values):
             found = interval(values)
-            axis.plot([found.low, found.high], [y, y], color=COLOURS[arm], lw=5, alpha=0.3, solid_capstyle="butt")
-            axis.plot([found.mean] * 2, [y - 0.3, y + 0.3], color=COLOURS[arm], lw=2)
-            axis.scatter(values, np.full(len(values), y), color=COLOURS[arm], s=16, zorder=3, edgecolor="white", lw=0.5)
-    axis.set_yticks(range(len(arms)), [LABELS[arm] for arm in reversed(arms)])
+            _row(axis, y, values, found, colour(arm))
+            axis.annotate(f"{found.mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+    if not rows["arm"].isin(arms).any():
+        missing(axis)
+    axis.set_yticks(range(len(arms)), [label(arm) for arm in reversed(arms)])
     axis.set_ylim(-0.6, len(arms) - 0.4)
     axis.grid(axis="x", color="0.92")
     axis.set_axisbelow(True)
 
 
-@_styled
-def curves(histories: Mapping[tuple[str, int], Mapping[str, np.ndarray]]) -> Figure:
-    """Training loss and accuracy over epochs, a line a (arm, seed), from the arrays beside the records."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3))
-    for (arm, seed), arrays in histories.items():
-        for axis, name in zip(axes, ("cross_entropy", "top1"), strict=True):
-            label = LABELS[arm] if seed == min(s for a, s in histories if a == arm) else None
-            epochs = np.arange(1, len(arrays[f"curve/{name}"]) + 1)
-            axis.plot(epochs, arrays[f"curve/{name}"], color=COLOURS[arm], alpha=0.8, label=label)
-    axes[0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="training clips")
-    axes[1].set(xlabel="epoch", ylabel="top-1", title="training clips", ylim=(0, 1))
-    axes[1].legend(frameon=False)
-    figure.tight_layout()
-    return figure
+def _row(axis: plt.Axes, y: float, values: Sequence[float], found, ink) -> None:
+    """Every seed of one row as a dot, the mean as a stroke, its interval as a band."""
+    axis.plot([found.low, found.high], [y, y], color=ink, lw=5, alpha=0.3, solid_capstyle="butt")
+    axis.plot([found.mean] * 2, [y - 0.3, y + 0.3], color=ink, lw=2)
+    axis.scatter(values, np.full(len(values), y), color=[ink], s=16, zorder=3, edgecolor="white", lw=0.5)
 
 
-@_styled
-def probes(table: pd.DataFrame, *, arms: Sequence[str], score: str = "r2_within") -> Figure:
-    """A probe score over endpoints, one panel a target: thin lines are seeds, thick ones their mean."""
-    rows = table[table["metric"].str.endswith(f"/{score}") & table["arm"].isin(arms)].copy()
-    rows[["endpoint", "target", "score"]] = rows["metric"].str.split("/", expand=True)
-    names, endpoints = (
-        [t for t in TARGETS if t in set(rows["target"])],
-        [e for e in ENDPOINTS if e in set(rows["endpoint"])],
-    )
-    figure, axes = plt.subplots(1, len(names), figsize=(2.2 * len(names) + 1.5, 3.1), sharey=True, squeeze=False)
-    for axis, target in zip(axes[0], names, strict=True):
-        for arm in arms:
-            wide = rows[(rows["target"] == target) & (rows["arm"] == arm)].pivot(
-                index="endpoint", columns="seed", values="value"
+@styled
+def curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure:
+    """Training loss and accuracy over epochs, a line a run: (arm, seed) to its columns epoch, cross_entropy, top1."""
+    figure, axes = grid(2, columns=2, height=2.9)
+    named = set()
+    for (arm, _), rows in histories.items():
+        for axis, name in zip(axes[0], ("cross_entropy", "top1"), strict=True):
+            axis.plot(
+                rows["epoch"],
+                rows[name],
+                color=colour(arm),
+                alpha=0.8,
+                lw=1,
+                label=None if arm in named else label(arm),
             )
-            wide = wide.reindex(endpoints)
-            axis.plot(range(len(endpoints)), wide, color=COLOURS[arm], lw=0.7, alpha=0.5)
-            axis.plot(range(len(endpoints)), wide.mean(axis=1), color=COLOURS[arm], lw=2.2, label=LABELS[arm])
-        axis.axhline(0, color="0.7", lw=0.8, zorder=0)
-        axis.set_xticks(range(len(endpoints)), endpoints, rotation=45, ha="right", fontsize=8)
-        axis.set_title(target, fontsize=10)
-    axes[0, 0].set_ylim(bottom=max(-1, axes[0, 0].get_ylim()[0]), top=1)
-    axes[0, 0].set_ylabel({"r2": "R²", "r2_within": "R² within class", "selectivity": "selectivity"}[score])
-    axes[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.tight_layout()
+        named.add(arm)
+    axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="training clips")
+    axes[0, 1].set(xlabel="epoch", ylabel="top-1", title="training clips", ylim=(0, 1))
+    for axis in axes[0] if not histories else ():
+        missing(axis)
+    if histories:
+        axes[0, 1].legend(frameon=False)
     return figure
 
 
-@_styled
+@styled
 def differences(table: pd.DataFrame) -> Figure:
-    """A forest of contrasts; columns `label`, `mean`, `low`, `high`, `bound`, and `values`, one a seed."""
-    figure, axis = plt.subplots(figsize=(8, 0.52 * len(table) + 1.1))
-    for y, row in zip(range(len(table))[::-1], table.itertuples(), strict=True):
-        axis.plot([row.low, row.high], [y, y], color=_COLOURS[0], lw=5, alpha=0.3, solid_capstyle="butt")
-        axis.plot([row.mean] * 2, [y - 0.3, y + 0.3], color=_COLOURS[0], lw=2)
-        axis.scatter(
-            row.values, np.full(len(row.values), y), color=_COLOURS[0], s=16, zorder=3, edgecolor="white", lw=0.5
-        )
-        axis.plot([row.bound] * 2, [y - 0.4, y + 0.4], color="0.2", lw=1, ls=":")
-    axis.axvline(0, color="0.6", lw=0.8, zorder=0)
-    axis.set_yticks(range(len(table)), list(table["label"])[::-1])
-    axis.set_xlabel("difference, a dot a seed; dotted: the bound")
-    axis.grid(axis="x", color="0.92")
-    axis.set_axisbelow(True)
-    return figure
-
-
-@_styled
-def attributions(rgb: torch.Tensor, mask: torch.Tensor, maps: Mapping[str, np.ndarray], *, title: str) -> Figure:
-    """One row a clip at its middle frame: the frame with the target's outline, then each network's map over it.
-
-    rgb (N, 3, T, H, W) in [0, 1], mask (N, T, H, W), maps (N, T, H, W), each clip scaled to a maximum of 1.
+    """A forest of contrasts, a panel a unit. Columns label, unit, values (one a seed), mean, low, high, bound and side:
+    1 where a claim asks for more than the bound, -1 for less, 0 where it asks for nothing; the asked side is shaded.
     """
-    rows, middle = len(rgb), rgb.shape[2] // 2
-    figure, axes = plt.subplots(rows, len(maps) + 1, figsize=(1.6 * (len(maps) + 1), 1.65 * rows), squeeze=False)
-    for row in range(rows):
-        frame = rgb[row, :, middle].permute(1, 2, 0).cpu().numpy()
-        grey = frame.mean(-1)
-        axes[row, 0].imshow(frame, interpolation="nearest")
-        for axis, values in zip(axes[row, 1:], maps.values(), strict=True):
-            axis.imshow(grey, cmap="gray", interpolation="nearest", alpha=0.5)
-            heat = np.asarray(values[row, middle], dtype=np.float32)
-            axis.imshow(heat, cmap="magma", alpha=0.75, interpolation="nearest", vmin=0)
-        for axis in axes[row]:
-            axis.contour(mask[row, middle].cpu().numpy(), levels=[0.5], colors="cyan", linewidths=0.8)
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    for axis, name in zip(axes[0], ["clip", *maps], strict=True):
-        axis.set_title(LABELS.get(name, name), fontsize=9)
-    figure.suptitle(title)
-    figure.tight_layout()
-    return figure
-
-
-@_styled
-def metrics(
-    table: pd.DataFrame, *, arms: Sequence[str], titles: Mapping[str, str], reference: str | None = None
-) -> Figure:
-    """Any metrics of any arms side by side: a panel a metric (`titles` maps metric to title), a dot a seed.
-
-    `reference` names a metric whose mean over everything is drawn as a dashed line in each panel.
-    """
+    units = list(dict.fromkeys(table["unit"])) if len(table) else [""]
+    sizes = [max(1, (table["unit"] == name).sum()) if len(table) else 1 for name in units]
     figure, axes = plt.subplots(
-        1, len(titles), figsize=(3.2 * len(titles) + 1, 0.38 * len(arms) + 1.1), sharey=True, squeeze=False
-    )
-    for axis, (metric, title) in zip(axes[0], titles.items(), strict=True):
-        _dots(axis, table[table["metric"] == metric], arms)
-        axis.set_xlabel(title)
-        if reference:
-            axis.axvline(table.loc[table["metric"] == reference, "value"].mean(), color="0.4", ls="--", lw=1, zorder=0)
-    figure.tight_layout()
+        len(units), 1, figsize=(7.2, 0.46 * sum(sizes) + 0.75 * len(units)), squeeze=False,
+        height_ratios=[n + 0.6 for n in sizes], layout="constrained",
+    )  # fmt: skip
+    for axis, name in zip(axes[:, 0], units, strict=True):
+        rows = table[table["unit"] == name] if len(table) else table
+        asked = []
+        for y, row in zip(range(len(rows))[::-1], rows.itertuples(), strict=True):
+            _row(axis, y, row.values, row, DARK)
+            if row.side:
+                axis.plot([row.bound] * 2, [y - 0.42, y + 0.42], color="black", lw=1.2, ls=":")
+                asked.append((y, row.bound, row.side))
+        if rows.empty:
+            missing(axis)
+        axis.axvline(0, color="0.6", lw=0.8, zorder=0)
+        axis.set_yticks(range(len(rows)), list(rows["label"])[::-1] if len(rows) else [], fontsize=8)
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        left, right = axis.get_xlim()
+        for y, bound, side in asked:
+            beyond = (bound, right) if side > 0 else (left, bound)
+            axis.fill_betweenx([y - 0.42, y + 0.42], *beyond, color="#dcebd8", zorder=-1, lw=0)
+        axis.set(xlim=(left, right), xlabel=f"{name}; shaded: what is claimed" if asked else name)
+        axis.grid(axis="x", color="0.92")
+        axis.set_axisbelow(True)
     return figure
 
 
-@_styled
+@styled
+def lambdas(
+    table: pd.DataFrame, *, titles: Mapping[str, str], chosen: float, references: Mapping[str, float]
+) -> Figure:
+    """Metrics over the weight lambda on a log axis, a panel a metric: a dot a seed, thin lines join a seed's, thick
+    ones the means of the seeds that every lambda has. Columns lambda_, seed, metric, value.
+
+    chosen: the weight of the study's D3D, marked. references: dashed levels, each by metric and arm as in
+    `iid/top1 two_stream`.
+    """
+    figure, axes = grid(len(titles), columns=min(2, len(titles)), height=3.3, sharey=True)
+    for axis, (metric, title) in zip(axes.flat, titles.items(), strict=True):
+        wide = table[table["metric"] == metric].pivot(index="lambda_", columns="seed", values="value")
+        for seed in wide:
+            line = wide[seed].dropna()
+            axis.plot(
+                line.index, line, color=colour("d3d"), lw=0.7, alpha=0.5, marker="o", markersize=3.5, markeredgewidth=0
+            )
+        axis.plot(wide.index, wide.dropna(axis=1).mean(axis=1), color=colour("d3d"), lw=2.2)
+        axis.axvline(chosen, color="0.85", lw=8, zorder=-1)
+        for key, level in references.items():
+            of, arm = key.split()
+            if of == metric:
+                axis.axhline(level, color=colour(arm), ls="--", lw=1.5)
+                axis.annotate(
+                    label(arm),
+                    (1, level),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    fontsize=8,
+                    color=colour(arm),
+                )
+        if wide.empty:
+            missing(axis)
+        axis.set(xscale="log", xlabel="λ", title=title)
+        axis.set_xticks(wide.index, [f"{value:g}" for value in wide.index])
+        axis.minorticks_off()
+        axis.grid(axis="y", color="0.92")
+    axes[0, 0].set_ylabel("top-1")
+    return figure
+
+
+@styled
 def families(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Share of each appearance family within each class, a panel a setting (`tables` maps its title to clips)."""
     figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables) + 1.6, 4.4), sharey=True, squeeze=False)
@@ -352,7 +281,7 @@ def families(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def cost(table: pd.DataFrame) -> Figure:
     """Milliseconds a clip by part of a step; columns step, part, ms. A bar a step, the largest part first."""
     wide = table[table["ms"] > 0].pivot(index="step", columns="part", values="ms").fillna(0.0)

@@ -13,19 +13,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from d3d import cost, notebooks, plots, records, sprites
+from d3d import cost, notebooks, pictures, plots, records, sprites
+from d3d.comparisons import asked
+from d3d.labels import label
 from d3d.ledger import Finding, Verdict, judge, read_claims
-from d3d.plots import LABELS
-from d3d.stats import Interval, interval, share
+from d3d.prose import number_text
+from d3d.stats import share
 from d3d.study import BENCH, PUBLISHED, REGIME, shown
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
 
 Every claim, its conditions as the ledger computes them, and the command that measures them. An interval is the mean
-over seeds with its 95 % Student's t interval; a dash means that no record has it yet. The commands of the rows B1 to
-B11 need the data sets, prepared as [Bring your own video](../videos.md) says; what starts on one set from weights of
-another gets a new classifier for its classes.
+over seeds with its 95 % Student's t interval. The commands of the rows B1 to B11 need the data sets, prepared as
+[Bring your own video](../videos.md) says; what starts on one set from weights of another gets a new classifier for its
+classes.
 """
 STATUS = """# Status
 
@@ -43,23 +45,6 @@ BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdict
 def verdicts(results: Path) -> list[Verdict]:
     """The ledger judged on the records below `results`."""
     return judge(read_claims(), records.load(results))
-
-
-def interval_text(found: Interval | None) -> str:
-    """`+0.012 [−0.003, +0.027]`, or a dash where nothing was measured."""
-    if found is None:
-        return "—"
-    if found.n < 2:
-        return f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]".replace("-", "−")
-
-
-def finding_text(finding: Finding) -> str:
-    """One condition and what was measured on it."""
-    condition = finding.condition
-    bound = f" > {condition.above:g}" if condition.above is not None else ""
-    bound = f" < {condition.below:g}" if condition.below is not None else bound
-    return f"{condition.contrast}{bound} on {condition.metric}: {interval_text(finding.interval)}"
 
 
 def regime(folder: Path) -> pd.DataFrame:
@@ -82,7 +67,7 @@ def regime(folder: Path) -> pd.DataFrame:
         }
         flow, rgb, both = (top1["", arm] for arm in ("flow", "rgb", "two_stream"))
         row = {"started": any_one.provenance["started"], "cell": cell.name}
-        row |= {f"{LABELS[arm]}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
+        row |= {f"{label(arm)}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
         row["in the regime"] = "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"
         rows.append(row | {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()})
     return pd.DataFrame(rows).sort_values(["started", "cell"]).drop(columns="started") if rows else pd.DataFrame()
@@ -148,62 +133,6 @@ def pages() -> None:
     plots.cost(cost.parts(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
 
 
-def arm_text(rows: pd.DataFrame, arm: str, metric: str) -> str:
-    """`0.512 [0.470, 0.554]` of an arm over its seeds, for the prose; `not measured` where there is no record."""
-    values = rows[(rows["arm"] == arm) & (rows["metric"] == metric)]["value"]
-    if values.empty:
-        return "not measured"
-    found = interval(values)
-    if found.n < 2:
-        return f"{found.mean:.3f} (one seed)"
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]".replace("-", "−")
-
-
-def contrast_text(found: Iterable[Verdict], claim: str, contrast: str, metric: str) -> str:
-    """The interval of one condition of a claim, for the prose. Raises KeyError where it has no such one."""
-    for verdict in found:
-        for finding in verdict.findings:
-            condition = finding.condition
-            if (verdict.claim.id, condition.contrast, condition.metric) == (claim, contrast, metric):
-                return interval_text(finding.interval)
-    raise KeyError(f"claim {claim} has no condition {contrast!r} on {metric!r}")
-
-
-def verdict_of(claim: str, results: str | Path) -> Verdict:
-    """The verdict on one claim."""
-    return next(v for v in verdicts(Path(results)) if v.claim.id == claim)
-
-
-def above_text(rows: pd.DataFrame, arms: Iterable[str], metric: str, bound: float) -> str:
-    """A sentence on whether each arm lies above a bound with its whole interval."""
-    parts = []
-    for arm in arms:
-        values = rows[(rows["arm"] == arm) & (rows["metric"] == metric)]["value"]
-        above = len(values) > 1 and interval(values).low > bound
-        parts.append(f"{LABELS[arm]} {'is' if above else 'is not shown to be'} above chance with its whole interval")
-    return "; ".join(parts) + "."
-
-
-def contrasts(found: Iterable[Verdict], claims: Iterable[str]) -> pd.DataFrame:
-    """The measured conditions of some claims, as `plots.differences` takes them; a shared one comes once."""
-    rows: dict[tuple[str, str], dict] = {}
-    for verdict in found:
-        for finding in verdict.findings if verdict.claim.id in set(claims) else ():
-            c, measured = finding.condition, finding.interval
-            if measured is not None:
-                label = f"{verdict.claim.id}: {c.contrast}\n{c.metric}"
-                bound = c.above if c.above is not None else c.below
-                row = {"label": label, "bound": bound, "values": finding.values, **measured._asdict()}
-                rows.setdefault((c.contrast, c.metric), row)
-    return pd.DataFrame(rows.values())
-
-
-def counts_text(found: Iterable[Verdict]) -> str:
-    """`3 inconclusive, 11 needs data`: how many claims have which verdict."""
-    words = [verdict.word for verdict in found]
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) + "."
-
-
 def rerun_text(mine: str | Path, published: str | Path) -> str:
     """A sentence on what there is to compare: records of networks."""
     counts = [len(records.read_all(path, records.TRAINED)) for path in (mine, published)]
@@ -220,7 +149,7 @@ def compare(results: str | Path) -> str:
             right = arrays[f"logits/{split}"].argmax(1) == arrays[f"labels/{split}"]
             found = share(int(right.sum()), len(right))
             top1 = f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-            name = LABELS.get(record.arm, record.arm)
+            name = label(record.arm)
             rows.append({"network": name, "seed": record.seed, "split": split, "clips": found.n, "top-1": top1})
     if not rows:
         raise FileNotFoundError(f"no networks under {results}: train some with `-p results {results}`")
@@ -246,9 +175,16 @@ def evidence(found: Iterable[Verdict]) -> str:
         claim = verdict.claim
         parts.append(f"## {claim.id} · {verdict.word}\n\n{claim.statement} *({claim.source})*\n")
         parts.append(f"{verdict.reason[:1].upper()}{verdict.reason[1:]}.\n")
-        parts += [f"- `{finding_text(f).split(': ')[0]}`: {interval_text(f.interval)}" for f in verdict.findings]
+        parts += ["- `{}`: {}".format(*finding_text(f).split(": ")) for f in verdict.findings]
         parts.append(f"\n```sh\n{claim.command}\n```\n")
     return "\n".join(parts)
+
+
+def finding_text(finding: Finding) -> str:
+    """One condition as the ledger has it, and what was measured on it."""
+    condition, (bound, side) = finding.condition, asked(finding.condition)
+    asks = f" {'>' if side > 0 else '<'} {bound:g}" if side else ""
+    return f"{condition.contrast}{asks} on {condition.metric}: {number_text(finding.interval, signed=True)}"
 
 
 def runs(results: Path) -> str:
@@ -309,7 +245,7 @@ def main(command: str, *given: str) -> None:
         pages()
     elif command == "readme":
         Path("README.md").write_text(readme())
-        picture = plots.clips(sprites.render(sprites.SpriteConfig(), "iid", range(0, len(sprites.CLASSES), 2)))
+        picture = pictures.clips(sprites.render(sprites.SpriteConfig(), "iid", range(0, len(sprites.CLASSES), 2)))
         picture.savefig("book/_static/clips.png", dpi=90, bbox_inches="tight")
     elif command == "verdicts":
         print(banner(shown()))

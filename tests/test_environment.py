@@ -156,6 +156,7 @@ def test_imports_go_one_way():
         "ledger",
         "labels",
         "plots",
+        "endpoints",
         "pictures",
         "comparisons",
         "prose",

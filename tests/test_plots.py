@@ -1,17 +1,12 @@
 """Every figure of the book against its baseline in tests/figures. To renew them:
 
-pytest -o addopts= tests/test_plots.py --mpl-generate-path=tests/figures
+pytest -o addopts= tests/test_plots.py tests/test_endpoints.py tests/test_pictures.py --mpl-generate-path=tests/figures
 """
 
-import base64
-import io
-import re
-
-import av
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from matplotlib.collections import PolyCollection
 
 from d3d import plots
 from d3d.sprites import SpriteConfig, render
@@ -32,19 +27,6 @@ def table(metrics, arms=ARMS, seeds=3):
 
 
 @figure
-def test_clips():
-    return plots.clips(render(SpriteConfig(noise=0.0), "iid", range(3)), columns=4)
-
-
-@figure
-def test_flows():
-    clip = render(SpriteConfig(noise=0.0, frames=2, size=32), "iid", range(2))
-    truth = clip.flow[:, :, 0]
-    pictures = {"frame": clip.rgb[:, :, 0], "exact": truth, "half of it": truth / 2}
-    return plots.flows(pictures, truth)
-
-
-@figure
 def test_parts():
     groups = {"all": {"epe": "all"}, "speed": {"epe/slow": "slow", "epe/fast": "fast"}}
     rows = table(["epe", "epe/slow", "epe/fast"], arms=["default", "opencv"], seeds=1)
@@ -58,59 +40,10 @@ def test_chance():
     return plots.chance(values.assign(value=values["value"] + 0.28), rows=rows)
 
 
-def test_a_film_plays_what_was_rendered():
-    clip = render(SpriteConfig(noise=0.0, frames=5, size=32), "iid", range(2))
-    html = plots.film(clip, 1, zoom=2)
-    assert clip.table["class"][1] in html
-    video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
-    with av.open(io.BytesIO(video)) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-    assert len(frames) == 5
-    assert frames[0].shape == (64, 192, 3)
-    # Lossy, and half of the colours' resolution: the frame's brightness is what was rendered.
-    shown = frames[2][::2, :64:2].mean(-1) / 255
-    assert abs(shown - clip.rgb[1, :, 2].mean(0).numpy()).mean() < 0.03
-    mask = frames[2][::2, 128::2].mean(-1) > 127
-    assert (mask == clip.mask[1, 2].numpy()).mean() > 0.98
-
-
 @figure
 def test_accuracy():
     groups = ["", "motion/", "appearance/", "both/"]
     return plots.accuracy(table([f"{s}/{g}top1" for s in ("iid", "decorrelated") for g in groups]), arms=ARMS)
-
-
-@figure
-def test_curves():
-    x = np.linspace(2, 0.5, 6)
-    histories = {
-        (arm, seed): {"curve/cross_entropy": x + 0.1 * seed + (arm == "flow"), "curve/top1": 1 - x / 2}
-        for arm in ("rgb", "flow")
-        for seed in (0, 1)
-    }
-    return plots.curves(histories)
-
-
-@figure
-def test_probes():
-    metrics = [f"{e}/{t}/r2_within" for e in ("Mixed_3c", "Mixed_4f") for t in ("hue", "velocity", "rotation")]
-    return plots.probes(table([*metrics, "Mixed_4f/velocity/r2"]), arms=ARMS)
-
-
-@figure
-def test_differences():
-    rows = [
-        ("H1: d3d - rgb", 0.1, 0.05, 0.15, 0.0, (0.08, 0.12)),
-        ("H2: d3d - two_stream", -0.1, -0.3, 0.1, -0.01, (-0.2, 0.0)),
-    ]
-    return plots.differences(pd.DataFrame(rows, columns=["label", "mean", "low", "high", "bound", "values"]))
-
-
-@figure
-def test_attributions():
-    clip = render(SpriteConfig(noise=0.0, size=32, frames=4), "iid", range(2))
-    maps = {"rgb": clip.mask.float().numpy(), "d3d": clip.rgb.mean(1).numpy()}
-    return plots.attributions(clip.rgb, clip.mask, maps, title="maps")
 
 
 @figure
@@ -155,10 +88,83 @@ def test_no_figure_stays_open():
     assert not plt.get_fignums()
 
 
-def test_every_arm_has_a_label_and_a_colour():
-    from d3d.study import ARMS as NETWORKS
-    from d3d.study import FUSIONS
+@figure
+def test_curves():
+    falling = np.linspace(2, 0.5, 6)
+    histories = {
+        (arm, seed): pd.DataFrame(
+            {"epoch": range(1, 7), "cross_entropy": falling + 0.1 * seed + (arm == "flow"), "top1": 1 - falling / 2}
+        )
+        for arm in ("rgb", "flow")
+        for seed in (0, 1)
+    }
+    return plots.curves(histories)
 
-    assert set(plots.LABELS) == set(plots.COLOURS) == {"random", *NETWORKS, *FUSIONS}
-    colours = torch.tensor([c[:3] for c in plots.COLOURS.values()])
-    assert len(torch.unique(colours, dim=0)) == len(colours)
+
+FOREST = pd.DataFrame(
+    [
+        ("H1: more is claimed", "top-1", (0.08, 0.12), 0.1, -0.15, 0.35, 0.0, 1),
+        ("H2: less is claimed", "px", (-0.2, 0.0), -0.1, -1.4, 1.2, 0.0, -1),
+        ("nothing is claimed", "top-1", (0.05,), 0.05, np.nan, np.nan, np.nan, 0),
+    ],
+    columns=["label", "unit", "values", "mean", "low", "high", "bound", "side"],
+)
+
+
+@figure
+def test_differences():
+    return plots.differences(FOREST)
+
+
+def test_the_claimed_side_is_shaded():
+    first, second = plots.differences(FOREST).axes
+    (above,), (below,) = ([c for c in a.collections if isinstance(c, PolyCollection)] for a in (first, second))
+    edges = [shade.get_paths()[0].get_extents() for shade in (above, below)]
+    assert (edges[0].x0, edges[0].x1) == (0.0, first.get_xlim()[1])
+    assert (edges[1].x0, edges[1].x1) == (second.get_xlim()[0], 0.0)
+    assert [t.get_text() for t in first.get_yticklabels()] == ["nothing is claimed", "H1: more is claimed"]
+
+
+LAMBDAS = pd.DataFrame(
+    [(lam, seed, "iid/top1", 0.7 + 0.1 * lam + 0.1 * seed) for lam in (0.1, 1.0) for seed in (0, 1)]
+    + [(1.0, 2, "iid/top1", 0.95)],
+    columns=["lambda_", "seed", "metric", "value"],
+)
+
+
+@figure
+def test_lambdas():
+    return plots.lambdas(
+        LAMBDAS, titles={"iid/top1": "iid"}, chosen=1.0, references={"iid/top1 two_stream": 0.9, "val/top1 rgb": 0.2}
+    )
+
+
+def test_means_over_lambda_are_of_the_seeds_that_all_have():
+    axis = plots.lambdas(LAMBDAS, titles={"iid/top1": "iid"}, chosen=1.0, references={}).axes[0]
+    thick = next(line for line in axis.lines if line.get_linewidth() == 2.2)
+    np.testing.assert_allclose(thick.get_ydata(), [0.76, 0.85])
+    # And every run is a dot, the seed that only one lambda has too.
+    assert sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "o") == 5
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda none: plots.accuracy(none, arms=ARMS),
+        lambda none: plots.metrics(none, arms=ARMS, titles={"a": "first"}, chance=True),
+        lambda none: plots.curves({}),
+        lambda none: plots.differences(pd.DataFrame()),
+        lambda none: plots.lambdas(
+            none.assign(lambda_=[]), titles={"iid/top1": "iid"}, chosen=float("nan"), references={}
+        ),
+    ],
+)
+def test_without_records_a_figure_says_so(draw):
+    drawn = draw(table([]))
+    assert all("not measured" in [text.get_text() for text in axis.texts] for axis in drawn.axes)
+
+
+def test_the_mean_stands_beside_its_row():
+    rows = pd.DataFrame({"arm": ["rgb"] * 2, "seed": [0, 1], "metric": ["a"] * 2, "value": [0.2, 0.5]})
+    drawn = plots.metrics(rows, arms=["rgb"], titles={"a": "first"})
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["0.350"]
