@@ -151,7 +151,7 @@ def read_all(results: str | Path, experiments: Sequence[str] = ("*",)) -> list[R
 
 def _shared(record: Record) -> dict[str, Any]:
     """The parameters that all seeds of an arm have in common."""
-    own = {"seed", "results", "teacher", "student"}
+    own = {"seed", "results", "teacher", "student", "pictures"}
     return {name: value for name, value in record.params.items() if name not in own}
 
 
