@@ -36,7 +36,7 @@ class DataConfig(SpriteDataConfig):
     annotations: folder of the set's annotation files, root if empty. split: 1, 2 or 3 of UCF101 and HMDB51. Of files
     `frames` at `fps` a second are shown, the short side of short_side pixels (0: size), size x size of it; flow_cache
     is the folder that `python -m d3d.flow` filled at this fps, short_side and bound. view_clips, view_crops: stretches
-    of a test video and squares of each over which predictions are averaged. damaged: skip what cannot be read, or raise.
+    of a test video and squares of each over which predictions are averaged. damaged: skip the unreadable, or raise.
     """
 
     dataset: str = "sprites"

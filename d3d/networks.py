@@ -12,7 +12,8 @@ from d3d.datasets import Data
 from d3d.evaluate import infer, infer_features, predict
 from d3d.losses import distance
 from d3d.s3dg import S3DG, fold, s3dg
-from d3d.train_config import MAX_SEED, DistillConfig, TrainConfig
+from d3d.study import MAX_SEED
+from d3d.train_config import DistillConfig, TrainConfig
 
 INFER = {"logits": infer, "features": infer_features}
 

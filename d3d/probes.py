@@ -25,7 +25,6 @@ from d3d.evaluate import AT_ONCE, calibrate
 from d3d.s3dg import MIXED, S3DG, s3dg
 from d3d.sprite_classes import CLASSES, SHAPES, TEXTURES
 from d3d.sprite_clips import SpriteDataConfig, sprite_clips
-from d3d.train_config import MAX_SEED
 from d3d.tvl1_cpu import cores
 
 # Every endpoint that computes something new; the others pool.
@@ -34,7 +33,7 @@ MOTION = ("velocity", "rotation", "expansion")
 TARGETS = (*MOTION, "time_order", "hue", "texture", "shape")
 # What the largest of several columns names, or the sign of one.
 CATEGORIES = ("time_order", "texture", "shape")
-ALPHAS = np.logspace(0, 5, 6)
+ALPHAS = np.logspace(-1, 5, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +104,7 @@ def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> S
 
     # Seeds of trained networks stay below: no network has seen these clips.
     (fit, fit_mixed), (test, test_mixed) = (
-        both(f"train/{MAX_SEED}", config.train_clips),
+        both(f"train/{study.MAX_SEED}", config.train_clips),
         both("iid", config.test_clips),
     )
     return Sets(fit, test, fit_mixed, test_mixed)

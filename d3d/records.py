@@ -173,7 +173,8 @@ def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
 def pairs(results: str | Path, first: str, second: str, *, same: Sequence[str]) -> list[tuple[Record, Record]]:
     """Trained networks to fuse: two arms of each seed, or one arm of seeds taken two by two, so that pairs share none.
 
-    Records whose logits are not beside them are passed over: they come from another machine. `same` names the parameters that both must agree on. Raises RecordError where they do not.
+    Records whose logits are not beside them are passed over: they come from another machine. `same` names the
+    parameters that both must agree on. Raises RecordError where they do not.
     """
     trained = read_all(results, TRAINED)
     trained = [r for r in trained if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]

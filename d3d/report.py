@@ -85,9 +85,11 @@ def table(found: Iterable[Verdict]) -> str:
 
 def banner(results: Path) -> str:
     """What the numbers come from, in a sentence."""
-    seeds = sorted({r.seed for r in records.read_all(results)})
+    seeds = sorted({r.seed for r in records.read_all(results, records.TRAINED)})
     if results == PUBLISHED:
-        return f"From the published study on one H200, {len(seeds)} seeds."
+        asked = max(claim.seeds for claim in read_claims())
+        whole = f"{len(seeds)} seeds" if len(seeds) >= asked else f"{len(seeds)} of {asked} seeds so far"
+        return f"From the published study on one H200, {whole}."
     if not seeds:
         return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
     return (

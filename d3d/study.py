@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Seeds of training stay below; from here on they are twins' and the probes' own.
+MAX_SEED = 1000
 # The networks, and the experiment that trains each. rgb_twin sees the clips of rgb with weights and order of its own:
 # a control that differs from RGB in nothing but chance.
 ARMS = {

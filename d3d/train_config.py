@@ -6,9 +6,8 @@ from typing import Any
 from d3d.clips import STREAMS
 from d3d.datasets import DataConfig
 from d3d.losses import DISTANCES
+from d3d.study import MAX_SEED
 
-# Seeds of training stay below; from here on they are twins' and the probes' own.
-MAX_SEED = 1000
 # What may change between a run and its continuation: where files lie, and what only says how fast it goes.
 FREE = ("results", "workers", "save_every")
 

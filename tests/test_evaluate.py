@@ -56,6 +56,15 @@ def test_two_networks_can_be_right_where_each_is_wrong():
     assert np.allclose(np.exp(arrays_["logits/iid"]), [[0.4, 0.3, 0.3]])
 
 
+def test_fusion_by_logits_is_their_mean():
+    a, b = np.array([[2.0, 0.0, 0.0]]), np.array([[0.0, 8.0, 1.0]])
+    assert fuse([a, b], by="logits").tolist() == [[1.0, 4.0, 0.5]]
+    # A network that shouts counts more by logits than by softmax.
+    calm, loud = np.log([[0.1, 0.9]]), np.array([[60.0, 0.0]])
+    assert fuse([calm, calm, loud]).argmax() == 1
+    assert fuse([calm, calm, loud], by="logits").argmax() == 0
+
+
 def test_an_untrained_network_passes_something_on_once_calibrated():
     clips = load(DataConfig(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["train"]
     model = s3dg(16, width=0.1)

@@ -84,6 +84,12 @@ def test_the_reported_seeds_are_the_plans():
         ({"seeds": ["a"]}, "must list whole numbers as seeds"),
         ({"epochs": 3}, "must list whole numbers as seeds, not None"),
         ({"seeds": [0, 1], "examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
+        ({"seeds": [0, 1], "ablation_seeds": [5]}, "ablation_seeds must be some of the seeds"),
+        (
+            {"seeds": [0], "students": {"epoch": 3}},
+            "gives students 'epoch', which the notebook 'distill' does not take",
+        ),
+        ({"seeds": [0], "arms": {"d3d_kl": {"lambda": 3}}}, "gives students 'lambda', which the notebook 'distill'"),
         ([1], "must map parameters to values"),
     ],
 )
@@ -217,33 +223,76 @@ def test_age_tells_what_is_stale(tmp_path):
         assert (Path(stamp).stat().st_mtime >= result.stat().st_mtime) == younger
 
 
-class TestStudy:
-    def test_every_student_is_given_its_teacher(self):
-        def given(arm, seed):
-            return study.given("distill", arm, seed, results="r")
+PROFILE = {
+    "seeds": [0, 1, 2, 3, 4],
+    "examined_seeds": [1, 3],
+    "ablation_seeds": [0, 1],
+    "lambdas": [0.1, 3.0],
+    "epochs": 24,
+    "learning_rate": 0.1,
+    "students": {"epochs": 12, "learning_rate": 0.05},
+    "arms": {"rgb_teacher": {"lambda_": 0.2}, "d3d_kl": {"distance": "kl"}},
+}
 
-        assert given("d3d", 1)["teacher"] == "r/train/flow-seed1.safetensors"
-        assert given("d3d", 1)["student"] == "r/train/rgb-seed1.safetensors"
-        assert given("rgb_teacher", 2)["teacher"] == "r/train/rgb_twin-seed2.safetensors"
-        assert given("rgb_longer", 0) == {
+
+class TestStudy:
+    def given(self, arm, seed=0, experiment="distill"):
+        return study.given(experiment, arm, seed, profile=PROFILE, results="r")
+
+    def test_every_student_is_given_its_teacher(self):
+        assert self.given("d3d", 1)["teacher"] == "r/train/flow-seed1.safetensors"
+        assert self.given("d3d", 1)["student"] == "r/train/rgb-seed1.safetensors"
+        assert self.given("rgb_teacher", 2)["teacher"] == "r/train/rgb_twin-seed2.safetensors"
+        assert self.given("rgb_teacher", 2)["lambda_"] == 0.2
+        assert self.given("rgb_longer") == {
             "results": "r",
             "seed": 0,
             "arm": "rgb_longer",
             "student": "r/train/rgb-seed0.safetensors",
             "lambda_": 0.0,
+            "epochs": 12,
+            "learning_rate": 0.05,
         }
 
+    def test_an_ablation_changes_one_thing_of_d3d(self):
+        d3d = self.given("d3d")
+
+        def changed(arm):
+            found = self.given(arm)
+            return {k: found.get(k) for k in {*d3d, *found} - {"arm"} if found.get(k) != d3d.get(k)}
+
+        assert changed("d3d_kl") == {"distance": "kl"}
+        assert changed("d3d_features") == {}  # this profile does not say how
+        assert changed("d3d_exact") == {"flow": "exact", "teacher": "r/train/flow_exact-seed0.safetensors"}
+        assert changed("d3d_lambda_0.1") == {"lambda_": 0.1}
+        # As many steps as the stream and its student, with the schedule of a stream.
+        assert changed("d3d_scratch") == {"student": "", "epochs": 36, "learning_rate": None}
+        flow = self.given("flow", experiment="train")
+        assert self.given("flow_exact", experiment="train") == flow | {"arm": "flow_exact", "flow": "exact"}
+
+    def test_a_profile_says_which_lambdas_there_are(self):
+        assert study.writes("distill", PROFILE)[-2:] == ("d3d_lambda_0.1", "d3d_lambda_3")
+        assert study.weights("r", "d3d_lambda_3", 1) == "r/distill/d3d_lambda_3-seed1.safetensors"
+        assert study.seeds_of("distill", PROFILE, arm="d3d_lambda_3") == [0, 1]
+        assert study.seeds_of("distill", PROFILE, arm="d3d") == [0, 1, 2, 3, 4]
+        assert study.seeds_of("train", PROFILE, arm="flow_exact") == [0, 1]
+
     def test_a_twin_differs_in_chance_alone(self):
-        rgb, twin = (study.given("train", arm, 4, results="r") for arm in ("rgb", "rgb_twin"))
+        rgb, twin = (self.given(arm, 4, "train") for arm in ("rgb", "rgb_twin"))
         assert twin == rgb | {"arm": "rgb_twin", "twin": 1}
 
     def test_pairs_share_no_network(self):
-        profile = {"seeds": [0, 1, 2, 3, 4], "examined_seeds": [1]}
-        assert study.seeds_of("fuse", profile, arm="d3d_d3d") == [0, 2]
-        assert study.seeds_of("fuse", profile, arm="two_stream") == [0, 1, 2, 3, 4]
-        assert study.seeds_of("attribution", profile) == [1]
-        assert study.seeds_of("leak", profile) == [1]
-        assert study.seeds_of("tvl1", profile) == [0]
+        assert study.seeds_of("fuse", PROFILE, arm="d3d_d3d") == [0, 2]
+        assert study.seeds_of("fuse", PROFILE, arm="two_stream") == [0, 1, 2, 3, 4]
+        assert study.needs("d3d_d3d", 2, PROFILE) == {2, 3}
+        assert study.needs("d3d_rgb", 2, PROFILE) == {2}
+        assert study.seeds_of("attribution", PROFILE) == [1, 3]
+        assert study.seeds_of("leak", PROFILE) == [1, 3]
+        assert study.seeds_of("tvl1", PROFILE) == [0]
+
+    def test_pictures_are_kept_of_one_seed(self):
+        assert "pictures" not in self.given(None, 1, "probe")
+        assert self.given(None, 3, "probe")["pictures"] == 0
 
     def test_an_unknown_arm_is_named(self):
         with pytest.raises(ValueError, match="no arm 'd4d': the arms are rgb, rgb_twin, flow"):

@@ -146,10 +146,14 @@ def test_provenance_names_what_made_a_run(monkeypatch):
         assert (found["commit"], found["dirty"]) == ("f00", dirty)
 
 
+LOGITS = {"logits/iid": np.zeros((2, 3))}
+
+
 def test_pairs_for_fusion(tmp_path):
     for seed in (0, 1, 5, 6, 9):
-        records.write(tmp_path, record(seed=seed))
-    records.write(tmp_path, record(arm="flow", seed=5))
+        records.write(tmp_path, record(seed=seed), LOGITS)
+    records.write(tmp_path, record(arm="flow", seed=5), LOGITS)
+    records.write(tmp_path, record(arm="flow", seed=6))  # made elsewhere: its logits are not here
     records.write(tmp_path, record(experiment="probe", arm="flow", seed=0))
 
     def seeds(first, second):
@@ -161,8 +165,8 @@ def test_pairs_for_fusion(tmp_path):
 
 
 def test_networks_of_other_clips_are_not_fused(tmp_path):
-    records.write(tmp_path, record())
-    records.write(tmp_path, record(arm="flow", params={"rho": 0.9, "frames": 8}))
+    records.write(tmp_path, record(), LOGITS)
+    records.write(tmp_path, record(arm="flow", params={"rho": 0.9, "frames": 8}), LOGITS)
     with pytest.raises(RecordError, match=r"rgb-seed0 and flow-seed0 saw other clips: they differ in rho"):
         records.pairs(tmp_path, "rgb", "flow", same=("rho", "frames"))
 

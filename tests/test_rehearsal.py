@@ -34,12 +34,19 @@ def test_every_experiment_in_turn(tmp_path):
     results, out = tmp_path / "results", tmp_path / "out.ipynb"
     sizes = TINY | {"results": results}
     data = {k: v for k, v in sizes.items() if k not in ("epochs", "batch_size")}
+    probed = data | {"batch_size": 8, "decoder_epochs": 1}
     runs = [("train", sizes | {"stream": stream}) for stream in ("rgb", "flow")]
     runs += [("train", sizes | {"arm": "rgb_twin", "twin": 1})]
-    for arm in ("d3d", "rgb_teacher", "rgb_longer"):
-        given = {k: v for k, v in study.given("distill", arm, 0, results=results).items() if v}
+    runs += [("train", sizes | {"arm": "flow_exact", "stream": "flow", "flow": "exact"})]
+    profile = {
+        "epochs": 1,
+        "students": {},
+        "arms": {"d3d_kl": {"distance": "kl"}, "d3d_features": {"distance": "features"}},
+    }
+    for arm in study.WRITES["distill"]:
+        given = {k: v for k, v in study.given("distill", arm, 0, profile=profile, results=results).items() if v}
         runs.append(("distill", sizes | given | ({"lambda_": 0} if arm == "rgb_longer" else {})))
-    runs += [("fuse", {"results": results}), ("probe", data), ("attribution", data | {"clips": 2, "steps": 2})]
+    runs += [("fuse", {"results": results}), ("probe", probed), ("attribution", data | {"clips": 2, "steps": 2})]
     runs += [("leak", {k: v for k, v in sizes.items() if k != "test_clips"} | {"leak_clips": 16})]
     runs += [("tvl1", {"frames": 4, "size": 16, "pairs": 2, "results": results})]
     for name, given in runs:

@@ -56,6 +56,42 @@ def plain(clip, t: int) -> torch.Tensor:
     return good & (warp(following[:, None].float(), clip.flow[:, :, t], padding="zeros")[:, 0] > 0.99)
 
 
+@pytest.mark.parametrize("played", ["backwards", "shuffled", "frozen"])
+def test_the_order_of_the_moments_is_the_only_change(played):
+    clip, other = render(CLEAN, "iid", range(16)), render(CLEAN, "iid", range(16), played=played)
+    frames = clip.rgb.transpose(1, 2)
+    shown = other.rgb.transpose(1, 2)
+    if played == "backwards":
+        assert torch.equal(shown, frames.flip(1))
+    if played == "shuffled":
+        for ours, theirs in zip(frames, shown, strict=True):
+            assert {f.numpy().tobytes() for f in ours} == {f.numpy().tobytes() for f in theirs}
+        orders = [[int((f == g).all((1, 2, 3)).nonzero()[0]) for g in s] for f, s in zip(frames, shown, strict=True)]
+        assert all(sorted(order) == list(range(16)) for order in orders)
+        assert len({tuple(order) for order in orders}) == 16
+    if played == "frozen":
+        assert (shown == shown[:, :1]).all()
+        assert other.flow.abs().max() < 1e-6
+    # Exact flow is exact in any order, short of a sprite that went around the torus.
+    small = other.flow.norm(dim=1).amax((2, 3)) < 8
+    for t in (0, 7, 14):
+        good = plain(other, t) & small[:, t, None, None]
+        if played != "shuffled":
+            assert good.float().mean() > 0.4
+        assert misfit(other, t)[good].mean() < 0.02
+    assert clip.table[["label", "hue", "family"]].equals(other.table[["label", "hue", "family"]])
+
+
+def test_noise_is_fresh_in_every_frame_of_a_frozen_clip():
+    shown = render(replace(CLEAN, noise=0.1), "iid", range(4), played="frozen").rgb
+    assert (shown[:, :, 1:] - shown[:, :, :-1]).std() > 0.1
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(ValueError, match="played must be one of forwards, backwards, shuffled, frozen, not 'sideways'"):
+        render(CLEAN, "iid", range(1), played="sideways")
+
+
 @pytest.mark.parametrize("t", [0, 7, 14])
 def test_flow_carries_each_frame_onto_the_next(t):
     clip = render(CLEAN, "iid", range(32))
