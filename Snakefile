@@ -202,7 +202,7 @@ rule chapter:
         "book/claims.yaml",
         [records_of(experiment) for experiment in study.WRITES],
         # What is committed; the chapters take an experiment's numbers from there where there are any.
-        sorted(map(str, [p for folder in (study.PUBLISHED, study.BENCH, study.REGIME) for p in folder.rglob("*.json")])),
+        sorted(str(path) for folder in study.COMMITTED for path in folder.rglob("*.json")),
     output:
         "book/chapters/{name}.ipynb",
     params:

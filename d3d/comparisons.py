@@ -14,7 +14,7 @@ from d3d.labels import contrast_label, label, metric_label, unit
 from d3d.ledger import Claim, Claims, Condition, Finding, Verdict, judge
 from d3d.progress import read_metrics
 from d3d.stats import interval
-from d3d.study import FUSIONS, LAMBDA_ARM, REGIME
+from d3d.study import FUSIONS, LAMBDA_ARM, REGIME, TUNING
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 _SHARE = re.compile(r"(?P<part>.+) - (?P<share>[\d.]+) \* \((?P<whole>.+)\)")
@@ -151,13 +151,14 @@ def scores(table: pd.DataFrame, *, arms: Sequence[str], metrics: Sequence[str]) 
 
 
 def spent(results: str | Path) -> pd.DataFrame:
-    """Runs and their summed hours by experiment and device, those of the search for the knobs as one experiment.
+    """Runs and their summed hours by experiment and device, those of each search as one experiment.
 
     Records that one run wrote share their start and parameters, and the last of them tells how long it took.
     """
-    cells = [record for cell in sorted(REGIME.glob("*")) for record in records.read_all(cell)]
+    search = {"search for the knobs": REGIME, "search for the students' schedule": TUNING}
+    read = {name: [r for part in sorted(f.glob("*")) for r in records.read_all(part)] for name, f in search.items()}
     runs: dict[tuple, float] = {}
-    for name, found in {"": records.read_all(results), "search for the knobs": cells}.items():
+    for name, found in {"": records.read_all(results), **read}.items():
         for r in found:
             of = (name or r.experiment, r.provenance["device"], r.provenance["started"], json.dumps(r.params))
             runs[of] = max(runs.get(of, 0.0), r.provenance["seconds"])

@@ -19,7 +19,7 @@ from d3d.labels import label
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.prose import number_text
 from d3d.stats import share
-from d3d.study import BENCH, PUBLISHED, REGIME, shown
+from d3d.study import BENCH, PUBLISHED, REGIME, TUNING, shown
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -71,6 +71,24 @@ def regime(folder: Path) -> pd.DataFrame:
         row["in the regime"] = "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"
         rows.append(row | {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()})
     return pd.DataFrame(rows).sort_values(["started", "cell"]).drop(columns="started") if rows else pd.DataFrame()
+
+
+def tuning(folder: Path) -> pd.DataFrame:
+    """How the students' learning rate and lambda were chosen: a row a try, in the order of arms and values.
+
+    `val top-1` is the mean over the seeds that calibrate; `best` marks the highest of an arm's tries.
+    """
+    tries: dict[tuple[str, float, float], list[float]] = {}
+    for part in sorted(folder.glob("*")):
+        for record in records.read_all(part, ["distill"]):
+            arm = record.arm.split("_rate_")[0].split("_lambda_")[0]
+            key = arm, record.params["learning_rate"], record.params["lambda_"]
+            tries.setdefault(key, []).append(record.metrics["val/top1"])
+    rows = [(*key, sum(values) / len(values), len(values)) for key, values in sorted(tries.items())]
+    found = pd.DataFrame(rows, columns=["student", "learning rate", "lambda", "val top-1", "seeds"])
+    highest = found.groupby("student")["val top-1"].transform("max")
+    found["best"] = (found["val top-1"] == highest).map({True: "best", False: ""})
+    return found.assign(student=found["student"].map(label))
 
 
 def table(found: Iterable[Verdict]) -> str:
@@ -212,8 +230,8 @@ def runs(results: Path) -> str:
     parts = [f"{len(rows)} notebooks, {total:.0f} s in total.", ""]
     if rows:
         parts.append(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-    cells = [record for cell in sorted(REGIME.glob("*")) for record in records.read_all(cell)]
-    sections = {"Records": records.read_all(results), "Records of the search for the knobs": cells}
+    cells = [r for folder in (REGIME, TUNING) for part in sorted(folder.glob("*")) for r in records.read_all(part)]
+    sections = {"Records": records.read_all(results), "Records of the calibration": cells}
     if results != PUBLISHED:
         sections["Records published so far"] = records.read_all(PUBLISHED)
     for title, found in sections.items():

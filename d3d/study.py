@@ -67,6 +67,8 @@ EXAMINE = ("leak", "probe", "attribution")
 PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
 BENCH = Path("results/bench")  # speed on one H200: what `make bench` wrote there
 REGIME = Path("results/regime")  # the search for the knobs of the study: a folder of records a cell
+TUNING = Path("results/lambda")  # the search for the students' learning rate and lambda: a folder of records a round
+COMMITTED = (PUBLISHED, BENCH, REGIME, TUNING)
 
 
 def shown(experiment: str = "train") -> Path:
