@@ -7,6 +7,8 @@ PROFILE ?= smoke
 # where one trains while others start, load and test.
 CORES ?= all
 RUNS ?= 3
+# Of which seeds, such as "0 1"; all where empty. A machine that keeps nothing runs the whole chain of some at a time.
+SEEDS ?=
 BIN := .venv/bin
 # A line a finished run; what is stale is told by age, from what the records say; what a killed run left half done is
 # made again. A lock that dies with its holder stands in for Snakemake's own, which a killed run leaves behind.
@@ -14,7 +16,7 @@ FLAGS := --quiet host progress reason rules --rerun-triggers mtime --rerun-incom
 LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 --close .venv/lock)
 define snakemake
 set -o pipefail; \
-  $(LOCK) $(BIN)/snakemake --cores $(CORES) $(if $(filter h200,$(1)),--resources gpu=$(RUNS)) $(FLAGS) --config profile=$(1) -- $(2) 2>&1 \
+  $(LOCK) $(BIN)/snakemake --cores $(CORES) $(if $(filter-out smoke,$(1)),--resources gpu=$(RUNS)) $(FLAGS) --config profile=$(1) $(if $(SEEDS),"seeds=$(SEEDS)") -- $(2) 2>&1 \
   | sed -u -E '/^(Select jobs|Execute [0-9]+ jobs|Assuming unrestricted|Using shell|Complete log)/d' || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it, or end it"; exit 1; }
 endef
@@ -41,7 +43,7 @@ book: .venv/lock ## run what is missing of the smoke study, execute the chapters
 	@$(BIN)/python -m d3d.report verdicts
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
-study: .venv/lock ## run the experiments of PROFILE=smoke|h200 that are missing or stale
+study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable that are missing or stale
 	@$(call snakemake,$(PROFILE),study)
 
 test: .venv/lock ## the tests to run before every commit

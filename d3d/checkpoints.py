@@ -21,8 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from d3d import study
+from d3d.clips import Clips
+from d3d.evaluate import calibrate
 from d3d.records import write_atomic
 from d3d.s3dg import S3DG, s3dg
+from d3d.sprite_classes import CLASSES
 
 NETWORK, STATE = "d3d-2", "d3d-state-1"  # formats
 KEPT = 2
@@ -86,6 +90,23 @@ def load_checkpoint(
         reason = str(error).splitlines()[1].strip()
         raise CheckpointError(f"{path} does not fit the network it describes: {reason}") from None
     return model.eval().to(device), about
+
+
+def arm_network(results: str | Path, arm: str, seed: int, *, width: float, fit: Clips) -> tuple[S3DG, str] | None:
+    """The network of an arm to look into, on the device of the clips `fit`, and its stream; None where its weights are
+    not below `results`.
+
+    random: untrained, of this width, its batch norms calibrated on `fit`. tuned: the weights that it starts from.
+    """
+    classes, device = tuple(c.name for c in CLASSES), fit.labels.device
+    if arm == "random":
+        return calibrate(s3dg(len(classes), width=width, seed=seed).to(device), fit, "rgb"), "rgb"
+    path = study.weights(results, study.STARTS_FROM.get(arm, arm), seed)
+    if not Path(path).is_file():
+        print(f"{arm}: no weights at {path}, left out")
+        return None
+    model, about = load_checkpoint(path, classes=classes, device=device)
+    return model, about.stream
 
 
 def _network(path: Path) -> tuple[About, dict[str, Tensor]]:

@@ -8,7 +8,6 @@ Flow decoders on the same endpoints are in d3d.decoders.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,9 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from d3d import study
-from d3d.checkpoints import load_checkpoint
 from d3d.clips import Clips
-from d3d.evaluate import AT_ONCE, calibrate
-from d3d.s3dg import MIXED, S3DG, s3dg
+from d3d.evaluate import AT_ONCE
+from d3d.s3dg import MIXED, S3DG
 from d3d.sprite_classes import CLASSES, SHAPES, TEXTURES
 from d3d.sprite_clips import SpriteDataConfig, sprite_clips
 from d3d.tvl1_cpu import cores
@@ -108,21 +106,6 @@ def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> S
         both("iid", config.test_clips),
     )
     return Sets(fit, test, fit_mixed, test_mixed)
-
-
-def network(config: ProbeConfig, arm: str, fit: Clips) -> tuple[S3DG, str] | None:
-    """A network to probe and its stream; None where its weights are not there.
-
-    random: untrained, its batch norms calibrated on `fit`. tuned: the weights of RGB, from which it is to be tuned.
-    """
-    device = fit.labels.device
-    if arm == "random":
-        return calibrate(s3dg(len(CLASSES), width=config.width, seed=config.seed).to(device), fit, "rgb"), "rgb"
-    path = study.weights(config.results, study.STARTS_FROM.get(arm, arm), config.seed)
-    if not Path(path).is_file():
-        return None
-    model, about = load_checkpoint(path, classes=tuple(c.name for c in CLASSES), device=device)
-    return model, about.stream
 
 
 def linear_probes(model: S3DG, sets: Sets, stream: str, *, seed: int = 0) -> dict[str, float]:

@@ -105,7 +105,7 @@ def banner(results: Path) -> str:
     """What the numbers come from, in a sentence."""
     seeds = sorted({r.seed for r in records.read_all(results, records.TRAINED)})
     if results == PUBLISHED:
-        asked = max(claim.seeds for claim in read_claims())
+        asked = read_claims().seeds
         whole = f"{len(seeds)} seeds" if len(seeds) >= asked else f"{len(seeds)} of {asked} seeds so far"
         return f"From the published study on one H200, {whole}."
     if not seeds:

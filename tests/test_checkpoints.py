@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from d3d import checkpoints
-from d3d.checkpoints import CheckpointError, States
+from d3d import checkpoints, sprite_classes, study
+from d3d.checkpoints import CheckpointError, States, arm_network, save_checkpoint
 from d3d.s3dg import s3dg
+from d3d.sprite_clips import SpriteDataConfig, sprite_clips
 
 CLASSES = ("a", "b", "c")
 
@@ -180,3 +181,17 @@ class TestStates:
             states.latest()
         with safe_open(path, "pt") as file:
             assert json.loads(file.metadata()["about"])["fixed"]["seed"] == 4
+
+
+def test_arms_are_found_by_their_weights(tmp_path, capsys):
+    fit = sprite_clips(SpriteDataConfig(frames=4, size=16), "train/0", 32)
+    classes = tuple(c.name for c in sprite_classes.CLASSES)
+    save_checkpoint(study.weights(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
+    (rgb, stream), (tuned, _), (random, _) = (
+        arm_network(tmp_path, arm, 0, width=0.1, fit=fit) for arm in ("rgb", "tuned", "random")
+    )
+    assert stream == "rgb"
+    assert all(torch.equal(a, b) for a, b in zip(rgb.parameters(), tuned.parameters(), strict=True))
+    assert not torch.equal(rgb.Conv2d_0c_1x1.weight, random.Conv2d_0c_1x1.weight)
+    assert arm_network(tmp_path, "d3d", 0, width=0.1, fit=fit) is None
+    assert f"d3d: no weights at {tmp_path}/distill/d3d-seed0.safetensors, left out" in capsys.readouterr().out

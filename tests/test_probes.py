@@ -1,13 +1,10 @@
 """Probes on features whose content is known."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from d3d import probes, study
-from d3d.checkpoints import save_checkpoint
 from d3d.s3dg import s3dg
 from d3d.sprite_classes import CLASSES
 from d3d.sprite_clips import sprite_clips
@@ -138,19 +135,6 @@ def test_every_endpoint_that_computes_is_probed(sets):
     scores = probes.linear_probes(model, sets, "rgb")
     assert {name.split("/")[0] for name in scores} == set(probes.ENDPOINTS)
     assert {name.split("/")[1] for name in scores} == {*probes.TARGETS, "motion"}
-
-
-def test_networks_are_found_by_their_weights(tmp_path, sets):
-    config = replace(CONFIG, results=str(tmp_path), width=0.1)
-    classes = tuple(c.name for c in CLASSES)
-    save_checkpoint(study.weights(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
-    rgb, stream = probes.network(config, "rgb", sets.fit)
-    tuned, _ = probes.network(config, "tuned", sets.fit)
-    assert stream == "rgb"
-    assert all(torch.equal(a, b) for a, b in zip(rgb.parameters(), tuned.parameters(), strict=True))
-    assert probes.network(config, "d3d", sets.fit) is None
-    random, _ = probes.network(config, "random", sets.fit)
-    assert any(not torch.equal(a, b) for a, b in zip(rgb.parameters(), random.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
