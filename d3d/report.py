@@ -112,8 +112,14 @@ def banner(results: Path) -> str:
         return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
     return (
         f"What follows was made by the machine that built these pages: tiny networks, {len(seeds)} seeds. It shows "
-        "that every path works; the published study on a GPU is still to come, and until then no claim is judged."
+        "that every path works; the published runs on a GPU are still to come, and until then no claim is judged by them."
     )
+
+
+def admonition(results: Path) -> str:
+    """The banner as the box above a page."""
+    title, kind = ("The published study", "note") if results == PUBLISHED else ("Smoke study", "warning")
+    return f":::{{admonition}} {title}\n:class: {kind}\n{banner(results)}\n:::\n"
 
 
 def readme() -> str:
@@ -142,8 +148,8 @@ def pages() -> None:
     results = shown()
     found = verdicts(results)
     GENERATED.mkdir(parents=True, exist_ok=True)
-    title, kind = ("The published study", "note") if results == PUBLISHED else ("Smoke study", "warning")
-    (GENERATED / "banner.md").write_text(f":::{{admonition}} {title}\n:class: {kind}\n{banner(results)}\n:::\n")
+    (GENERATED / "banner.md").write_text(admonition(results))
+    (GENERATED / "attention_banner.md").write_text(admonition(shown("attribution")))
     (GENERATED / "verdicts.md").write_text(table(found) + "\n")
     (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence(found)}")
     for path in sorted(Path("book/chapters").glob("*.ipynb")):

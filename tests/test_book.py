@@ -23,9 +23,9 @@ PAGES = [
 ]
 FIGURES = {
     "data": 2,
-    "streams": 2,
-    "missing_motion": 2,
-    "distillation": 3,
+    "streams": 3,
+    "missing_motion": 4,
+    "distillation": 7,
     "attention": 4,
     "rerun": 1,
     "verdict": 1,
