@@ -18,9 +18,12 @@ RESULTS = f"results/{PROFILE}"
 PLAN = Path(".snakemake/plan")
 # What a chapter shows; an experiment that is not published is shown as this machine made it.
 SHOWN = {"rerun": RESULTS, "attention": str(study.shown("attribution"))}
-ONLY = [int(seed) for seed in str(config.get("seeds", "")).split()] or STUDY["seeds"]
-if strange := set(ONLY) - set(STUDY["seeds"]):
-    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)}")
+ASKED = str(config.get("seeds", "")).split()
+if strange := set(ASKED) - {str(seed) for seed in STUDY["seeds"]}:
+    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)!r}")
+ONLY = [int(seed) for seed in ASKED] or STUDY["seeds"]
+# What is of no seed is left out where some seeds are asked for.
+EXPERIMENTS = [name for name in study.WRITES if not (ASKED and name == "tvl1")]
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
 
 
@@ -44,14 +47,14 @@ def records_of(experiment, arm=None, seed=None, only=None):
         f"{RESULTS}/{experiment}/{a}-seed{s}.json"
         for a, s in runs_of(experiment)
         if arm in (None, a) and seed in (None, s)
-        if only is None or experiment == "tvl1" or study.needs(a, s, STUDY) <= set(only)
+        if only is None or study.needs(a, s) <= set(only)
     ]
 
 
-def stamp(experiment, arm=None, seed=None):
+def stamp(experiment, arm=None, seed=None, only=None):
     """A file younger than the records of a run exactly where one of them is stale."""
     own = STUDY | given(experiment, arm, seed)
-    found = records_of(experiment, arm, seed)
+    found = records_of(experiment, arm, seed, only)
     current = all(notebooks.is_current(record, experiment, own) for record in found)
     content = f"{notebooks.expected(experiment, own)} {notebooks.source_hash(experiment)}"
     return notebooks.follows(PLAN / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
@@ -68,19 +71,20 @@ if strangers:
 # Written before Snakemake looks at any file.
 STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in ("train", "distill") for arm, seed in runs_of(n)}
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in study.EXAMINE for s in study.seeds_of(n, STUDY)}
-STAMPS |= {(n, None, None): stamp(n) for n in ("fuse", "tvl1")}
+STAMPS |= {("fuse", None, None): stamp("fuse", only=ONLY), ("tvl1", None, None): stamp("tvl1")}
 CHAPTER_STAMPS = {
-    name: notebooks.follows(PLAN / f"chapter-{name}", f"{shown_in(name)} {notebooks.source_hash(name)}") for name in CHAPTERS
+    name: notebooks.follows(PLAN / f"chapter-{name}", f"{shown_in(name)} {notebooks.source_hash(name)}")
+    for name in CHAPTERS
 }
 
 
 def papermill(notebook, out, options, threads=1):
-    """One notebook through papermill, mostly on one thread: runs fill the cores side by side."""
+    """One notebook through papermill, on one thread and as many workers: runs fill the cores side by side."""
     profile = f"-f {options.pop('profile')} " if "profile" in options else ""
     options = profile + " ".join(f"-r {k} {v!r}" if isinstance(v, str) else f"-p {k} {v}" for k, v in options.items())
     log = Path(out).with_suffix(".log")
     return (
-        f"mkdir -p {log.parent} && OMP_NUM_THREADS={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
+        f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
         f"papermill --no-progress-bar --log-output {notebooks.notebook(notebook)} {out} {options} > {log} 2>&1 "
         f"|| {{ grep . {log} | tail -n 1; echo 'failed: {out} and {log} show where'; exit 1; }}"
     )
@@ -100,7 +104,7 @@ def job(experiment):
 
 rule study:
     input:
-        [records_of(experiment, only=ONLY) for experiment in study.WRITES],
+        [records_of(experiment, only=ONLY) for experiment in EXPERIMENTS],
 
 
 rule train:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from d3d import records
+from d3d import records, study
 from d3d.records import ROOT, Record
 
 FOLDER = Path("notebooks")
@@ -70,12 +70,26 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise ParameterError(f"{path} must list whole numbers as seeds, not {seeds!r}")
     for name in ("examined_seeds", "ablation_seeds"):
-        if not set(profile.setdefault(name, seeds)) <= set(seeds):
+        if not isinstance(profile.setdefault(name, seeds), list) or not set(profile[name]) <= set(seeds):
             raise ParameterError(f"{path}: {name} must be some of the seeds, not {profile[name]}")
-    profile.setdefault("lambdas", [])
-    own = profile.setdefault("students", {}), *profile.setdefault("arms", {}).values()
-    if unknown := sorted({name for given in own for name in given} - set(defaults("distill"))):
-        raise ParameterError(f"{path} gives students {unknown[0]!r}, which the notebook 'distill' does not take")
+    if not isinstance(profile.setdefault("lambdas", []), list):
+        raise ParameterError(f"{path} must list the other values of lambda_ as lambdas, not {profile['lambdas']!r}")
+    lambdas = [_as(1.0, f"{path}: lambdas", value) for value in profile["lambdas"]]
+    if len({*lambdas, profile.get("lambda_")}) <= len(lambdas):
+        raise ParameterError(f"{path}: lambdas must be values of lambda_ other than its own, each once, not {lambdas}")
+    own = defaults("distill")
+    for arm, given in {
+        "students": profile.setdefault("students", {}),
+        **(profile.setdefault("arms", {}) or {}),
+    }.items():
+        if arm not in ("students", *study.ARMS, *study.ABLATIONS):
+            raise ParameterError(f"{path}: arms has no arm {arm!r}: they are {', '.join(study.ARMS | study.ABLATIONS)}")
+        if not isinstance(given, dict):
+            raise ParameterError(f"{path} must map parameters of {arm} to values, not give it {given!r}")
+        if unknown := sorted(set(given) - set(own)):
+            raise ParameterError(f"{path} gives {arm} {unknown[0]!r}, which the notebook 'distill' does not take")
+        for name, value in given.items():
+            _as(own[name], f"{path}: {name} of {arm}", value)
     return profile
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
@@ -23,7 +23,6 @@ from d3d.evaluate import AT_ONCE
 from d3d.s3dg import MIXED, S3DG
 from d3d.sprite_classes import CLASSES, SHAPES, TEXTURES
 from d3d.sprite_clips import SpriteDataConfig, sprite_clips
-from d3d.tvl1_cpu import cores
 
 # Every endpoint that computes something new; the others pool.
 ENDPOINTS = ("Conv2d_1a_7x7", "Conv2d_2b_1x1", "Conv2d_2c_3x3", *MIXED)
@@ -113,7 +112,7 @@ def linear_probes(model: S3DG, sets: Sets, stream: str, *, seed: int = 0) -> dic
     tables = [clips.table for clips in sets]
     features = [pooled(model, clips, stream, ENDPOINTS) for clips in sets]
     samples = [[Sample(f[e], table) for f, table in zip(features, tables, strict=True)] for e in ENDPOINTS]
-    with parallel_config("loky", n_jobs=cores(), inner_max_num_threads=1):
+    with parallel_config("loky", n_jobs=cpu_count(), inner_max_num_threads=1):
         found = Parallel()(delayed(_both)(*four, seed) for four in samples)
     return {f"{e}/{name}": v for e, scores in zip(ENDPOINTS, found, strict=True) for name, v in scores.items()}
 
@@ -161,10 +160,12 @@ def linear(fit: Sample, test: Sample, *, names: Sequence[str] = TARGETS, seed: i
     """Ridge regression from features to every target that is known; the penalties are chosen on half of `fit`.
 
     Gives `<target>/r2` on the clips of `test`; `<target>/r2_within`, the same once each class's mean is removed from
-    features and target; `<target>/selectivity`, r2 minus that of a control task, which deals every kind of clip (class
+    features and target; for motion `<target>/r2_beyond_size`, the same once in each class all that follows linearly
+    from the target's radius and its inverse is removed too, since how fast a sprite turns or grows at a given speed
+    depends on its size; `<target>/selectivity`, r2 minus that of a control task, which deals every kind of clip (class
     and family) one random value of the target: what a probe reaches by naming the kind alone; and for categories
-    `<target>/accuracy`. Targets that do not vary are left out. `motion/r2_within` is the mean over velocity, rotation
-    and expansion.
+    `<target>/accuracy`. Targets that do not vary are left out. `motion/…` is the mean over velocity, rotation and
+    expansion.
     """
     known = {n: (targets(fit.table)[n], targets(test.table)[n]) for n in names if n in targets(fit.table)}
     names = [n for n, ys in known.items() if all(y.std() > 0 for y in ys)]
@@ -173,19 +174,29 @@ def linear(fit: Sample, test: Sample, *, names: Sequence[str] = TARGETS, seed: i
     first = np.arange(len(fit.x)) // len(CLASSES) % 2 == 0
     parts = [Sample(fit.x[first], fit.table[first]), Sample(fit.x[~first], fit.table[~first]), test]
     plain = [_Part(x, [targets(t)[n] for n in names] + [deal(t, n) for n in names]) for x, t in parts]
-    within = [_Part(_within(x, t), [_within(targets(t)[n], t) for n in names]) for x, t in parts]
     predicted = _predict(*plain)
     r2 = [_r2(goal, found) for goal, found in zip(plain[-1].goals, predicted, strict=True)]
-    r2_within = [_r2(goal, found) for goal, found in zip(within[-1].goals, _predict(*within), strict=True)]
     scores: dict[str, float] = {}
     for i, name in enumerate(names):
-        scores[f"{name}/r2"], scores[f"{name}/r2_within"] = r2[i], r2_within[i]
+        scores[f"{name}/r2"] = r2[i]
         scores[f"{name}/selectivity"] = r2[i] - r2[len(names) + i]
         if name in CATEGORIES:
             scores[f"{name}/accuracy"] = _agreement(known[name][1], predicted[i])
-    if moving := [scores[f"{name}/r2_within"] for name in MOTION if name in names]:
-        scores["motion/r2_within"] = float(np.mean(moving))
+    moving = [name for name in MOTION if name in names]
+    scores |= _r2_without(parts, names, _within, "r2_within")
+    scores |= _r2_without(parts, moving, _beyond_size, "r2_beyond_size") if moving else {}
+    for kind in ("r2_within", "r2_beyond_size") if moving else ():
+        scores[f"motion/{kind}"] = float(np.mean([scores[f"{name}/{kind}"] for name in moving]))
     return scores
+
+
+def _r2_without(
+    parts: Sequence[Sample], names: Sequence[str], without: Callable[[np.ndarray, pd.DataFrame], np.ndarray], kind: str
+) -> dict[str, float]:
+    """`<target>/<kind>`: R² once `without` took something out of features and targets alike."""
+    left = [_Part(without(x, t), [without(targets(t)[n], t) for n in names]) for x, t in parts]
+    found = zip(names, left[-1].goals, _predict(*left), strict=True)
+    return {f"{name}/{kind}": _r2(goal, predicted) for name, goal, predicted in found}
 
 
 class _Part(NamedTuple):
@@ -230,6 +241,17 @@ def _predict(fit: _Part, choose: _Part, test: _Part) -> list[np.ndarray]:
 def _within(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
     frame = pd.DataFrame(values)
     return (frame - frame.groupby(table["label"].to_numpy()).transform("mean")).to_numpy()
+
+
+def _beyond_size(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    """What of values (N, D) does not follow, in each class, from the target's radius and its inverse."""
+    rest = np.empty_like(values, dtype=float)
+    for label in table["label"].unique():
+        rows = (table["label"] == label).to_numpy()
+        radius = table["radius"].to_numpy()[rows]
+        size = np.stack([np.ones_like(radius), radius, 1 / radius], 1)
+        rest[rows] = values[rows] - size @ np.linalg.lstsq(size, values[rows], rcond=None)[0]
+    return rest
 
 
 def _r2(goal: np.ndarray, predicted: np.ndarray) -> float:

@@ -17,6 +17,7 @@ STANDING = {NEEDS_DATA: "waiting for data"}
 # Comparisons that chapters show and no claim is judged by.
 SHOWN_CONTRASTS = [
     ("two_stream_logits - two_stream", "iid/top1"),
+    ("d3d - two_stream_logits", "iid/top1"),
     ("flow - rgb", "iid/motion/top1"),
     ("flow - rgb", "iid/appearance/top1"),
     ("flow_exact - flow", "iid/top1"),

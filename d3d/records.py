@@ -171,7 +171,7 @@ def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
 
 
 def pairs(results: str | Path, first: str, second: str, *, same: Sequence[str]) -> list[tuple[Record, Record]]:
-    """Trained networks to fuse: two arms of each seed, or one arm of seeds taken two by two, so that pairs share none.
+    """Trained networks to fuse: two arms of each seed, or one arm of the seeds 2k and 2k + 1, so that pairs share none.
 
     Records whose logits are not beside them are passed over: they come from another machine. `same` names the
     parameters that both must agree on. Raises RecordError where they do not.
@@ -179,12 +179,9 @@ def pairs(results: str | Path, first: str, second: str, *, same: Sequence[str]) 
     trained = read_all(results, TRAINED)
     trained = [r for r in trained if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]
     mine, other = ({r.seed: r for r in trained if r.arm == arm} for arm in (first, second))
-    seeds = sorted(set(mine) & set(other))
-    found = (
-        [(mine[s], other[s]) for s in seeds]
-        if first != second
-        else [(mine[a], mine[b]) for a, b in zip(seeds[::2], seeds[1::2], strict=False)]
-    )
+    if first == second:
+        mine, other = ({s: r for s, r in mine.items() if s % 2 == 0}, {s - 1: r for s, r in mine.items() if s % 2})
+    found = [(mine[seed], other[seed]) for seed in sorted(set(mine) & set(other))]
     for a, b in found:
         if differing := [name for name in same if a.params.get(name) != b.params.get(name)]:
             raise RecordError(f"{a.name} and {b.name} saw other clips: they differ in {', '.join(differing)}")

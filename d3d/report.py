@@ -112,7 +112,7 @@ def banner(results: Path) -> str:
         return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
     return (
         f"What follows was made by the machine that built these pages: tiny networks, {len(seeds)} seeds. It shows "
-        "that every path works; the published runs on a GPU are still to come, and until then no claim is judged by them."
+        "that every path works; the published runs on a GPU are still to come, and until then they judge no claim."
     )
 
 

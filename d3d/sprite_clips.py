@@ -135,14 +135,17 @@ def _tvl1(config: SpriteDataConfig, clips: str, frames: Tensor) -> Tensor:
 
     if not config.flow_cache:
         return compute()
-    folder = Path(config.flow_cache)
-    path = folder / f"{clips.replace('/', '').replace(' ', '-')}-{_digest(config, clips, frames.device.type)}.npy"
+    name = clips.replace("/", "").replace(" ", "-")
+    path = Path(config.flow_cache) / f"{name}-{_digest(config, clips, frames.device.type)}.npy"
     with _held(path.with_suffix(".lock")):
         if not path.is_file():
             found = compute()
             buffer = io.BytesIO()
             np.save(buffer, found.cpu().numpy())
-            write_atomic({path: buffer.getvalue()})
+            try:
+                write_atomic({path: buffer.getvalue()})
+            except OSError as error:
+                print(f"flow is not kept: {error}")
             return found
     try:
         return torch.from_numpy(np.load(path)).to(frames.device)

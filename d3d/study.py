@@ -29,7 +29,7 @@ ABLATIONS = {
 }
 LAMBDA_ARM = "d3d_lambda_"
 TEACHERS = {"rgb_teacher": "rgb_twin", "d3d_exact": "flow_exact"}  # of the others: flow
-# Ensembles: two arms of one seed, or one arm of seeds taken two by two, by the mean of softmax or of logits.
+# Ensembles: two arms of one seed, or one arm of the seeds 2k and 2k + 1, by the mean of softmax or of logits.
 FUSIONS = {
     "two_stream": ("rgb", "flow"),
     "two_stream_logits": ("rgb", "flow"),
@@ -108,23 +108,22 @@ def run_path(experiment: str, params: dict[str, Any]) -> Path:
 
 def seeds_of(experiment: str, profile: Mapping[str, Any], *, arm: str = "") -> list[int]:
     """The seeds that an experiment writes records of: one for TV-L1, those to examine for what looks into networks and
-    clips, those of ablations for these, the first of each pair for D3D + D3D."""
+    clips, those of ablations for these, the even one of each pair for D3D + D3D."""
     if experiment == "tvl1":
         return [0]
     if arm in ABLATIONS or arm.startswith(LAMBDA_ARM):
         return profile["ablation_seeds"]
     seeds = profile["examined_seeds"] if experiment in EXAMINE else profile["seeds"]
-    if arm in FUSIONS and len(set(FUSIONS[arm])) == 1:
-        return sorted(seeds)[: len(seeds) // 2 * 2 : 2]
-    return seeds
+    return [seed for seed in seeds if seed % 2 == 0 and seed + 1 in seeds] if _of_itself(arm) else seeds
 
 
-def needs(arm: str, seed: int, profile: Mapping[str, Any]) -> set[int]:
-    """The seeds whose networks a record is of: two where an arm is fused with itself."""
-    if arm in FUSIONS and len(set(FUSIONS[arm])) == 1:
-        seeds = sorted(profile["seeds"])
-        return {seed, seeds[seeds.index(seed) + 1]}
-    return {seed}
+def needs(arm: str, seed: int) -> set[int]:
+    """The seeds whose networks a record is of: 2k and 2k + 1 where an arm is fused with itself."""
+    return {seed, seed + 1} if _of_itself(arm) else {seed}
+
+
+def _of_itself(arm: str) -> bool:
+    return arm in FUSIONS and len(set(FUSIONS[arm])) == 1
 
 
 def given(

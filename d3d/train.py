@@ -202,9 +202,7 @@ def read_config(path: str | Path) -> tuple[str, TrainConfig]:
     for name, value in content.items():
         plain = isinstance(value, str | bool | int | float | list | dict)
         if not isinstance(name, str) or name.startswith("_") or not plain:
-            raise ValueError(
-                f"{path} sets {name!r} to {value!r}: it must map parameters to numbers, true, false or text"
-            )
+            raise ValueError(f"{path} sets {name!r} to {value!r}: it must map parameters to values")
     experiment = content.pop("experiment", "train")
     if experiment not in tuple(CONFIGS):
         raise ValueError(f"experiment in {path} must be one of {', '.join(CONFIGS)}, not {experiment!r}")

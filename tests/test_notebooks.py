@@ -85,11 +85,18 @@ def test_the_reported_seeds_are_the_plans():
         ({"epochs": 3}, "must list whole numbers as seeds, not None"),
         ({"seeds": [0, 1], "examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
         ({"seeds": [0, 1], "ablation_seeds": [5]}, "ablation_seeds must be some of the seeds"),
+        ({"seeds": [0], "ablation_seeds": 0}, "ablation_seeds must be some of the seeds, not 0"),
         (
             {"seeds": [0], "students": {"epoch": 3}},
             "gives students 'epoch', which the notebook 'distill' does not take",
         ),
-        ({"seeds": [0], "arms": {"d3d_kl": {"lambda": 3}}}, "gives students 'lambda', which the notebook 'distill'"),
+        ({"seeds": [0], "students": {"epochs": "x"}}, "epochs of students must be of type int"),
+        ({"seeds": [0], "arms": {"d3d_kl": {"lambda": 3}}}, "gives d3d_kl 'lambda', which the notebook 'distill'"),
+        ({"seeds": [0], "arms": {"rgb_techer": {"lambda_": 3.0}}}, "arms has no arm 'rgb_techer': they are rgb,"),
+        ({"seeds": [0], "arms": {"rgb_teacher": 0.3}}, "must map parameters of rgb_teacher to values, not give it 0.3"),
+        ({"seeds": [0], "lambdas": 0.1}, "must list the other values of lambda_ as lambdas, not 0.1"),
+        ({"seeds": [0], "lambdas": ["x"]}, "lambdas must be of type float"),
+        ({"seeds": [0], "lambda_": 0.3, "lambdas": [0.3, 1.0]}, "other than its own, each once"),
         ([1], "must map parameters to values"),
     ],
 )
@@ -284,8 +291,8 @@ class TestStudy:
     def test_pairs_share_no_network(self):
         assert study.seeds_of("fuse", PROFILE, arm="d3d_d3d") == [0, 2]
         assert study.seeds_of("fuse", PROFILE, arm="two_stream") == [0, 1, 2, 3, 4]
-        assert study.needs("d3d_d3d", 2, PROFILE) == {2, 3}
-        assert study.needs("d3d_rgb", 2, PROFILE) == {2}
+        assert study.needs("d3d_d3d", 2) == {2, 3}
+        assert study.needs("d3d_rgb", 2) == {2}
         assert study.seeds_of("attribution", PROFILE) == [1, 3]
         assert study.seeds_of("leak", PROFILE) == [1, 3]
         assert study.seeds_of("tvl1", PROFILE) == [0]
