@@ -226,6 +226,7 @@ rule book:
         "_config.yml",
         [str(p) for p in sorted(Path("book").glob("*")) if p.is_file()],
         [str(p) for folder in ("_static", "_ext", "_extra") for p in sorted(Path("book", folder).rglob("*.*"))],
+        sorted(map(str, study.PUBLISHED.glob("executed/*.ipynb"))),
         "d3d/report.py",
     output:
         "book/_build/html/index.html",

@@ -57,6 +57,10 @@ def streams(table: pd.DataFrame, *, seeds: int) -> str:
         FAILS: "The two streams complement each other less than two RGB networks do",
         OPEN: "It is not shown that the two streams complement each other",
     }[outcome(gap, seeds)]
+    if gap.interval and gap.interval.n < seeds:
+        opening = (
+            f"With {gap.interval.n} of {seeds} seeds it is not judged yet whether the two streams complement each other"
+        )
     together = arm_text(table, "two_stream", "iid/top1")
     groups = [difference_text(table, "flow - rgb", f"iid/{group}/top1") for group in ("motion", "appearance")]
     return (

@@ -7,6 +7,7 @@ python -m d3d.report compare DIR  print the networks trained there side by side
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,11 @@ Every claim, its conditions as the ledger computes them, and the command that me
 over seeds with its 95 % Student's t interval. The commands of the rows B1 to B11 need the data sets, prepared as
 [Bring your own video](../videos.md) says; what starts on one set from weights of another gets a new classifier for its
 classes.
+"""
+EXECUTED = """# Executed on the GPU
+
+One notebook of each kind as it ran in the published study, with everything it printed: its parameters, the log of its
+training and where its records went.
 """
 STATUS = """# Status
 
@@ -154,6 +160,8 @@ def pages() -> None:
     (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence(found)}")
     for path in sorted(Path("book/chapters").glob("*.ipynb")):
         hide_injected(path)
+    (GENERATED / "executed.md").write_text(EXECUTED)
+    shutil.copytree(PUBLISHED / "executed", GENERATED / "executed", dirs_exist_ok=True)
     (GENERATED / "status.md").write_text(f"{STATUS}\n{runs(results)}")
     (GENERATED / "cost.md").write_text(cost.page(BENCH))
     plots.cost(cost.parts(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})

@@ -19,6 +19,8 @@ PAGES = [
     "howto",
     "generated/evidence",
     "generated/status",
+    "generated/executed",
+    "generated/executed/train",
     "bibliography",
 ]
 FIGURES = {

@@ -153,6 +153,7 @@ def test_scores_as_text():
 
 def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(comparisons, "REGIME", tmp_path / "regime")
+    monkeypatch.setattr(comparisons, "TUNING", tmp_path / "lambda")
 
     def record(experiment, arm, seed, seconds, params, folder="h200"):
         made = {"started": "2026-01-01", "seconds": seconds, "device": "gpu"}
@@ -163,6 +164,8 @@ def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
     record("train", "rgb", 0, 900.0, {"arm": "rgb"})
     record("train", "flow", 0, 900.0, {"arm": "flow"})
     record("train", "rgb", 100, 360.0, {"arm": "rgb"}, "regime/a1")
+    record("distill", "d3d", 100, 720.0, {"arm": "d3d"}, "lambda/first")
     found = comparisons.spent(tmp_path / "h200").set_index("experiment")
-    assert found["runs"].to_dict() == {"probe": 1, "train": 2, "search for the knobs": 1}
-    assert found["hours"].to_dict() == pytest.approx({"probe": 1.0, "train": 0.5, "search for the knobs": 0.1})
+    search, schedule = "search for the knobs", "search for the students' schedule"
+    assert found["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1}
+    assert found["hours"].to_dict() == pytest.approx({"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2})

@@ -108,7 +108,8 @@ def test_where_one_fails(change, name, opening):
 
 def test_with_too_few_seeds_nothing_is_claimed():
     said = sentences(seeds=2)
-    assert said["streams"].startswith("It is not shown that the two streams complement each other: ")
+    opening = "With 2 of 10 seeds it is not judged yet whether the two streams complement each other: "
+    assert said["streams"].startswith(opening)
     opening = "Whether the spatial stream is missing motion that it could hold stays open: 2 of 10 seeds. "
     assert said["missing"].startswith(opening)
     assert said["distillation"].startswith("It is not shown that distillation puts motion into ")
