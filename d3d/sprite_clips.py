@@ -135,10 +135,13 @@ def _tvl1(config: SpriteDataConfig, clips: str, frames: Tensor) -> Tensor:
 
     if not config.flow_cache:
         return compute()
-    name = clips.replace("/", "").replace(" ", "-")
-    path = Path(config.flow_cache) / f"{name}-{_digest(config, clips, frames.device.type)}.npy"
-    with _held(path.with_suffix(".lock")):
+    name, source = _names(config, clips, frames.device.type)
+    path = Path(config.flow_cache) / f"{name}-{source}.npy"
+    with _held(path.with_name(f"{name}.lock")):
         if not path.is_file():
+            # What other code made, and what a killed run left half written: a gigabyte each.
+            for left in (*path.parent.glob(f"{name}-*.npy"), *path.parent.glob(f".{name}-*")):
+                left.unlink()
             found = compute()
             buffer = io.BytesIO()
             np.save(buffer, found.cpu().numpy())
@@ -153,12 +156,12 @@ def _tvl1(config: SpriteDataConfig, clips: str, frames: Tensor) -> Tensor:
         raise ValueError(f"{path} is no whole array of flow: delete it, the next run makes it anew ({error})") from None
 
 
-def _digest(config: SpriteDataConfig, clips: str, device: str) -> str:
-    knobs = {f.name: getattr(config, f.name) for f in fields(SpriteConfig)}
-    found = hashlib.sha256(f"{sorted(knobs.items())} {clips} {device}".encode())
-    for name in SOURCES:
-        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return found.hexdigest()[:16]
+def _names(config: SpriteDataConfig, clips: str, device: str) -> tuple[str, str]:
+    """What names these clips' flow, with these knobs on this kind of device; and the code that computes it."""
+    knobs = {f.name: getattr(config, f.name) for f in fields(SpriteConfig)} | {"device": device}
+    digest = hashlib.sha256(str(sorted(knobs.items())).encode()).hexdigest()[:12]
+    source = hashlib.sha256(b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in SOURCES))
+    return f"{clips.replace('/', '').replace(' ', '-')}-{digest}", source.hexdigest()[:12]
 
 
 @contextmanager

@@ -75,6 +75,32 @@ def test_tvl1_is_kept_and_computed_once(tmp_path, monkeypatch):
         sprite_clips(config, "iid", 16, flow=True)
 
 
+def test_flow_of_other_code_makes_room(tmp_path, monkeypatch):
+    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
+    other = replace(config, noise=0.2)
+    for made in (config, other):
+        sprite_clips(made, "iid", 16, flow=True)
+    half = next((tmp_path / "flow").glob("*.npy"))
+    half.with_name(f".{half.name}.123").write_bytes(b"killed while it wrote")
+    monkeypatch.setattr("d3d.sprite_clips.SOURCES", ("flow",))
+    for made in (config, other):
+        sprite_clips(made, "iid", 16, flow=True)
+    names = sorted(path.name for path in (tmp_path / "flow").iterdir())
+    assert len([name for name in names if name.endswith(".npy")]) == 2
+    assert half.name not in names
+    assert not [name for name in names if name.endswith(".123")]
+
+
+def test_a_full_disk_costs_no_run(tmp_path, monkeypatch, capsys):
+    def full(contents):
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr("d3d.sprite_clips.write_atomic", full)
+    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
+    assert sprite_clips(config, "iid", 16, flow=True).flow is not None
+    assert "flow is not kept: [Errno 28] no space left" in capsys.readouterr().out
+
+
 def test_other_knobs_are_other_flow(tmp_path):
     config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
     for changed in ({}, {"noise": 0.2}, {"rho": 0.1}):
