@@ -20,7 +20,7 @@ from d3d.labels import label
 from d3d.ledger import Finding, Verdict, judge, read_claims
 from d3d.prose import number_text
 from d3d.stats import share
-from d3d.study import BENCH, PUBLISHED, REGIME, TUNING, shown
+from d3d.study import BENCH, PUBLISHED, REGIME, SMOKE, TUNING, shown
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -224,7 +224,8 @@ def finding_text(finding: Finding) -> str:
 def runs(results: Path) -> str:
     """Every executed notebook: when, how long, what failed; from papermill's own metadata, and the environment."""
     rows = []
-    executed = [*sorted(results.glob("*/*.ipynb")), *sorted(Path("book/chapters").glob("*.ipynb"))]
+    experiments = [path for folder in dict.fromkeys([results, SMOKE]) for path in sorted(folder.glob("*/*.ipynb"))]
+    executed = [*experiments, *sorted(Path("book/chapters").glob("*.ipynb"))]
     for path in executed:
         meta = json.loads(path.read_text())["metadata"]["papermill"]
         name = Path(meta["input_path"]).stem
