@@ -43,7 +43,10 @@ def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
     assert record == records.read(tmp_path / "train/mine-seed0.json")
     assert record.params == given
     out = capsys.readouterr().out
-    assert "64 train, 32 val, 32 iid, 32 decorrelated clips; 16 classes; on 1 x cpu" in out
+    assert (
+        "64 train, 32 val, 32 iid, 32 decorrelated, 32 shuffled, 24 reversed, 32 frozen clips; 16 classes; on 1 x cpu"
+        in out
+    )
     assert "epoch   2/2  loss" in out
     assert "Image" in out
 
