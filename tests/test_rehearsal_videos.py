@@ -109,7 +109,7 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     table = records.load(results)
     top1 = table[table["metric"] == "test/top1"].set_index("arm")["value"]
-    assert set(top1.index) == {"rgb", "flow", "d3d", "two_stream", "d3d_rgb"}
+    assert set(top1.index) == {"rgb", "flow", "d3d", "two_stream", "two_stream_logits", "d3d_rgb"}
     assert not table["stand_in"].any()
     record = json.loads((results / "distill" / "d3d-seed0.json").read_text())
     assert record["files"]["flow"]["videos"] == 12
