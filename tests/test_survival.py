@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
         ("- 1", "must map parameters to values"),
         ("a: [", "is no YAML file: "),
         ("epochs: 0", "epochs must be positive, not 0"),
-        ("results: 2024-05-01", "sets 'results' to datetime.date(2024, 5, 1): it must map parameters to numbers, "),
+        ("results: 2024-05-01", "sets 'results' to datetime.date(2024, 5, 1): it must map parameters to values"),
         ("1: 2", "sets 1 to 2: it must map"),
         ("_epochs: 5", "sets '_epochs' to 5: it must map"),
         ("experiment: [train]", "experiment in "),
