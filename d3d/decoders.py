@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from d3d.clips import Clips
+from d3d.flow import endpoint_error
 from d3d.probes import ENDPOINTS
 from d3d.s3dg import S3DG, Conv3d, ConvBlock, SeparableConv
 
@@ -60,11 +61,6 @@ def averaged(flow: Tensor, mask: Tensor, grid: Sequence[int]) -> Truth:
         (pool(f.float()), pool(m.float()[:, None])[:, 0]) for f, m in zip(flow.split(64), mask.split(64), strict=True)
     ]
     return Truth(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def end_point_error(found: Tensor, truth: Tensor) -> Tensor:
-    """Length of the difference of two flows (B, 2, …): (B, …), in their unit; its gradient is finite at zero."""
-    return (found - truth).square().sum(1).add(1e-8).sqrt()
 
 
 class _Trainer:
@@ -141,7 +137,7 @@ class _Trainer:
 
 def _loss(found: Tensor, flow: Tensor, share: Tensor) -> Tensor:
     """Mean end-point error of all cells and of the target's."""
-    error = end_point_error(found, flow)
+    error = endpoint_error(found, flow)
     return error.mean() + (error * share).sum() / share.sum().clamp_min(1e-6)
 
 
@@ -194,7 +190,7 @@ def _errors(trainer: _Trainer, clips: Clips) -> dict[str, float]:
     sums: dict[str, Tensor] = {}
 
     def add(name: str, found: Tensor, flow: Tensor, share: Tensor) -> None:
-        error = end_point_error(found, flow)
+        error = endpoint_error(found, flow)
         still = flow.norm(dim=1)
         whole = error.new_tensor(error.numel())
         told = torch.stack([error.sum(), whole, (error * share).sum(), share.sum(), (still * share).sum()]).double()

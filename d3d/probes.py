@@ -170,13 +170,16 @@ def linear(fit: Sample, test: Sample, *, names: Sequence[str] = TARGETS, seed: i
     `<target>/accuracy`. Targets that do not vary are left out. `motion/…` is the mean over velocity, rotation and
     expansion.
     """
-    known = {n: (targets(fit.table)[n], targets(test.table)[n]) for n in names if n in targets(fit.table)}
-    names = [n for n, ys in known.items() if all(y.std() > 0 for y in ys)]
+    known, asked = targets(fit.table), targets(test.table)
+    names = [n for n in names if n in known and known[n].std() > 0 and asked[n].std() > 0]
     deal = _control(fit.table, test.table, names, seed)
     # Classes follow one another, so that both halves have as many of each.
     first = np.arange(len(fit.x)) // len(CLASSES) % 2 == 0
     parts = [Sample(fit.x[first], fit.table[first]), Sample(fit.x[~first], fit.table[~first]), test]
-    plain = [_Part(x, [targets(t)[n] for n in names] + [deal(t, n) for n in names]) for x, t in parts]
+    goals = [targets(t) for _, t in parts]
+    plain = [
+        _Part(x, [g[n] for n in names] + [deal(t, n) for n in names]) for (x, t), g in zip(parts, goals, strict=True)
+    ]
     predicted = _predict(*plain)
     r2 = [_r2(goal, found) for goal, found in zip(plain[-1].goals, predicted, strict=True)]
     scores: dict[str, float] = {}
@@ -184,7 +187,7 @@ def linear(fit: Sample, test: Sample, *, names: Sequence[str] = TARGETS, seed: i
         scores[f"{name}/r2"] = r2[i]
         scores[f"{name}/selectivity"] = r2[i] - r2[len(names) + i]
         if name in CATEGORIES:
-            scores[f"{name}/accuracy"] = _agreement(known[name][1], predicted[i])
+            scores[f"{name}/accuracy"] = _agreement(asked[name], predicted[i])
     moving = [name for name in MOTION if name in names]
     scores |= _r2_without(parts, names, _within, "r2_within")
     scores |= _r2_without(parts, moving, _beyond_size, "r2_beyond_size") if moving else {}
@@ -197,7 +200,8 @@ def _r2_without(
     parts: Sequence[Sample], names: Sequence[str], without: Callable[[np.ndarray, pd.DataFrame], np.ndarray], kind: str
 ) -> dict[str, float]:
     """`<target>/<kind>`: R² once `without` took something out of features and targets alike."""
-    left = [_Part(without(x, t), [without(targets(t)[n], t) for n in names]) for x, t in parts]
+    goals = [targets(t) for _, t in parts]
+    left = [_Part(without(x, t), [without(g[n], t) for n in names]) for (x, t), g in zip(parts, goals, strict=True)]
     found = zip(names, left[-1].goals, _predict(*left), strict=True)
     return {f"{name}/{kind}": _r2(goal, predicted) for name, goal, predicted in found}
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +57,15 @@ class SpriteDataConfig(SpriteConfig):
                 raise ValueError(f"{name} must be at least {len(CLASSES)}, one a class, not {getattr(self, name)}")
 
 
+def _at_once(config: SpriteConfig, device: torch.device | str) -> int:
+    return max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (config.frames * config.size**2))
+
+
 def rendered(
     config: SpriteConfig, split: str, count: int, *, played: str = "forwards", device: torch.device | str = "cpu"
 ) -> Iterator[sprites.Rendered]:
     """The first `count` clips of a split, as many at once as suit the device."""
-    size = max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (config.frames * config.size**2))
+    size = _at_once(config, device)
     for i in range(0, count, size):
         yield sprites.render(config, split, range(i, min(i + size, count)), played=played, device=device)
 
@@ -117,21 +121,17 @@ def stress_clips(config: SpriteDataConfig, name: str, count: int, **asked) -> Cl
     rows = torch.from_numpy(np.flatnonzero(known)).to(clips.labels.device)
     label, table = label[known], clips.table[known].reset_index(drop=True)
     table["label"], table["class"] = label, [CLASSES[i].name for i in label]
-    tensors = {f: getattr(clips, f) for f in ("rgb", "flow", "true_flow", "mask")}
-    return Clips(
-        **{f: None if value is None else value[rows] for f, value in tensors.items()},
-        labels=torch.from_numpy(label).to(clips.labels.device),
-        table=table,
-        bound=clips.bound,
-    )
+    kept = {name: getattr(clips, name) for name in ("rgb", "flow", "true_flow", "mask")}
+    kept = {name: None if value is None else value[rows] for name, value in kept.items()}
+    return replace(clips, **kept, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
 
 
 def _tvl1(config: SpriteDataConfig, clips: str, frames: Tensor) -> Tensor:
     """TV-L1 (N, 2, T, H, W), float16, of frames as both streams get them: uint8 (N, 3, T, H, W)."""
 
     def compute() -> Tensor:
-        size = max(1, RENDER_PIXELS[frames.is_cuda] // frames[0, 0].numel())
-        return torch.cat([flows.tvl1_clip(part.float() / 255).half() for part in frames.split(size)])
+        parts = frames.split(_at_once(config, frames.device))
+        return torch.cat([flows.tvl1_clip(part.float() / 255).half() for part in parts])
 
     if not config.flow_cache:
         return compute()

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from d3d import decoders, probes
+from d3d.flow import endpoint_error
 from d3d.s3dg import s3dg
 from d3d.sprite_clips import SpriteDataConfig, sprite_clips
 
@@ -28,7 +29,7 @@ def test_flow_is_averaged_to_the_cells_of_a_grid():
 
 def test_end_point_error_is_a_length():
     a, b = torch.zeros(1, 2, 1, 1, 2, requires_grad=True), torch.tensor([3.0, 0.0, 4.0, 0.0]).view(1, 2, 1, 1, 2)
-    error = decoders.end_point_error(a, b)
+    error = endpoint_error(a, b)
     assert error.flatten().tolist() == pytest.approx([5, 0], abs=1e-3)
     error.sum().backward()
     assert a.grad.isfinite().all()
