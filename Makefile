@@ -43,7 +43,7 @@ book: .venv/lock ## run what is missing of the smoke study, execute the chapters
 	@$(BIN)/python -m d3d.report verdicts
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
-study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable that are missing or stale
+study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled that are missing or stale
 	@$(call snakemake,$(PROFILE),study)
 
 test: .venv/lock ## the tests to run before every commit

@@ -7,6 +7,7 @@ chance. All is tested on `decorrelated`, where appearance has nothing to do with
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -106,10 +107,12 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
     moments = {name: [t] for name, t in config.moments().items()} | {"three": [0, 1, 2]}
     poses, labels = {}, {}
     for split, count in {f"train/{config.seed}": config.train_clips, "decorrelated": config.leak_clips}.items():
-        parts = list(rendered(config, split, count, device=device))
-        moving = np.concatenate([p.table["group"] == "motion" for p in parts])
-        poses[split] = np.concatenate([p.pose for p in parts])[moving]
-        labels[split] = np.concatenate([p.table["label"] for p in parts])[moving]
+        # Part by part: all frames of so many clips would fill tens of GB.
+        parts = [(p.pose, p.table) for p in rendered(config, split, count, device=device)]
+        table = pd.concat([table for _, table in parts])
+        moving = (table["group"] == "motion").to_numpy()
+        poses[split] = np.concatenate([found for found, _ in parts])[moving]
+        labels[split] = table["label"].to_numpy()[moving]
     metrics = {}
     train, test = poses
     for moment, frames in moments.items():

@@ -62,7 +62,7 @@ def test_notebooks_are_thin_stripped_and_explained(path):
         assert len(cell.source.splitlines()) <= 32 or cell in tagged
 
 
-@pytest.mark.parametrize("profile", ["smoke", "h200", "portable"])
+@pytest.mark.parametrize("profile", ["smoke", "h200", "portable", "settled"])
 def test_profiles_hold_known_parameters_in_range(profile):
     content = notebooks.read_profile(f"notebooks/params/{profile}.yaml")
     for name, config in CONFIGS.items():
