@@ -22,6 +22,8 @@ ASKED = str(config.get("seeds", "")).split()
 if strange := set(ASKED) - {str(seed) for seed in STUDY["seeds"]}:
     raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)!r}")
 ONLY = [int(seed) for seed in ASKED] or STUDY["seeds"]
+# What chapters take numbers from, beside the study's own.
+COMMITTED = (*study.COMMITTED, Path("results/settled"))
 # What is of no seed is left out where some seeds are asked for.
 EXPERIMENTS = [name for name in study.WRITES if not (ASKED and name == "tvl1")]
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
@@ -211,7 +213,7 @@ rule chapter:
         "book/claims.yaml",
         [records_of(experiment) for experiment in study.WRITES],
         # What is committed; the chapters take an experiment's numbers from there where there are any.
-        sorted(str(path) for folder in study.COMMITTED for path in folder.rglob("*.json")),
+        sorted(str(path) for folder in COMMITTED for path in folder.rglob("*.json")),
     output:
         "book/chapters/{name}.ipynb",
     params:

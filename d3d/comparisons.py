@@ -1,8 +1,10 @@
 """What the chapters compare, as tables: contrasts seed by seed, ablations, curves, compute."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,12 @@ from d3d.stats import interval
 from d3d.study import FUSIONS, LAMBDA_ARM, REGIME, TUNING
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
+# An exploration beside the study (book/plan.md): streams trained until RGB has settled; the later seeds confirm.
+SETTLED = Path("results/settled")
+EXPLORING = range(5)
+# What of a study takes the GPU long.
+HELD = ("train", "distill", "fuse", "probe")
+EXPLORED = ("rgb_longer - rgb", "d3d - rgb_longer", "d3d - rgb_teacher", "d3d - two_stream")
 _SHARE = re.compile(r"(?P<part>.+) - (?P<share>[\d.]+) \* \((?P<whole>.+)\)")
 
 
@@ -128,6 +136,22 @@ def seeds_of_all(by_lambda: pd.DataFrame) -> list[int]:
     return counts.index[counts == by_lambda["lambda_"].nunique()].tolist()
 
 
+def halves(settled: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The exploration's records of the seeds that explored, and of those that confirm."""
+    first = settled["seed"].isin(EXPLORING)
+    return {"seeds 0 to 4": settled[first], "seeds 5 to 9": settled[~first]}
+
+
+def exploration(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
+    """Students against their controls in iid top-1: in the study's cell and in both halves of the exploration."""
+    parts = {"the study": table} | {f"settled, {name}": half for name, half in halves(settled).items()}
+    return [
+        (f"{contrast_label(contrast)}\n{name}", measured(part, contrast, "iid/top1"))
+        for contrast in EXPLORED
+        for name, part in parts.items()
+    ]
+
+
 def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], pd.DataFrame]:
     """Training curves by (arm, seed), the rows at each epoch's end; a run whose file of them is missing is left out."""
     found = {}
@@ -151,12 +175,13 @@ def scores(table: pd.DataFrame, *, arms: Sequence[str], metrics: Sequence[str]) 
 
 
 def spent(results: str | Path) -> pd.DataFrame:
-    """Runs and their summed hours by experiment and device, those of each search as one experiment.
+    """Runs and their summed hours by experiment and device, those of each search and the exploration as one.
 
     Records that one run wrote share their start and parameters, and the last of them tells how long it took.
     """
     search = {"search for the knobs": REGIME, "search for the students' schedule": TUNING}
     read = {name: [r for part in sorted(f.glob("*")) for r in records.read_all(part)] for name, f in search.items()}
+    read["exploration"] = records.read_all(SETTLED)
     runs: dict[tuple, float] = {}
     for name, found in {"": records.read_all(results), **read}.items():
         for r in found:
@@ -167,3 +192,14 @@ def spent(results: str | Path) -> pd.DataFrame:
     )
     grouped = table.groupby(["device", "experiment"])["hours"].agg(["size", "sum"]).reset_index()
     return grouped.assign(sum=grouped["sum"] / 3600).rename(columns={"size": "runs", "sum": "hours"})
+
+
+def held(results: str | Path) -> float:
+    """Hours during which at least one run of the trained networks and of what was read from them was under way."""
+    found = [r.provenance for name in HELD for r in records.read_all(results, [name])]
+    runs = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in found)
+    total, until = 0.0, -math.inf
+    for start, seconds in runs:
+        total += max(0.0, start + seconds - max(start, until))
+        until = max(until, start + seconds)
+    return total / 3600

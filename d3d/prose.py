@@ -5,7 +5,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from d3d.comparisons import FAILS, HOLDS, OPEN, ablations, asked, measured, outcome, paired, share, verdict_of
+from d3d.comparisons import (
+    EXPLORING,
+    FAILS,
+    HOLDS,
+    OPEN,
+    ablations,
+    asked,
+    halves,
+    measured,
+    outcome,
+    over_endpoints,
+    paired,
+    share,
+    verdict_of,
+)
 from d3d.labels import contrast_label, label, metric_label
 from d3d.ledger import INCONCLUSIVE, NEEDS_DATA, NOT_SUPPORTED, REPORTED, SUPPORTED, Finding, Verdict, read_claims
 from d3d.stats import Interval, interval
@@ -113,6 +127,61 @@ def distillation(found: Sequence[Verdict], table: pd.DataFrame) -> str:
         f"{puts}, and {equals}. D3D minus RGB-longer is {motion} in within-class R² of motion at {tested} and {longer} "
         f"in top-1, D3D minus two-stream is {gap} in top-1, and the part of the gap from RGB to two-stream that D3D "
         f"recovers is {recovered}."
+    )
+
+
+def best_ablation(table: pd.DataFrame) -> str:
+    """The most accurate student other than D3D itself, against RGB-longer, in a sentence; empty where there is none."""
+    arms = [*ablations(table), *ablations(table, lambdas=True)]
+    found = {arm: paired(table, arm, "iid/top1", base="rgb_longer")[1].interval for arm in arms}
+    means = {arm: interval.mean for arm, interval in found.items() if interval}
+    if not means:
+        return ""
+    best = max(means, key=means.get)
+    gain = number_text(found[best], signed=True)
+    return (
+        f"The best of the {len(means)} students that differ from D3D in one thing is {label(best)}: minus RGB-longer "
+        f"it is {gain} in top-1, some of which is the luck of the best of {len(means)}."
+    )
+
+
+def changes(table: pd.DataFrame) -> str:
+    """At which endpoints D3D differs from RGB-longer with the whole interval, in a sentence."""
+    contrast = "d3d - rgb_longer"
+    motion = _where(over_endpoints(table, contrast, "motion/r2_within"), 1)
+    flow = _where(over_endpoints(table, contrast, "target_epe"), -1)
+    texture = _where(over_endpoints(table, contrast, "texture/accuracy"), -1)
+    return (
+        f"With its whole interval, uncorrected for the number of endpoints, D3D lies above RGB-longer in motion within "
+        f"class {motion}, decodes flow better {flow}, and tells texture worse {texture}."
+    )
+
+
+def _where(found: pd.DataFrame, side: int) -> str:
+    """Endpoints at which an interval lies above zero (side 1) or below it (side -1)."""
+    beyond = [row.endpoint for row in found.itertuples() if (row.low if side > 0 else -row.high) > 0]
+    return f"at {listed(beyond)}" if beyond else "at no endpoint"
+
+
+def exploration(settled: pd.DataFrame) -> str:
+    """What D3D has over its controls where RGB had settled, in two sentences; empty where that was not run."""
+    if settled.empty:
+        return ""
+    first, last = halves(settled).values()
+    asks = [measured(last, f"d3d - {control}", "iid/top1", above=0) for control in ("rgb_longer", "rgb_teacher")]
+    said = [outcome(finding, len(EXPLORING)) for finding in asks]
+    opening = (
+        "D3D is more accurate than RGB-longer and RGB-teacher, and that came back on fresh seeds"
+        if said == [HOLDS, HOLDS]
+        else "it is not confirmed that D3D is more accurate than RGB-longer and RGB-teacher"
+    )
+    longer, teacher = (number_text(finding.interval, signed=True) for finding in asks)
+    trained = difference_text(last, "rgb_longer - rgb", "iid/top1")
+    gap = difference_text(first, "d3d - two_stream", "iid/top1")
+    return (
+        f"Where the streams were trained until RGB had settled (explored after the study's numbers were known), "
+        f"{opening}: by {longer} and {teacher} in top-1, where RGB-longer minus RGB is {trained}. D3D minus two-stream "
+        f"is {gap} there."
     )
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from d3d import cost, notebooks, pictures, plots, records, sprites
-from d3d.comparisons import asked
+from d3d.comparisons import SETTLED, asked
 from d3d.labels import label
 from d3d.ledger import Finding, Verdict, judge, read_claims
-from d3d.prose import number_text
+from d3d.prose import exploration, number_text
 from d3d.stats import share
 from d3d.study import BENCH, PUBLISHED, REGIME, SMOKE, TUNING, shown
 
@@ -136,7 +136,8 @@ def readme() -> str:
     head, rest = text.split(BEGIN)
     # Of the smoke study nothing is quoted: its numbers differ from machine to machine and prove nothing.
     found = judge(read_claims(), records.load(PUBLISHED))
-    return f"{head}{BEGIN}\n{_short_table(found)}\n{END}{rest.split(END)[1]}"
+    beside = exploration(records.load(SETTLED))
+    return f"{head}{BEGIN}\n{_short_table(found)}\n\n{beside}\n{END}{rest.split(END)[1]}"
 
 
 def _short_table(found: list[Verdict]) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from d3d import checkpoints, sprite_classes, study
+from d3d import checkpoints, records, sprite_classes, study
 from d3d.checkpoints import CheckpointError, States, arm_network, save_checkpoint
+from d3d.evaluate import predict
 from d3d.s3dg import s3dg
 from d3d.sprite_clips import SpriteDataConfig, sprite_clips
 
@@ -195,3 +198,20 @@ def test_arms_are_found_by_their_weights(tmp_path, capsys):
     assert not torch.equal(rgb.Conv2d_0c_1x1.weight, random.Conv2d_0c_1x1.weight)
     assert arm_network(tmp_path, "d3d", 0, width=0.1, fit=fit) is None
     assert f"d3d: no weights at {tmp_path}/distill/d3d-seed0.safetensors, left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arm", ["rgb", "d3d"])
+def test_the_committed_networks_do_what_their_records_say(arm):
+    """On the first clips of iid, which the records' 4,000 are the rest of, within four standard errors."""
+    path = Path(study.weights("results/portable", arm, 0))
+    record = records.read(path.with_suffix(".json"))
+    known = {f.name for f in fields(SpriteDataConfig)}
+    clips = sprite_clips(SpriteDataConfig(**{k: v for k, v in record.params.items() if k in known}), "iid", 64)
+    model, about = checkpoints.load_checkpoint(path)
+    found = (predict(model, clips, about.stream).argmax(1) == clips.labels.numpy()).mean()
+    assert found == pytest.approx(record.metrics["iid/top1"], abs=4 * np.sqrt(0.25 / 64))
+
+
+def test_the_committed_weights_are_few():
+    found = [Path(study.weights("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
+    assert sum(path.stat().st_size for path in found) < 3_000_000

@@ -154,6 +154,7 @@ def test_scores_as_text():
 def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
     monkeypatch.setattr(comparisons, "REGIME", tmp_path / "regime")
     monkeypatch.setattr(comparisons, "TUNING", tmp_path / "lambda")
+    monkeypatch.setattr(comparisons, "SETTLED", tmp_path / "settled")
 
     def record(experiment, arm, seed, seconds, params, folder="h200"):
         made = {"started": "2026-01-01", "seconds": seconds, "device": "gpu"}
@@ -165,7 +166,27 @@ def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
     record("train", "flow", 0, 900.0, {"arm": "flow"})
     record("train", "rgb", 100, 360.0, {"arm": "rgb"}, "regime/a1")
     record("distill", "d3d", 100, 720.0, {"arm": "d3d"}, "lambda/first")
+    record("train", "rgb", 0, 180.0, {"arm": "rgb"}, "settled")
     found = comparisons.spent(tmp_path / "h200").set_index("experiment")
     search, schedule = "search for the knobs", "search for the students' schedule"
-    assert found["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1}
-    assert found["hours"].to_dict() == pytest.approx({"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2})
+    assert found["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1, "exploration": 1}
+    hours = {"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2, "exploration": 0.05}
+    assert found["hours"].to_dict() == pytest.approx(hours)
+
+
+def test_an_exploration_is_told_in_halves():
+    rgb, longer, teacher = [0.5] * 10, [0.5] * 5 + [0.6] * 5, [0.5] * 10
+    settled = table({"rgb": rgb, "rgb_longer": longer, "rgb_teacher": teacher, "d3d": [0.7] * 10})
+    told = dict(comparisons.exploration(table({"rgb": [0.5], "rgb_longer": [0.9]}), settled))
+    assert told["RGB-longer − RGB\nthe study"].values == pytest.approx((0.4,))
+    assert told["RGB-longer − RGB\nsettled, seeds 0 to 4"].values == (0.0,) * 5
+    assert told["D3D − RGB-longer\nsettled, seeds 5 to 9"].values == pytest.approx((0.1,) * 5)
+    assert told["D3D − two-stream\nsettled, seeds 0 to 4"].interval is None
+
+
+def test_a_gpu_that_runs_share_is_held_once(tmp_path):
+    """Ten minutes, ten more that overlap them by five, a run within them, and an hour later thirty minutes."""
+    for seed, (start, minutes) in enumerate([("10:00:00", 10), ("10:05:00", 10), ("10:06:00", 2), ("11:00:00", 30)]):
+        made = {"started": f"2026-01-01T{start}+00:00", "seconds": 60.0 * minutes, "device": "gpu"}
+        records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, made))
+    assert comparisons.held(tmp_path) == pytest.approx(0.75)

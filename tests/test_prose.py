@@ -250,3 +250,48 @@ def test_what_waits_for_data_is_no_verdict():
     assert prose.standing(Verdict(claim, "needs data", "needs videos", (Finding(Condition("a", TOP1), None),))) == (
         "waiting for data"
     )
+
+
+@pytest.mark.parametrize(
+    ("d3d", "opening"),
+    [
+        (0.75, "D3D is more accurate than RGB-longer and RGB-teacher, and that came back on fresh seeds"),
+        (0.7, "it is not confirmed that D3D is more accurate than RGB-longer and RGB-teacher"),
+    ],
+)
+def test_an_exploration_is_no_verdict(d3d, opening):
+    """It is confirmed by its later seeds alone: in the first five D3D is ahead in both cases."""
+    rng = np.random.default_rng(0)
+    means = {"rgb": 0.69, "rgb_longer": 0.7, "rgb_teacher": 0.7}
+    rows = [(arm, s, TOP1, v + 1e-3 * rng.normal()) for arm, v in means.items() for s in range(10)]
+    rows += [("d3d", s, TOP1, (0.75 if s < 5 else d3d) + 1e-3 * rng.normal()) for s in range(10)]
+    said = prose.exploration(pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]))
+    assert f"(explored after the study's numbers were known), {opening}: by " in said
+    assert "D3D minus two-stream is not measured there." in said
+
+
+def test_an_exploration_that_was_not_run_is_not_told():
+    assert prose.exploration(pd.DataFrame(columns=["arm", "seed", "metric", "value"])) == ""
+
+
+def test_the_best_ablation_is_held_against_the_control():
+    values = {"rgb_longer": [0.5, 0.6], "d3d": [0.9, 0.9], "d3d_kl": [0.5, 0.5], "d3d_lambda_0.1": [0.6, 0.7]}
+    rows = [(arm, seed, TOP1, v) for arm, given in values.items() for seed, v in enumerate(given)]
+    said = prose.best_ablation(pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]))
+    assert said.startswith("The best of the 2 students that differ from D3D in one thing is D3D, λ = 0.1: ")
+    assert "minus RGB-longer it is +0.100 [+0.100, +0.100] in top-1" in said
+    assert prose.best_ablation(pd.DataFrame(columns=["arm", "seed", "metric", "value"])) == ""
+
+
+def test_endpoints_where_a_student_differs():
+    def metric(name, score, difference):
+        rows = [("rgb_longer", s, f"{name}/{score}", 0.5) for s in range(3)]
+        return rows + [("d3d", s, f"{name}/{score}", 0.5 + difference + 0.001 * s) for s in range(3)]
+
+    rows = metric("Mixed_3b", "motion/r2_within", 0.1) + metric("Mixed_4f", "motion/r2_within", -0.1)
+    rows += metric("Mixed_3b", "target_epe", -0.1) + metric("Mixed_4f", "target_epe", 0.1)
+    rows += metric("Mixed_4f", "texture/accuracy", 0.1)
+    said = prose.changes(pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]))
+    assert (
+        "in motion within class at Mixed_3b, decodes flow better at Mixed_3b, and tells texture worse at no end" in said
+    )
