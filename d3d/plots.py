@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from d3d.labels import GROUP_LABELS, colour, label
 from d3d.sprites import CLASSES, FAMILIES
@@ -218,6 +219,7 @@ def differences(table: pd.DataFrame) -> Figure:
             beyond = (bound, right) if side > 0 else (left, bound)
             axis.fill_betweenx([y - 0.42, y + 0.42], *beyond, color="#dcebd8", zorder=-1, lw=0)
         axis.set(xlim=(left, right), xlabel=f"{name}; shaded: what is claimed" if asked else name)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.grid(axis="x", color="0.92")
         axis.set_axisbelow(True)
     return figure

@@ -28,13 +28,19 @@ def trained(config, data, *, steps=3, teacher=None, frozen=False, **kwargs):
     model = build(config, data, data.splits["train"].labels.device)
     step = Step(model, config, data.splits["train"], teacher=teacher, **kwargs)
     if frozen:
-        for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm3d)]:
-            norm.eval()
+        freeze(model)
     told = []
     for i in range(steps):
         told += step(i, np.arange(config.batch_size) + i, rate=0.05)
     told += step.rest()
     return [p.detach().clone() for p in model.parameters()], [t.terms for t in told]
+
+
+def freeze(model):
+    """Batch norm by its averages: over a few clips its statistics blow rounding up."""
+    for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm3d)]:
+        norm.eval()
+    return model
 
 
 def farthest(a, b):
@@ -45,7 +51,7 @@ def farthest(a, b):
 def test_it_is_pytorchs_sgd(data, momentum):
     config = TrainConfig(**TINY, dropout=0.0, momentum=momentum, weight_decay=0.01)
     clips = data.splits["train"]
-    model = build(config, data).train()
+    model = freeze(build(config, data).train())
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=momentum, weight_decay=0.01
     )
@@ -55,8 +61,8 @@ def test_it_is_pytorchs_sgd(data, momentum):
         loss = F.cross_entropy(model(batch.inputs["rgb"]), batch.labels)
         loss.backward()
         optimiser.step()
-    ours, told = trained(config, data)
-    assert farthest(ours, list(model.parameters())) < 1e-5
+    ours, told = trained(config, data, frozen=True)
+    assert farthest(ours, list(model.parameters())) < 1e-6
     assert told[-1]["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert told[-1]["clips"] == 12
 
