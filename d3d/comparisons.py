@@ -142,7 +142,7 @@ def halves(settled: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"seeds 0 to 4": settled[first], "seeds 5 to 9": settled[~first]}
 
 
-def exploration(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
+def explored(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
     """Students against their controls in iid top-1: in the study's cell and in both halves of the exploration."""
     parts = {"the study": table} | {f"settled, {name}": half for name, half in halves(settled).items()}
     return [

@@ -12,6 +12,7 @@ from d3d.comparisons import (
     OPEN,
     ablations,
     asked,
+    explored,
     halves,
     measured,
     outcome,
@@ -266,8 +267,9 @@ def plainly(found: Iterable[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def every_comparison(found: Sequence[Verdict], table: pd.DataFrame) -> str:
-    """Every comparison made, as a Markdown table: those of the claims, and after them those that chapters only show.
+def every_comparison(found: Sequence[Verdict], table: pd.DataFrame, settled: pd.DataFrame) -> str:
+    """Every comparison made, as a Markdown table: those of the claims, and after them those that chapters only show,
+    the exploration's (`settled`) among them.
 
     Those of the paper's tables come last. Curves over endpoints are not among them.
     """
@@ -279,8 +281,11 @@ def every_comparison(found: Sequence[Verdict], table: pd.DataFrame) -> str:
         said = outcome(finding, claim.seeds or seeds) if finding.interval else NOT_MEASURED
         lines.append(_comparison(claim.id, finding, f"test: {said}" if claim.judged else "reported"))
     shown_only = [measured(table, contrast, metric) for contrast, metric in SHOWN_CONTRASTS]
-    shown_only += [paired(table, arm, "iid/top1")[1] for arm in (*ablations(table), *ablations(table, lambdas=True))]
+    others = [*ablations(table), *ablations(table, lambdas=True)]
+    shown_only += [paired(table, arm, "iid/top1", base=b)[1] for b in ("d3d", "rgb_longer") for arm in others]
     lines += [_comparison("—", finding, "reported") for finding in shown_only]
+    for text, finding in explored(table, settled):
+        lines.append(_comparison("—", finding, f"explored: {text.splitlines()[1]}"))
     return "\n".join([*head, *sorted(lines, key=lambda line: line.startswith("| B"))])
 
 

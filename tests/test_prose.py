@@ -176,9 +176,9 @@ def test_the_ledger_in_plain_words():
 def test_every_comparison_is_listed_with_whether_it_was_a_test():
     rows = table()
     found = judge(CLAIMS, rows)
-    lines = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in prose.every_comparison(found, rows).splitlines()
-    ]
+    explored = rows[rows["seed"] >= 5]
+    text = prose.every_comparison(found, rows, explored)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     own = [f for v in found if not v.claim.follows for f in v.findings]
     by_claim = [line for line in lines[2:] if line[0] != "—"]
     assert len(by_claim) == len(own)
@@ -198,7 +198,9 @@ def test_every_comparison_is_listed_with_whether_it_was_a_test():
         "> 0.781",
         "test: not measured",
     ]
-    assert {line[6] for line in lines[2:] if line[0] in ("—", "H7", "H8")} == {"reported"}
+    said = {line[6] for line in lines[2:] if line[0] in ("—", "H7", "H8")}
+    assert said == {"reported", "explored: the study", *(f"explored: settled, seeds {n}" for n in ("0 to 4", "5 to 9"))}
+    assert ["D3D − RGB-longer", "iid top-1", "5"] in [line[1:4] for line in lines if line[6].endswith("5 to 9")]
 
 
 @pytest.mark.parametrize(
