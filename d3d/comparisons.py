@@ -24,6 +24,10 @@ SETTLED = Path("results/settled")
 EXPLORING = range(5)
 # What of a study takes the GPU long.
 HELD = ("train", "distill", "fuse", "probe")
+# Where students are held against their controls beside iid: by class group, and under stress.
+GROUPED = tuple(f"iid/{group}/top1" for group in ("motion", "appearance", "both"))
+STRESSED = tuple(f"{split}/top1" for split in ("decorrelated", "frozen", "shuffled", "reversed"))
+TAKEN_AWAY = GROUPED + STRESSED
 EXPLORED = ("rgb_longer - rgb", "d3d - rgb_longer", "d3d - rgb_teacher", "d3d - two_stream")
 _SHARE = re.compile(r"(?P<part>.+) - (?P<share>[\d.]+) \* \((?P<whole>.+)\)")
 
@@ -150,6 +154,12 @@ def explored(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Find
         for contrast in EXPLORED
         for name, part in parts.items()
     ]
+
+
+def against_controls(table: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str, Finding]]:
+    """D3D minus each of its controls, a row a metric and a control."""
+    pairs = [(metric, f"d3d - {control}") for metric in metrics for control in ("rgb_longer", "rgb_teacher")]
+    return [(f"{contrast_label(c)}\n{metric_label(m)}", measured(table, c, m)) for m, c in pairs]
 
 
 def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], pd.DataFrame]:

@@ -18,7 +18,7 @@ from d3d import cost, notebooks, pictures, plots, records, sprites
 from d3d.comparisons import SETTLED, asked
 from d3d.labels import label
 from d3d.ledger import Finding, Verdict, judge, read_claims
-from d3d.prose import exploration, number_text
+from d3d.prose import NOT_MEASURED, exploration, number_text, standing, without_looks
 from d3d.stats import share
 from d3d.study import BENCH, PUBLISHED, REGIME, SMOKE, TUNING, shown
 
@@ -135,9 +135,9 @@ def readme() -> str:
         raise ValueError(f"README.md must hold the markers {BEGIN!r} and {END!r}")
     head, rest = text.split(BEGIN)
     # Of the smoke study nothing is quoted: its numbers differ from machine to machine and prove nothing.
-    found = judge(read_claims(), records.load(PUBLISHED))
-    beside = exploration(records.load(SETTLED))
-    return f"{head}{BEGIN}\n{_short_table(found)}\n\n{beside}\n{END}{rest.split(END)[1]}"
+    table = records.load(PUBLISHED)
+    beside = f"{without_looks(table)}\n\n{exploration(records.load(SETTLED))}"
+    return f"{head}{BEGIN}\n{_short_table(judge(read_claims(), table))}\n\n{beside}\n{END}{rest.split(END)[1]}"
 
 
 def _short_table(found: list[Verdict]) -> str:
@@ -145,7 +145,8 @@ def _short_table(found: list[Verdict]) -> str:
     lines = [source, "", "| claims | verdict |", "|---|---|"]
     by_word: dict[str, list[str]] = {}
     for verdict in found:
-        by_word.setdefault(verdict.word, []).append(verdict.claim.id)
+        word = NOT_MEASURED if standing(verdict) == NOT_MEASURED else verdict.word
+        by_word.setdefault(word, []).append(verdict.claim.id)
     lines += [f"| {', '.join(ids)} | **{word}** |" for word, ids in by_word.items()]
     return "\n".join(lines)
 
