@@ -174,12 +174,14 @@ def changes(table: pd.DataFrame) -> str:
 
 
 def _where(found: pd.DataFrame) -> str:
-    """Endpoints at which an interval lies above zero, and those at which it lies below."""
-    sides = {
-        "above zero at": [row.endpoint for row in found.itertuples() if row.low > 0],
-        "below at": [row.endpoint for row in found.itertuples() if row.high < 0],
-    }
-    return "; ".join(f"{word} {listed(names)}" for word, names in sides.items() if names) or "nowhere"
+    """Endpoints at which an interval lies above zero, and those at which it lies below; three on end as `a to c`."""
+    sides = {"above zero at": found["low"] > 0, "below at": found["high"] < 0} if len(found) else {}
+    told = []
+    for word, beyond in sides.items():
+        runs = found[beyond].groupby((~beyond).cumsum())["endpoint"].agg(list)
+        names = [n for run in runs for n in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
+        told += [f"{word} {listed(names)}"] if names else []
+    return "; ".join(told) or "nowhere"
 
 
 def exploration(settled: pd.DataFrame) -> str:
