@@ -200,7 +200,7 @@ def test_arms_are_found_by_their_weights(tmp_path, capsys):
     assert f"d3d: no weights at {tmp_path}/distill/d3d-seed0.safetensors, left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arm", ["rgb", "d3d"])
+@pytest.mark.parametrize("arm", ["d3d", pytest.param("rgb", marks=pytest.mark.slow)])
 def test_the_committed_networks_do_what_their_records_say(arm):
     """On the first clips of iid, which the records' 4,000 are the rest of, within four standard errors."""
     path = Path(study.weights("results/portable", arm, 0))
