@@ -27,7 +27,8 @@ HELD = ("train", "distill", "fuse", "probe")
 # Where students are held against their controls beside iid: by class group, and under stress.
 GROUPED = tuple(f"iid/{group}/top1" for group in ("motion", "appearance", "both"))
 STRESSED = tuple(f"{split}/top1" for split in ("decorrelated", "frozen", "shuffled", "reversed"))
-TAKEN_AWAY = GROUPED + STRESSED
+# What further training alone gives, and what any teacher does.
+CONTROLS = ("rgb_longer", "rgb_teacher")
 EXPLORED = ("rgb_longer - rgb", "d3d - rgb_longer", "d3d - rgb_teacher", "d3d - two_stream")
 _SHARE = re.compile(r"(?P<part>.+) - (?P<share>[\d.]+) \* \((?P<whole>.+)\)")
 
@@ -102,8 +103,8 @@ def contrasts(found: Iterable[Verdict], claims: Sequence[str]) -> pd.DataFrame:
     for verdict in found:
         for finding in verdict.findings if verdict.claim.id in claims else ():
             c = finding.condition
-            text = f"{verdict.claim.id}: {contrast_label(c.contrast)}\n{metric_label(c.metric)}"
-            named.setdefault((c.contrast, c.metric), (text, finding))
+            text, _ = titled(finding)
+            named.setdefault((c.contrast, c.metric), (f"{verdict.claim.id}: {text}", finding))
     return rows(named.values())
 
 
@@ -147,19 +148,20 @@ def halves(settled: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def explored(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
-    """Students against their controls in iid top-1: in the study's cell and in both halves of the exploration."""
+    """Students against their controls in iid top-1, each with where: the study's cell, or a half of the exploration."""
     parts = {"the study": table} | {f"settled, {name}": half for name, half in halves(settled).items()}
-    return [
-        (f"{contrast_label(contrast)}\n{name}", measured(part, contrast, "iid/top1"))
-        for contrast in EXPLORED
-        for name, part in parts.items()
-    ]
+    return [(name, measured(part, contrast, "iid/top1")) for contrast in EXPLORED for name, part in parts.items()]
 
 
-def against_controls(table: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str, Finding]]:
-    """D3D minus each of its controls, a row a metric and a control."""
-    pairs = [(metric, f"d3d - {control}") for metric in metrics for control in ("rgb_longer", "rgb_teacher")]
-    return [(f"{contrast_label(c)}\n{metric_label(m)}", measured(table, c, m)) for m, c in pairs]
+def against_controls(table: pd.DataFrame, metrics: Sequence[str]) -> list[Finding]:
+    """D3D minus each of its controls, by metric and control."""
+    return [measured(table, f"d3d - {control}", metric) for metric in metrics for control in CONTROLS]
+
+
+def titled(finding: Finding, below: str = "") -> tuple[str, Finding]:
+    """A finding as `rows` takes it: its contrast, and beneath that its metric or what is said instead."""
+    condition = finding.condition
+    return f"{contrast_label(condition.contrast)}\n{below or metric_label(condition.metric)}", finding
 
 
 def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], pd.DataFrame]:

@@ -1,17 +1,20 @@
 """Sentences of the chapters, made from records and verdicts: they read right whatever was measured."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from d3d.comparisons import (
+    CONTROLS,
     EXPLORING,
     FAILS,
+    GROUPED,
     HOLDS,
     OPEN,
-    TAKEN_AWAY,
+    STRESSED,
     ablations,
+    against_controls,
     asked,
     explored,
     halves,
@@ -41,19 +44,7 @@ SHOWN_CONTRASTS = [
     ("d3d_rgb - rgb_rgb", "iid/top1_gain"),
     ("rgb - flow", "Mixed_4f/motion/r2_within"),
     ("rgb - flow", "Mixed_4f/target_epe"),
-    *[(f"d3d - {control}", metric) for metric in TAKEN_AWAY for control in ("rgb_longer", "rgb_teacher")],
 ]
-
-
-# What probes and decoders read of a student, in words.
-INSIDE = {
-    "motion/r2_within": "R² of motion within class",
-    "motion/r2_beyond_size": "R² of motion beyond class and size",
-    "target_epe": "error of decoded flow on the target",
-    "hue/r2": "R² of hue",
-    "texture/accuracy": "accuracy for texture",
-    "shape/accuracy": "accuracy for shape",
-}
 
 
 def number_text(found: Interval | None, *, signed: bool = False) -> str:
@@ -150,8 +141,7 @@ def distillation(found: Sequence[Verdict], table: pd.DataFrame) -> str:
 
 def best_ablation(table: pd.DataFrame) -> str:
     """The most accurate student other than D3D itself, against RGB-longer, in a sentence; empty where there is none."""
-    arms = [*ablations(table), *ablations(table, lambdas=True)]
-    found = {arm: paired(table, arm, "iid/top1", base="rgb_longer")[1].interval for arm in arms}
+    found = {arm: paired(table, arm, "iid/top1", base="rgb_longer")[1].interval for arm in _variants(table)}
     means = {arm: interval.mean for arm, interval in found.items() if interval}
     if not means:
         return ""
@@ -164,11 +154,16 @@ def best_ablation(table: pd.DataFrame) -> str:
     )
 
 
-def changes(table: pd.DataFrame) -> str:
-    """At which endpoints D3D differs from its controls with the whole interval, as a Markdown table."""
+def _variants(table: pd.DataFrame) -> list[str]:
+    return [*ablations(table), *ablations(table, lambdas=True)]
+
+
+def changes(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """At which endpoints D3D differs from its controls with the whole interval, as a Markdown table; `titles` names the
+    scores."""
     lines = ["| | D3D − RGB-longer | D3D − RGB-teacher |", "|---|---|---|"]
-    for score, name in INSIDE.items():
-        cells = [_where(over_endpoints(table, f"d3d - {control}", score)) for control in ("rgb_longer", "rgb_teacher")]
+    for score, name in titles.items():
+        cells = [_where(over_endpoints(table, f"d3d - {control}", score)) for control in CONTROLS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -189,7 +184,7 @@ def exploration(settled: pd.DataFrame) -> str:
     if settled.empty:
         return ""
     first, last = halves(settled).values()
-    asks = [measured(last, f"d3d - {control}", "iid/top1", above=0) for control in ("rgb_longer", "rgb_teacher")]
+    asks = [measured(last, f"d3d - {control}", "iid/top1", above=0) for control in CONTROLS]
     held = all(outcome(finding, len(EXPLORING)) == HOLDS for finding in asks)
     longer, teacher = (number_text(finding.interval, signed=True) for finding in asks)
     trained = difference_text(settled, "rgb_longer - rgb", "iid/top1")
@@ -204,9 +199,7 @@ def exploration(settled: pd.DataFrame) -> str:
 
 def without_looks(table: pd.DataFrame) -> str:
     """What D3D has over its controls on clips whose looks do not help, which no claim asks for, in a sentence."""
-    longer, teacher = (
-        difference_text(table, f"d3d - {control}", "decorrelated/top1") for control in ("rgb_longer", "rgb_teacher")
-    )
+    longer, teacher = (difference_text(table, f"d3d - {control}", "decorrelated/top1") for control in CONTROLS)
     return (
         f"Reported, not tested: on decorrelated clips, where looks do not help, D3D minus RGB-longer is {longer} and "
         f"D3D minus RGB-teacher {teacher} in top-1."
@@ -312,11 +305,10 @@ def every_comparison(found: Sequence[Verdict], table: pd.DataFrame, settled: pd.
         said = outcome(finding, claim.seeds or seeds) if finding.interval else NOT_MEASURED
         lines.append(_comparison(claim.id, finding, f"test: {said}" if claim.judged else "reported"))
     shown_only = [measured(table, contrast, metric) for contrast, metric in SHOWN_CONTRASTS]
-    others = [*ablations(table), *ablations(table, lambdas=True)]
-    shown_only += [paired(table, arm, "iid/top1", base=b)[1] for b in ("d3d", "rgb_longer") for arm in others]
+    shown_only += against_controls(table, GROUPED + STRESSED)
+    shown_only += [paired(table, a, "iid/top1", base=b)[1] for b in ("d3d", "rgb_longer") for a in _variants(table)]
     lines += [_comparison("—", finding, "reported") for finding in shown_only]
-    for text, finding in explored(table, settled):
-        lines.append(_comparison("—", finding, f"explored: {text.splitlines()[1]}"))
+    lines += [_comparison("—", finding, f"explored: {where}") for where, finding in explored(table, settled)]
     return "\n".join([*head, *sorted(lines, key=lambda line: line.startswith("| B"))])
 
 

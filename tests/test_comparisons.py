@@ -177,7 +177,8 @@ def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
 def test_an_exploration_is_told_in_halves():
     rgb, longer, teacher = [0.5] * 10, [0.5] * 5 + [0.6] * 5, [0.5] * 10
     settled = table({"rgb": rgb, "rgb_longer": longer, "rgb_teacher": teacher, "d3d": [0.7] * 10})
-    told = dict(comparisons.explored(table({"rgb": [0.5], "rgb_longer": [0.9]}), settled))
+    found = comparisons.explored(table({"rgb": [0.5], "rgb_longer": [0.9]}), settled)
+    told = dict(comparisons.titled(finding, where) for where, finding in found)
     assert told["RGB-longer − RGB\nthe study"].values == pytest.approx((0.4,))
     assert told["RGB-longer − RGB\nsettled, seeds 0 to 4"].values == (0.0,) * 5
     assert told["D3D − RGB-longer\nsettled, seeds 5 to 9"].values == pytest.approx((0.1,) * 5)

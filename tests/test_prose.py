@@ -290,7 +290,9 @@ def test_endpoints_where_a_student_differs():
     rows = metric("Mixed_3b", "motion/r2_within", 0.1) + metric("Mixed_4f", "motion/r2_within", -0.1)
     rows += metric("Mixed_3b", "target_epe", -0.1) + metric("Mixed_4f", "target_epe", 0.1)
     rows += metric("Mixed_4f", "texture/accuracy", 0.1)
-    lines = prose.changes(pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"])).splitlines()
+    titles = {"motion/r2_within": "R² of motion within class", "target_epe": "error of decoded flow on the target"}
+    titles |= {"texture/accuracy": "accuracy for texture", "hue/r2": "R² of hue"}
+    lines = prose.changes(pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]), titles).splitlines()
     assert "| R² of motion within class | above zero at Mixed_3b; below at Mixed_4f | nowhere |" in lines
     assert "| error of decoded flow on the target | above zero at Mixed_4f; below at Mixed_3b | nowhere |" in lines
     assert "| accuracy for texture | above zero at Mixed_4f | nowhere |" in lines
