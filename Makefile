@@ -40,7 +40,7 @@ help: ## list the targets
 
 book: .venv/lock ## run what is missing of the smoke study, execute the chapters, build book/_build/html
 	@$(call snakemake,smoke,book)
-	@$(BIN)/python -m d3d.report verdicts
+	@$(BIN)/d3d report verdicts
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
 study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled that are missing or stale
@@ -53,7 +53,7 @@ test-all: .venv/lock ## all tests: kills, rehearsals and the browser too
 	@$(BIN)/python -m pytest
 
 bench: .venv/lock ## speed as ratios, printed and recorded
-	@$(BIN)/python tests/bench.py
+	@$(BIN)/python benchmarks/bench.py
 
 lint: .venv/lock ## ruff on code and notebooks, and no notebook committed with outputs
 	@$(BIN)/ruff check .
@@ -64,7 +64,7 @@ serve: ## show the built book on localhost
 	@$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000
 
 readme: .venv/lock ## write the verdicts of the records into README.md
-	@$(BIN)/python -m d3d.report readme
+	@$(BIN)/d3d report readme
 
 clean: ## remove the built book and the smoke results; .venv and results/h200 stay
 	rm -rf book/_build book/chapters book/generated results/smoke .snakemake

@@ -9,7 +9,7 @@ A run is stale when its record was made with other parameters, or by other modul
 
 from pathlib import Path
 
-from d3d import notebooks, study
+from d3d.study import arms as study, notebooks
 
 PROFILE = config.get("profile", "smoke")
 PARAMS = f"notebooks/params/{PROFILE}.yaml"
@@ -99,7 +99,7 @@ def job(experiment):
         arm, seed = wildcards.get("arm"), int(wildcards.get("seed", 0))
         out = Path(output[0]).with_suffix(".ipynb")
         options = {"profile": PARAMS} | given(experiment, arm, seed)
-        return f"{papermill(experiment, out, options, threads)} && python3 -m d3d.records {output[0]}"
+        return f"{papermill(experiment, out, options, threads)} && d3d records {output[0]}"
 
     return command
 
@@ -229,11 +229,11 @@ rule book:
         [str(p) for p in sorted(Path("book").glob("*")) if p.is_file()],
         [str(p) for folder in ("_static", "_ext", "_extra") for p in sorted(Path("book", folder).rglob("*.*"))],
         sorted(map(str, study.PUBLISHED.glob("executed/*.ipynb"))),
-        "d3d/report.py",
+        "d3d/report/pages.py",
     output:
         "book/_build/html/index.html",
     shell:
         # After a failure Sphinx's cache would hide the warnings that caused it.
-        "python3 -m d3d.report pages && "
+        "d3d report pages && "
         "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
         "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }}"

@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
-from d3d import records
-from d3d.flow import colours, endpoint_error
-from d3d.labels import label
-from d3d.plots import styled
-from d3d.sprites import Rendered, SpriteConfig, render
+from d3d.data.sprites import Rendered, SpriteConfig, render
+from d3d.flow.fields import colours, endpoint_error
+from d3d.report.labels import label
+from d3d.report.plots import styled
+from d3d.study import records
 
 
 @styled
@@ -47,7 +47,7 @@ def film(rendered: Rendered, row: int, *, zoom: int = 4, bound: float = 3.0) -> 
     The video travels inside the page, so that nothing is fetched; it has controls, and its label is the class.
     """
     # PyAV is needed for films only: a machine that renders sprites does without it.
-    from d3d.videos import encode
+    from d3d.video.decode import encode
 
     rgb = (rendered.rgb[row].permute(1, 2, 3, 0) * 255).round().byte()
     flow = colours(rendered.flow[row].transpose(0, 1), bound=bound).permute(0, 2, 3, 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from d3d.records import write_atomic
+from d3d.files import write_atomic
 
 EVERY = 10.0  # seconds between lines
 

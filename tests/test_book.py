@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from d3d import records
-from d3d.records import ROOT
-from d3d.sprites import CLASSES
-from d3d.stats import share
+from d3d.data.sprites import CLASSES
+from d3d.report.stats import share
+from d3d.study import records
+from d3d.study.records import ROOT
 
 pytestmark = pytest.mark.slow
 HTML = ROOT / "book" / "_build" / "html"

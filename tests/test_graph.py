@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d3d import notebooks, records, study
-from d3d.records import ROOT, Record
+from d3d.study import arms as study
+from d3d.study import notebooks, records
+from d3d.study.records import ROOT, Record
 
 pytestmark = pytest.mark.slow
 CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))
@@ -109,7 +110,7 @@ def test_a_parameter_of_students_leaves_the_streams(finished):
 
 
 def test_a_module_reruns_what_uses_it(finished):
-    with open(finished / "d3d/probes.py", "a") as file:
+    with open(finished / "d3d/probing/linear.py", "a") as file:
         file.write("\nCHANGED = True\n")
     found = planned(finished)
     assert found["probe"] == 1
@@ -129,7 +130,7 @@ def test_published_records_rerun_the_chapters_that_show_them(finished):
 
 
 def test_figures_rerun_chapters_only(finished):
-    with open(finished / "d3d/plots.py", "a") as file:
+    with open(finished / "d3d/report/plots.py", "a") as file:
         file.write("\nCHANGED = True\n")
     assert planned(finished) == {"chapter": len(CHAPTERS)}
 

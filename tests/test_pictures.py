@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from d3d import pictures, records
-from d3d.records import Record
-from d3d.sprites import SpriteConfig, render
+from d3d import pictures
+from d3d.data.sprites import SpriteConfig, render
+from d3d.study import records
+from d3d.study.records import Record
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 SMALL = SpriteConfig(noise=0.0, frames=4, size=32)

@@ -10,10 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from d3d import records, study
-from d3d.checkpoints import save_checkpoint
-from d3d.s3dg import s3dg
-from tests.test_videos import noise_video
+from d3d.s3dg.checkpoints import save_checkpoint
+from d3d.s3dg.network import s3dg
+from d3d.study import arms as study
+from d3d.study import records
+from tests.video.test_decode import noise_video
 
 pytestmark = pytest.mark.slow
 TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 64, "epochs": 1, "batch_size": 8, "width": 0.1}

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d3d import datasets, evaluate, flow_extract, records, train
-from d3d.checkpoints import save_checkpoint
-from d3d.tables import read_table
-from tests import official
-from tests.test_flow_extract import moving_video
+from d3d.data import load as datasets
+from d3d.flow import extract as flow_extract
+from d3d.s3dg.checkpoints import save_checkpoint
+from d3d.study import records
+from d3d.train import evaluate
+from d3d.train import run as train
+from d3d.video.tables import read_table
+from tests.flow.test_extract import moving_video
 from tests.test_rehearsal import papermill
+from tests.video import official
 
 pytestmark = pytest.mark.slow
 TINY = {"frames": 6, "size": 24, "short_side": 32, "bound": 4.0, "epochs": 2, "batch_size": 4, "width": 0.1}
@@ -95,7 +99,7 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
     official.folder(root, film)
     module = [sys.executable, "-m"]
     given = ["--dataset", "folder", "--root", str(root)]
-    for command in (["d3d.datasets", *given], ["d3d.flow", *given, "--out", str(flow), *SIZES]):
+    for command in (["d3d", "data", *given], ["d3d", "flow", *given, "--out", str(flow), *SIZES]):
         done = subprocess.run([*module, *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     common = TINY | {"dataset": "folder", "root": root, "results": results, "epochs": 1}
@@ -113,7 +117,9 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
     assert not table["stand_in"].any()
     record = json.loads((results / "distill" / "d3d-seed0.json").read_text())
     assert record["files"]["flow"]["videos"] == 12
-    done = subprocess.run([*module, "d3d.report", "compare", str(results)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*module, "d3d", "report", "compare", str(results)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert all(f"| {label} " in done.stdout for label in ("RGB", "flow", "D3D", "two-stream", "D3D + RGB"))
 
@@ -121,7 +127,7 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "the temporal stream needs flow_cache: the folder that `python -m d3d.flow --dataset folder"),
+        ({}, "the temporal stream needs flow_cache: the folder that `d3d flow --dataset folder"),
         ({"flow_cache": "FLOW", "bound": 20.0}, "was made with bound 4 instead of 20.0"),
         ({"flow_cache": "FLOW", "fps": 12.5}, "was made with fps 25 instead of 12.5"),
         ({"flow_cache": "absent"}, "no flow cache at absent"),
@@ -142,5 +148,5 @@ def test_videos_without_flow_are_named(tmp_path):
     spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
     flow_extract.open_cache(tmp_path / "flow", spec, create=True)
     config = train.TrainConfig(**TINY | {k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
-    with pytest.raises(ValueError, match=r"class 'swim' .* has no flow in .*flow: run `python -m d3d.flow` again"):
+    with pytest.raises(ValueError, match=r"class 'swim' .* has no flow in .*flow: run `d3d flow` again"):
         datasets.load(config, seed=0, streams=("flow",))

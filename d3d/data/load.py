@@ -1,0 +1,277 @@
+"""Data sets as splits of clips: moving sprites, and video files in the layouts of the field.
+
+data = load(DataConfig(dataset="sprites", rho=0.5), seed=3, streams=("rgb", "flow"), device="cuda")
+data.splits["iid"].inputs("rgb", index)
+d3d data --dataset ucf101 --root UCF-101 --annotations ucfTrainTestlist     # what is there?
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from zlib import crc32
+
+import pandas as pd
+import torch
+
+from d3d.data.clips import ClipSet
+from d3d.data.sprite_classes import CLASSES
+from d3d.data.sprite_clips import STRESS, SpriteDataConfig, sprite_clips, stress_clips
+from d3d.data.sprites import SPLITS
+from d3d.progress import Progress
+from d3d.s3dg.checkpoints import STREAMS
+from d3d.video import annotations
+from d3d.video.tables import write_table
+
+DATASETS = ("sprites", *annotations.DATASETS)
+DAMAGED = ("skip", "raise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SpriteDataConfig):
+    """What to load: sprites, or video files at root in the layout `dataset` (d3d.annotations).
+
+    annotations: folder of the set's annotation files, root if empty. split: 1, 2 or 3 of UCF101 and HMDB51. Of files
+    `frames` at `fps` a second are shown, the short side of short_side pixels (0: size), size x size of it; flow_cache
+    is the folder that `d3d flow` filled at this fps, short_side and bound. view_clips, view_crops: stretches
+    of a test video and squares of each over which predictions are averaged. damaged: skip the unreadable, or raise.
+    """
+
+    dataset: str = "sprites"
+    root: str = ""
+    annotations: str = ""
+    split: int = 1
+    fps: float = 25.0
+    short_side: int = 0
+    view_clips: int = 1
+    view_crops: int = 1
+    damaged: str = "skip"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
+        if self.dataset == "ava":
+            raise ValueError("dataset 'ava' has several labels a clip, which no stream here is trained on")
+        if self.dataset != "sprites" and not self.root:
+            raise ValueError(f"dataset {self.dataset!r} needs root: the folder of its videos, or a table's CSV file")
+        for name in ("root", "annotations"):
+            if self.dataset == "sprites" and getattr(self, name):
+                raise ValueError(f"{name} is only for video files, not for dataset 'sprites'")
+        if self.dataset != "sprites" and self.flow == "exact":
+            raise ValueError(f"flow 'exact' is known of sprites only, dataset {self.dataset!r} has tvl1")
+        if not self.fps > 0:
+            raise ValueError(f"fps must be positive, not {self.fps}")
+        if self.short_side and self.short_side < self.size:
+            raise ValueError(f"short_side must be 0 (size) or at least size ({self.size}), not {self.short_side}")
+        for name in ("view_clips", "view_crops"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.damaged not in DAMAGED:
+            raise ValueError(f"damaged must be one of {', '.join(DAMAGED)}, not {self.damaged!r}")
+
+
+# What two networks agree on where they were tested on the same clips, however each looks at them.
+SAME_CLIPS = tuple(
+    f.name for f in fields(DataConfig) if f.name not in ("bound", "flow_cache", "view_clips", "view_crops")
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """`splits["train"]` and the splits to test on. Of files: `counts` of clips listed, found and missing, the names of
+    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, ClipSet]
+    counts: dict[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    flow: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, object]:
+        """What became of the files, for the record; empty for rendered clips."""
+        if not self.counts:
+            return {}
+        found = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}
+        return found | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
+
+    @property
+    def tests(self) -> dict[str, ClipSet]:
+        return {name: clips for name, clips in self.splits.items() if name != "train"}
+
+
+def load(
+    config: SpriteDataConfig,
+    *,
+    seed: int,
+    streams: tuple[str, ...] = ("rgb",),
+    teacher: tuple[str, ...] = (),
+    device: torch.device | str = "cpu",
+    workers: int = 1,
+) -> Data:
+    """The data set's clips with the inputs of `streams`; `seed` chooses the training sprites.
+
+    teacher: streams that are wanted of the training clips only. workers: processes that decode files, 0 for one a core.
+    Raises FileNotFoundError for a missing root, annotation file or flow cache, ValueError where the data set cannot
+    give what is asked, and VideoError for an unreadable file where `damaged` is "raise".
+    """
+    if unknown := {*streams, *teacher} - set(STREAMS):
+        raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
+    if isinstance(config, DataConfig) and config.dataset != "sprites":
+        return _files(config, streams, teacher, device, workers)
+    flow = "flow" in (*streams, *teacher)
+    splits = {"train": sprite_clips(config, f"train/{seed}", config.train_clips, flow=flow, device=device)}
+    for name in (*SPLITS, *STRESS):
+        tested = stress_clips if name in STRESS else sprite_clips
+        splits[name] = tested(config, name, config.test_clips, flow="flow" in streams, device=device)
+    return Data(tuple(c.name for c in CLASSES), splits)
+
+
+def checked(
+    table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The rows whose file is whole, with its seconds, fps, height and width; and why the others were refused.
+
+    Every file is opened and counted through, not decoded. A table that has `seconds` already is taken at its word.
+    Raises VideoError for the first that is not whole where `damaged` is "raise".
+    """
+    # PyAV is needed for files only: a machine that renders sprites does without it.
+    from d3d.video.decode import VideoError, check
+
+    if "seconds" in table and table["seconds"].notna().all():
+        return table, {}
+
+    def one(path: str) -> dict[str, float] | str:
+        try:
+            return asdict(check(path))
+        except VideoError as error:
+            if damaged == "raise":
+                raise
+            return str(error)
+
+    paths = list(dict.fromkeys(table["path"]))
+    found = {}
+    with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
+        for path, info in zip(paths, pool.map(one, paths), strict=True):
+            found[path] = info
+            progress.step()
+    refused = {path: info for path, info in found.items() if isinstance(info, str)}
+    table = table[~table["path"].isin(refused)].reset_index(drop=True)
+    facts = pd.DataFrame([found[path] for path in table["path"]], columns=["seconds", "fps", "height", "width"])
+    return table.drop(columns=list(facts), errors="ignore").join(facts), refused
+
+
+def _hold_out(table: pd.DataFrame) -> pd.Series:
+    """`train` or `test` for every row: of each class a fifth of the files, at least one of two, is held out.
+
+    The files' names choose which, so that another seed or another machine tests on the same.
+    """
+    order = table["path"].map(lambda path: crc32(Path(path).name.encode()))
+    rank = order.groupby(table["label"]).rank(method="first")
+    size = order.groupby(table["label"]).transform("size")
+    held_out = (size / 5).round().clip(lower=1).where(size > 1, 0)
+    return (rank <= held_out).map({True: "test", False: "train"})
+
+
+def _files(
+    config: DataConfig, streams: tuple[str, ...], teacher: tuple[str, ...], device: torch.device | str, workers: int
+) -> Data:
+    from joblib import cpu_count
+
+    from d3d.data.file_clips import FileClips, View
+    from d3d.flow.cache import fields_path, open_cache, refusals, summary
+    from d3d.flow.opencv import cores
+    from d3d.video.decode import VideoError
+
+    root = Path(config.root)
+    if workers > cpu_count():
+        raise ValueError(
+            f"workers is {workers}, this machine has {cpu_count()} cores: ask for no more, or 0 for one a core"
+        )
+    view = View(
+        frames=config.frames, size=config.size, fps=config.fps, short_side=config.short_side or config.size,
+        bound=config.bound, clips=config.view_clips, crops=config.view_crops,
+    )  # fmt: skip
+    listing = annotations.read(config.dataset, root, annotations=config.annotations, split=config.split)
+    table, refused = checked(listing.table, damaged=config.damaged)
+    if table.empty:
+        raise ValueError(
+            f"root {config.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
+        )
+    if "flow" in (*streams, *teacher):
+        if not config.flow_cache:
+            raise ValueError(
+                "the temporal stream needs flow_cache: the folder that "
+                f"`d3d flow --dataset {config.dataset} --root {config.root} --out FOLDER` fills"
+            )
+        open_cache(config.flow_cache, view.flow)
+        below = root.parent if root.is_file() else root
+        table["flow"] = [str(fields_path(config.flow_cache, below, path)) for path in table["path"]]
+        wanting = ~table["flow"].map(lambda path: Path(path).is_file())
+        if "flow" not in streams:
+            wanting &= table["split"].isin(["train", ""])
+        known = refusals(config.flow_cache)
+        for path in table.loc[wanting, "path"]:
+            name = os.path.relpath(path, below)  # as the cache names it
+            refused[path] = known.get(name, f"{path} has no flow in {config.flow_cache}: run `d3d flow` again")
+        table = table[~wanting].reset_index(drop=True)
+    if refused and config.damaged == "raise":
+        raise VideoError(next(iter(refused.values())))
+    for name in listing.classes:
+        if name not in set(table["class"]):
+            own = set(listing.table.loc[listing.table["class"] == name, "path"])
+            reasons = "; ".join(why for path, why in refused.items() if path in own) or "none was found"
+            raise ValueError(f"class {name!r} of root {config.root!r} has no video that can be read: {reasons}")
+    if (table["split"] == "").all():
+        # Held out among the readable files only, so that a damaged one never empties a split.
+        table["split"] = _hold_out(table)
+    splits = {}
+    for split in ["train", *sorted(set(table["split"]) - {"train", ""})]:
+        rows = table[table["split"] == split].reset_index(drop=True)
+        labels = torch.from_numpy(rows["label"].to_numpy(copy=True)).to(device)
+        splits[split] = FileClips(
+            table=rows, labels=labels, view=view, damaged=config.damaged, workers=workers or cores(), unread=refused
+        )
+    if not len(splits["train"]):
+        raise ValueError(f"root {config.root!r} has no training video that can be read")
+    if len(splits) == 1:
+        raise ValueError(f"root {config.root!r} has too few videos to hold any out for testing: give a class two")
+    flow = summary(config.flow_cache) if "flow" in table else {}
+    return Data(listing.classes, splits, listing.counts, listing.missing, refused, flow)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="d3d data", description="What of a set of videos is there, and whole; and a table of it."
+    )
+    parser.add_argument("--dataset", required=True, choices=annotations.DATASETS, help="the layout of root")
+    parser.add_argument("--root", required=True, help="folder of the videos, or the table's CSV file")
+    parser.add_argument("--annotations", default="", help="folder of the set's annotation files (default: root)")
+    parser.add_argument("--split", type=int, default=1, help="1, 2 or 3 of UCF101 and HMDB51")
+    parser.add_argument("--out", help="write a table of what is whole, which dataset 'table' reads unchecked")
+    parser.add_argument("--damaged", choices=DAMAGED, default="skip", help="what to do with a file that is not whole")
+    given = parser.parse_args(argv)
+    try:
+        listing = annotations.read(given.dataset, given.root, annotations=given.annotations, split=given.split)
+        table, refused = checked(listing.table, damaged=given.damaged)
+        if given.out:
+            write_table(given.out, replace(listing, table=table))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+    print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} refused")
+    for line in [
+        *(f"missing: {name}" for name in listing.missing[:20]),
+        *(f"refused: {why}" for why in refused.values()),
+    ]:
+        print(line)
+    splits = table["split"].replace("", "not split").value_counts(sort=False)
+    print(", ".join(f"{name} {count} clips" for name, count in splits.items()), end="; ")
+    hours = table.drop_duplicates("path")["seconds"].sum() / 3600
+    print(f"{len(listing.classes)} classes; {hours:.2f} h of video")
+    if given.out:
+        print(f"-> {given.out}")

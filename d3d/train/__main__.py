@@ -1,0 +1,3 @@
+from d3d.train.run import main
+
+main()

@@ -1,0 +1,194 @@
+"""What chapters compare: numbers by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d3d.report import comparisons
+from d3d.report.ledger import Claim, Claims, Condition, Finding, judge
+from d3d.report.stats import Interval, interval
+from d3d.study import records
+from d3d.study.records import Record
+
+TOP1 = "iid/top1"
+
+
+def table(values, metric=TOP1):
+    """arm to a value a seed, as a table of records."""
+    rows = [(arm, seed, metric, v) for arm, given in values.items() for seed, v in enumerate(given)]
+    return pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]).assign(stand_in=True)
+
+
+def finding(low, high, n=10, *, above=None, below=None):
+    return Finding(Condition("a - b", TOP1, above, below), Interval((low + high) / 2, low, high, n), (low, high))
+
+
+def test_a_contrast_is_computed_seed_by_seed():
+    found = comparisons.measured(table({"a": [0.5, 0.9], "b": [0.2, 0.5]}), "(a - b) / b", TOP1)
+    assert found.values == pytest.approx((1.5, 0.8))
+    assert found.interval == interval(found.values)
+
+
+def test_what_has_no_record_is_not_measured():
+    assert comparisons.measured(table({"a": [0.5]}), "a - b", TOP1).interval is None
+    assert comparisons.paired(table({"a": [0.5]}), "a", TOP1)[1].interval is None
+
+
+def test_a_gap_of_zero_gives_no_share_and_no_warning():
+    found = comparisons.measured(table({"a": [0.5, 0.6], "b": [0.5, 0.5]}), "a / (b - 0.5)", TOP1)
+    assert not np.isfinite(found.interval.mean)
+    assert comparisons.rows([("share", found)]).empty
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (finding(0.01, 0.03, above=0.0), "holds"),
+        (finding(-0.03, -0.01, above=0.0), "fails"),
+        (finding(-0.01, 0.01, above=0.0), "open"),
+        (finding(-0.005, 0.01, above=-0.01), "holds"),
+        (finding(-0.03, -0.01, below=0.0), "holds"),
+        (finding(0.01, 0.03, below=0.0), "fails"),
+        (finding(0.01, 0.03, n=9, above=0.0), "open"),
+        (finding(0.01, 0.03), "open"),
+        (Finding(Condition("a", TOP1, 0.0), None), "open"),
+        (Finding(Condition("a", TOP1, 0.0), Interval(1.0, float("nan"), float("nan"), 1), (1.0,)), "open"),
+    ],
+)
+def test_whether_a_condition_holds(given, word):
+    assert comparisons.outcome(given, 10) == word
+
+
+def test_a_linear_condition_is_read_as_the_share_that_it_means():
+    conditions = (Condition("a - b", TOP1, 0.0), Condition("a - b - 0.1 * (c - b)", TOP1, 0.0))
+    claims = Claims((Claim("H1", "", "", "", conditions=conditions), Claim("H2", "", "", "")), 3)
+    # a = b + 0.25 (c - b) for the first seed, b + 0.75 (c - b) for the second.
+    rows = table({"a": [0.3, 0.35], "b": [0.2, 0.2], "c": [0.6, 0.4]})
+    found = judge(Claims(claims.claims[:1], 3), rows)
+    asks = comparisons.share(found, "H1")
+    assert (asks.metric, asks.above) == (TOP1, 0.1)
+    assert comparisons.measured(rows, asks.contrast, asks.metric).values == pytest.approx((0.25, 0.75))
+    without = judge(Claims((Claim("H2", "", "", "", conditions=conditions[:1]),), 3), rows)
+    with pytest.raises(KeyError, match="H2 asks for no share"):
+        comparisons.share(without, "H2")
+
+
+def test_arms_whose_names_hold_a_point_are_paired_by_seed():
+    rows = table({"d3d": [0.5, 0.6, 0.9], "d3d_lambda_0.1": [0.4, 0.7]})
+    label, found = comparisons.paired(rows, "d3d_lambda_0.1", TOP1)
+    assert label == "D3D, λ = 0.1 − D3D"
+    assert found.values == pytest.approx((-0.1, 0.1))
+
+
+def test_rows_of_a_forest():
+    measured = finding(-0.2, 0.4, below=0.1)
+    ratio = Finding(Condition("a / b", TOP1), Interval(2.0, 1.0, 3.0, 2), (1.5, 2.5))
+    found = comparisons.rows([("x", measured), ("y", Finding(Condition("a", TOP1), None)), ("z", ratio)])
+    assert found["label"].to_list() == ["x", "z"]
+    assert found["unit"].to_list() == ["top-1", "ratio"]
+    assert found.loc[0, ["mean", "low", "high", "bound", "side"]].to_list() == pytest.approx([0.1, -0.2, 0.4, 0.1, -1])
+    assert found.loc[1, "side"] == 0
+
+
+def test_a_condition_that_two_claims_share_comes_once():
+    conditions = (Condition("a - b", TOP1, 0.0),)
+    claims = tuple(Claim(name, "", "", "", conditions=conditions) for name in ("H1", "H2", "H3"))
+    found = judge(Claims(claims, 2), table({"a": [0.5, 0.6], "b": [0.2, 0.5]}))
+    assert comparisons.contrasts(found, ["H2", "H3"])["label"].to_list() == ["H2: a − b\niid top-1"]
+
+
+def test_a_contrast_over_endpoints():
+    parts = [table({"a": [x, x], "b": [0.0, 1.0]}, f"{e}/hue/r2") for e, x in (("Mixed_4f", 3.0), ("Mixed_3c", 2.0))]
+    parts.append(table({"a": [1.0]}, "Conv2d_1a_7x7/hue/r2"))
+    found = comparisons.over_endpoints(pd.concat(parts), "a - b", "hue/r2", bound=0.5)
+    assert found["endpoint"].to_list() == ["Mixed_3c", "Mixed_4f"]
+    assert found["mean"].to_list() == [1.5, 2.5]
+    assert found["values"].to_list() == [(2.0, 1.0), (3.0, 2.0)]
+    assert set(found["bound"]) == {0.5}
+
+
+def test_ablations_are_found_in_the_records():
+    arms = ["d3d", "d3d_rgb", "d3d_d3d", "d3d_kl", "d3d_lambda_10", "d3d_lambda_0.3", "d3d_lambda_2", "rgb"]
+    rows = table({arm: [0.5] for arm in arms})
+    assert comparisons.ablations(rows) == ["d3d_kl"]
+    assert comparisons.ablations(rows, lambdas=True) == ["d3d_lambda_0.3", "d3d_lambda_2", "d3d_lambda_10"]
+
+
+def test_lambda_comes_from_the_records(tmp_path):
+    for arm, lambda_, seeds in (("d3d", 3.0, 3), ("d3d_lambda_0.1", 0.1, 2), ("rgb_longer", 0.0, 3)):
+        for seed in range(seeds):
+            records.write(
+                tmp_path,
+                Record("distill", arm, seed, {"lambda_": lambda_, "seed": seed}, {TOP1: lambda_ + seed}, True, {}),
+            )
+    found = comparisons.lambdas(tmp_path, [TOP1, "val/top1"])
+    assert sorted(zip(found["lambda_"], found["seed"], found["value"], strict=True)) == [
+        *((0.1, seed, 0.1 + seed) for seed in range(2)),
+        *((3.0, seed, 3.0 + seed) for seed in range(3)),
+    ]
+    assert comparisons.seeds_of_all(found) == [0, 1]
+    assert comparisons.seeds_of_all(comparisons.lambdas(tmp_path / "none", [TOP1])) == []
+
+
+def test_curves_are_the_rows_at_the_ends_of_epochs(tmp_path):
+    for seed in (0, 1):
+        path = records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, {}))
+    lines = [{"event": "start"}, {"epoch": 0.5, "loss": 9.0}, {"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}]
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = comparisons.histories(tmp_path, ["rgb"])
+    assert list(found) == [("rgb", 1)]
+    assert found["rgb", 1]["loss"].to_list() == [3.0, 2.0]
+    assert comparisons.histories(tmp_path, ["flow"]) == {}
+
+
+def test_scores_as_text():
+    rows = pd.concat([table({"rgb": [0.4, 0.6], "d3d": [0.5]}), table({"rgb": [0.1, 0.1]}, "frozen/top1")])
+    found = comparisons.scores(rows, arms=["rgb", "d3d"], metrics=[TOP1, "frozen/top1"])
+    # t of one degree of freedom is 12.706: half of the interval is that times 0.1.
+    assert found.loc["RGB"].to_list() == ["0.500 ± 1.271", "0.100 ± 0.000"]
+    assert found.loc["D3D"].to_list() == ["0.500", "—"]
+    assert list(found.columns) == ["iid", "frozen"]
+
+
+def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparisons, "REGIME", tmp_path / "regime")
+    monkeypatch.setattr(comparisons, "TUNING", tmp_path / "lambda")
+    monkeypatch.setattr(comparisons, "SETTLED", tmp_path / "settled")
+
+    def record(experiment, arm, seed, seconds, params, folder="h200"):
+        made = {"started": "2026-01-01", "seconds": seconds, "device": "gpu"}
+        records.write(tmp_path / folder, Record(experiment, arm, seed, params, {TOP1: 0.5}, True, made))
+
+    record("probe", "rgb", 0, 1800.0, {"seed": 0})
+    record("probe", "d3d", 0, 3600.0, {"seed": 0})
+    record("train", "rgb", 0, 900.0, {"arm": "rgb"})
+    record("train", "flow", 0, 900.0, {"arm": "flow"})
+    record("train", "rgb", 100, 360.0, {"arm": "rgb"}, "regime/a1")
+    record("distill", "d3d", 100, 720.0, {"arm": "d3d"}, "lambda/first")
+    record("train", "rgb", 0, 180.0, {"arm": "rgb"}, "settled")
+    found = comparisons.spent(tmp_path / "h200").set_index("experiment")
+    search, schedule = "search for the knobs", "search for the students' schedule"
+    assert found["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1, "exploration": 1}
+    hours = {"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2, "exploration": 0.05}
+    assert found["hours"].to_dict() == pytest.approx(hours)
+
+
+def test_an_exploration_is_told_in_halves():
+    rgb, longer, teacher = [0.5] * 10, [0.5] * 5 + [0.6] * 5, [0.5] * 10
+    settled = table({"rgb": rgb, "rgb_longer": longer, "rgb_teacher": teacher, "d3d": [0.7] * 10})
+    found = comparisons.explored(table({"rgb": [0.5], "rgb_longer": [0.9]}), settled)
+    told = dict(comparisons.titled(finding, where) for where, finding in found)
+    assert told["RGB-longer − RGB\nthe study"].values == pytest.approx((0.4,))
+    assert told["RGB-longer − RGB\nsettled, seeds 0 to 4"].values == (0.0,) * 5
+    assert told["D3D − RGB-longer\nsettled, seeds 5 to 9"].values == pytest.approx((0.1,) * 5)
+    assert told["D3D − two-stream\nsettled, seeds 0 to 4"].interval is None
+
+
+def test_a_gpu_that_runs_share_is_held_once(tmp_path):
+    """Ten minutes, ten more that overlap them by five, a run within them, and an hour later thirty minutes."""
+    for seed, (start, minutes) in enumerate([("10:00:00", 10), ("10:05:00", 10), ("10:06:00", 2), ("11:00:00", 30)]):
+        made = {"started": f"2026-01-01T{start}+00:00", "seconds": 60.0 * minutes, "device": "gpu"}
+        records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, made))
+    assert comparisons.held(tmp_path) == pytest.approx(0.75)

@@ -1,0 +1,162 @@
+"""Verdicts on tables made by hand."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from d3d.report import ledger
+from d3d.report.ledger import ClaimError, Claims, judge, read_claims
+from d3d.report.pages import finding_text
+
+
+def table(values, metric="iid/top1", stand_in=True):
+    """A records table from {arm: [value of seed 0, 1, …]}."""
+    rows = [
+        ("train", arm, seed, metric, value, stand_in)
+        for arm, found in values.items()
+        for seed, value in enumerate(found)
+    ]
+    return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
+
+
+def claims(tmp_path, *rules, seeds=3, **fields):
+    rows = [
+        {"id": f"H{i}", "statement": "s", "source": "t", "command": "c", "rule": rule} | fields
+        for i, rule in enumerate(rules, 1)
+    ]
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump({"seeds": seeds, "claims": rows}))
+    return read_claims(path)
+
+
+def verdict(tmp_path, rule, values, **kwargs):
+    return judge(claims(tmp_path, rule), table(values, **kwargs))[0]
+
+
+ABOVE = {"all": [{"contrast": "d3d - rgb", "metric": "iid/top1", "above": 0}]}
+
+
+@pytest.mark.parametrize(
+    ("d3d", "word"),
+    [
+        ([0.61, 0.62, 0.60], "supported"),
+        ([0.41, 0.42, 0.40], "not supported"),
+        ([0.61, 0.42, 0.55], "inconclusive"),
+    ],
+)
+def test_an_interval_against_its_bound(tmp_path, d3d, word):
+    found = verdict(tmp_path, ABOVE, {"rgb": [0.5, 0.5, 0.5], "d3d": d3d})
+    assert found.word == word
+    assert found.findings[0].interval.n == 3
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    """Seeds differ by far more than the two networks of a seed do."""
+    found = verdict(tmp_path, ABOVE, {"rgb": [0.2, 0.5, 0.8], "d3d": [0.23, 0.53, 0.831]})
+    assert found.word == "supported"
+    assert found.findings[0].interval.mean == pytest.approx(0.091 / 3)
+
+
+def test_below_is_the_mirror_of_above(tmp_path):
+    rule = {"all": [{"contrast": "d3d - rgb", "metric": "iid/top1", "below": 0}]}
+    assert verdict(tmp_path, rule, {"rgb": [0.5] * 3, "d3d": [0.4, 0.41, 0.42]}).word == "supported"
+    assert verdict(tmp_path, rule, {"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}).word == "not supported"
+
+
+def test_every_condition_must_hold(tmp_path):
+    rule = {
+        "all": [
+            {"contrast": "d3d - rgb", "metric": "iid/top1", "above": 0},
+            {"contrast": "d3d - two_stream", "metric": "iid/top1", "above": -0.01},
+        ]
+    }
+    values = {"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}
+    assert verdict(tmp_path, rule, values | {"two_stream": [0.6, 0.61, 0.62]}).word == "supported"
+    assert verdict(tmp_path, rule, values | {"two_stream": [0.7, 0.71, 0.72]}).word == "not supported"
+    assert verdict(tmp_path, rule, values | {"two_stream": [0.6, 0.63, 0.62]}).word == "inconclusive"
+
+
+def test_too_few_seeds_judge_nothing(tmp_path):
+    found = verdict(tmp_path, ABOVE, {"rgb": [0.5] * 2, "d3d": [0.9, 0.91]})
+    assert (found.word, found.reason) == ("inconclusive", "2 of 3 seeds")
+
+
+def test_only_seeds_with_all_arms_count(tmp_path):
+    found = verdict(tmp_path, ABOVE, {"rgb": [0.5] * 5, "d3d": [0.6, 0.61, 0.62]})
+    assert found.findings[0].interval.n == 3
+
+
+def test_what_is_not_measured_is_named(tmp_path):
+    assert verdict(tmp_path, ABOVE, {"rgb": [0.5] * 3}).reason == "not measured yet: d3d iid/top1"
+    assert verdict(tmp_path, ABOVE, {}).reason == "not measured yet: iid/top1"
+    assert verdict(tmp_path, ABOVE, {"rgb": [0.5] * 3}).word == "inconclusive"
+
+
+def test_arithmetic_on_arms(tmp_path):
+    rule = {"all": [{"contrast": "d3d - rgb - 0.5 * (two_stream - rgb)", "metric": "iid/top1", "above": 0}]}
+    values = {"rgb": [0.5] * 3, "two_stream": [0.7] * 3, "d3d": [0.64, 0.65, 0.66]}
+    assert verdict(tmp_path, rule, values).findings[0].values == pytest.approx([0.04, 0.05, 0.06])
+    rule = {"all": [{"contrast": "both - max(d3d, rgb)", "metric": "iid/top1", "above": 0}]}
+    values = {"rgb": [0.5, 0.7, 0.5], "d3d": [0.6, 0.6, 0.6], "both": [0.7] * 3}
+    assert verdict(tmp_path, rule, values).findings[0].values == pytest.approx([0.1, 0.0, 0.1])
+
+
+def test_a_row_of_the_paper_ignores_stand_ins(tmp_path):
+    rule = {"all": [{"contrast": "d3d", "metric": "ucf101/top1", "above": 0.96}]}
+    listed = claims(tmp_path, rule, data="UCF101")
+    on_sprites = table({"d3d": [0.99, 0.98, 0.985]}, metric="ucf101/top1")
+    assert (judge(listed, on_sprites)[0].word, judge(listed, on_sprites)[0].reason) == ("needs data", "needs UCF101")
+    on_videos = table({"d3d": [0.97, 0.972, 0.971]}, metric="ucf101/top1", stand_in=False)
+    assert judge(listed, on_videos)[0].word == "supported"
+
+
+def test_a_claim_can_follow_another(tmp_path):
+    listed = claims(tmp_path, ABOVE, {"follows": "H1"})
+    found = judge(listed, table({"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}))
+    assert [v.word for v in found] == ["supported", "supported on sprites"]
+    found = judge(listed, table({"rgb": [0.5] * 3, "d3d": [0.4, 0.41, 0.42]}))
+    assert [v.word for v in found] == ["not supported", "not supported on sprites"]
+    assert [v.word for v in judge(listed, table({}))] == ["inconclusive", "inconclusive"]
+
+
+def test_a_report_is_not_judged(tmp_path):
+    rule = {"report": [{"contrast": "d3d / rgb", "metric": "clips_per_second"}]}
+    found = verdict(tmp_path, rule, {"rgb": [10.0], "d3d": [20.0]}, metric="clips_per_second")
+    assert (found.word, found.findings[0].values) == ("reported", (2.0,))
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"any": []}, "claim H1 needs a rule with one of: all, report, follows"),
+        ({"all": [{"contrast": "d3d -", "metric": "m", "above": 0}]}, "'d3d -' is no contrast such as d3d - rgb"),
+        ({"all": [{"contrast": "open('x')", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
+        ({"all": [{"contrast": "d3d.x", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
+        ({"all": [{"contrast": "d3d", "metric": "m"}]}, "a judged condition has one of above and below"),
+        ({"report": [{"contrast": "d3d", "metric": "m", "above": 0}]}, "a reported one neither"),
+        ({"all": [{"contrast": "d3d", "metrik": "m", "above": 0}]}, "unexpected keyword argument 'metrik'"),
+        ({"follows": "H9"}, "follows 'H9', which is no claim"),
+    ],
+)
+def test_a_rule_that_does_not_parse_names_its_claim(tmp_path, rule, message):
+    with pytest.raises(ClaimError, match=message):
+        claims(tmp_path, rule)
+
+
+def test_the_ledger_lists_every_claim():
+    listed = read_claims()
+    assert isinstance(listed, Claims)
+    ids = [claim.id for claim in listed.claims]
+    assert ids == [*(f"A{i}" for i in range(1, 4)), *(f"B{i}" for i in range(1, 12)), *(f"H{i}" for i in range(1, 10))]
+    rows = {c.id: c for c in listed.claims}
+    assert all(rows[f"B{i}"].data and rows[f"B{i}"].claimed for i in range(1, 12))
+    assert [rows[f"A{i}"].follows for i in (1, 2, 3)] == ["H1", "H2", "H3"]
+    assert listed.seeds == 10
+    words = {v.claim.id: v.word for v in judge(listed, table({}))}
+    assert {words[f"B{i}"] for i in range(1, 12)} == {ledger.NEEDS_DATA}
+    assert {words[i] for i in ids if i[0] != "B"} == {ledger.INCONCLUSIVE}
+
+
+def test_a_finding_in_words(tmp_path):
+    found = verdict(tmp_path, ABOVE, {"rgb": [0.5] * 3, "d3d": [0.4, 0.4, 0.4]})
+    assert finding_text(found.findings[0]) == "d3d - rgb > 0 on iid/top1: −0.100 [−0.100, −0.100]"

@@ -1,0 +1,82 @@
+"""Training from a notebook's kernel: a process of its own, its log, its curves, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from d3d.study import launch, notebooks, records
+
+TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 32, "epochs": 2, "batch_size": 8, "width": 0.1}
+TINY |= {"flow": "exact"}
+ROWS = [{"epoch": e, "loss": 2 / e, "cross_entropy": 1.5 / e, "distance": 0.5 / e, "top1": e / 9} for e in (1, 2, 3)]
+
+
+def test_the_kernel_needs_neither_torch_nor_a_gpu():
+    code = "import sys; from d3d.study import launch; print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_one_process_needs_no_torchrun(tmp_path):
+    config = tmp_path / "a.yaml"
+    own = ["-m", "d3d.train", "--config", str(config)]
+    assert launch.command(1, config) == [sys.executable, *own]
+    assert launch.command(4, config)[-7:] == ["--standalone", "--nproc-per-node", "4", *own]
+    assert launch.command(0, config)[-5] == "gpu"
+
+
+def test_the_curves_say_what_the_rows_say():
+    losses, top1 = launch.draw(ROWS).axes
+    assert [line.get_label() for line in losses.lines] == ["loss", "cross-entropy", "distance"]
+    assert losses.lines[0].get_xydata().tolist() == [[1, 2], [2, 1], [3, 2 / 3]]
+    assert top1.lines[0].get_xydata().tolist() == [[e, e / 9] for e in (1, 2, 3)]
+    losses, _ = launch.draw([row | {"distance": 0.0} for row in ROWS]).axes
+    assert [line.get_label() for line in losses.lines] == ["loss"]
+
+
+def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
+    given = notebooks.defaults("train") | TINY | {"results": str(tmp_path), "arm": "mine"}
+    record = launch.train("train", given)
+    assert record == records.read(tmp_path / "train/mine-seed0.json")
+    assert record.params == given
+    out = capsys.readouterr().out
+    assert (
+        "64 train, 32 val, 32 iid, 32 decorrelated, 32 shuffled, 24 reversed, 32 frozen clips; 16 classes; on 1 x cpu"
+        in out
+    )
+    assert "epoch   2/2  loss" in out
+    assert "Image" in out
+
+
+def test_the_sentence_of_a_failure_is_the_exception(tmp_path, capsys):
+    given = notebooks.defaults("distill") | TINY | {"results": str(tmp_path), "teacher": "none.safetensors"}
+    with pytest.raises(launch.TrainingError, match=r"^no checkpoint at none.safetensors: train that network first"):
+        launch.train("distill", given)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.slow
+def test_an_interrupted_kernel_lets_the_run_save(tmp_path):
+    given = notebooks.defaults("train") | TINY | {"results": str(tmp_path), "epochs": 2000}
+    code = f"from d3d.study import launch; launch.train('train', {given!r})"
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    for line in kernel.stdout:
+        if line.startswith("epoch   2/"):
+            break
+    kernel.send_signal(signal.SIGINT)
+    out, err = kernel.communicate()
+    assert "stopped by SIGINT after step" in out
+    assert "KeyboardInterrupt" in err
+    assert list((tmp_path / "train/rgb-seed0.state").glob("step*.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_processes_from_a_kernel(tmp_path, capsys):
+    given = notebooks.defaults("train") | TINY | {"results": str(tmp_path), "processes": 2, "sync_norm": True}
+    assert launch.train("train", given).provenance["processes"] == 2
+    assert "on 2 x cpu" in capsys.readouterr().out

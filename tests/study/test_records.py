@@ -1,0 +1,212 @@
+"""Records: whole or absent, refused by name where they are neither."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from d3d.study import records
+from d3d.study.records import Record, RecordError
+
+
+def record(**changes) -> Record:
+    fields = {
+        "experiment": "train",
+        "arm": "rgb",
+        "seed": 0,
+        "params": {"rho": 0.5, "frames": 8},
+        "metrics": {"iid/top1": 0.5},
+        "stand_in": True,
+        "provenance": {"seconds": 1.0, "source": "x"},
+    }
+    return Record(**fields | changes)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    arrays = {"logits/iid": np.arange(6, dtype=np.float32).reshape(2, 3), "groups/iid": np.array(["a", "b"])}
+    path = records.write(tmp_path, record(), arrays)
+    assert path == tmp_path / "train" / "rgb-seed0.json"
+    assert replace(records.read(path), arrays="") == record()
+    back = records.read_arrays(tmp_path, records.read(path))
+    assert np.array_equal(back["logits/iid"], arrays["logits/iid"])
+    assert back["groups/iid"].tolist() == ["a", "b"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["rgb-seed0.json", "rgb-seed0.npz"]
+
+
+def test_all_records_make_one_tidy_table(tmp_path):
+    records.write(tmp_path, record(metrics={"iid/top1": 0.5, "val/top1": 0.25}))
+    records.write(tmp_path, record(experiment="distill", arm="d3d", seed=3, stand_in=False))
+    table = records.load(tmp_path)
+    assert list(table.columns) == ["experiment", "arm", "seed", "metric", "value", "stand_in"]
+    assert len(table) == 3
+    row = table[table["arm"] == "d3d"].iloc[0]
+    assert (row["experiment"], row["seed"], row["metric"], row["value"], row["stand_in"]) == (
+        "distill",
+        3,
+        "iid/top1",
+        0.5,
+        False,
+    )
+    assert len(records.load(tmp_path / "absent")) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 1, "experiment": "tr', "is no whole JSON file"),
+        ("", "is no whole JSON file"),
+        ('{"rows": []}', "names no schema"),
+        ("[1, 2]", "names no schema"),
+        ('{"schema": 99}', "has schema 99, this version reads 1"),
+        ('{"schema": 1, "extra": 2}', "is no run record"),
+        ('{"schema": 1, "arm": "rgb"}', "is no run record"),
+    ],
+)
+def test_what_is_no_record_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "train" / "rgb-seed0.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    for read in (lambda: records.read(path), lambda: records.load(tmp_path)):
+        with pytest.raises(RecordError, match=message) as error:
+            read()
+        assert "rgb-seed0.json" in str(error.value)
+
+
+def test_a_record_cut_anywhere_is_refused(tmp_path):
+    path = records.write(tmp_path, record())
+    content = path.read_text().rstrip()
+    for end in range(0, len(content) - 1, 7):
+        path.write_text(content[:end])
+        with pytest.raises(RecordError):
+            records.read(path)
+
+
+def test_a_renamed_record_is_refused(tmp_path):
+    path = records.write(tmp_path, record())
+    moved = path.rename(path.with_name("flow-seed0.json"))
+    with pytest.raises(RecordError, match="holds the record of train/rgb-seed0: it was moved or renamed"):
+        records.read(moved)
+
+
+def test_a_metric_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metric 'iid/top1' of train/rgb-seed0 is nan"):
+        records.write(tmp_path, record(metrics={"iid/top1": float("nan")}))
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    path = records.write(tmp_path, record(), {"x": np.zeros(2)})
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    # What is written beside the record goes to a device that is always full.
+    path.with_name(f".{path.name}.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"rgb-seed0.json could not be written .* untouched: No space left") as error:
+        records.write(tmp_path, record(metrics={"iid/top1": 0.9}), {"x": np.ones(2)})
+    assert error.value.errno == 28
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_a_whole_record(tmp_path):
+    code = (
+        "import sys; from tests.study.test_records import record, records\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n += 1\n"
+        "    records.write(sys.argv[1], record(metrics={f'm{i}': float(n) for i in range(3000)}))\n"
+        "    print(n, flush=True)\n"
+    )
+    for attempt in range(6):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        time.sleep(0.013 * attempt)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        found = records.read(tmp_path / "train" / "rgb-seed0.json")
+        assert len(found.metrics) == 3000
+        assert len(set(found.metrics.values())) == 1
+
+
+def test_provenance_names_what_made_a_run(monkeypatch):
+    found = records.provenance(source="abc", notebook="train.ipynb", device="cpu")
+    assert set(found) == {"commit", "dirty", "source", "notebook", "packages", "device", "started"}
+    assert found["packages"]["torch"].startswith("2.")
+    assert 0 <= records.seconds_since(found["started"]) < 60
+    json.dumps(found)
+    monkeypatch.setenv("D3D_COMMIT", "f00")
+    for text, dirty in [("0", False), ("1", True), ("", False)]:
+        monkeypatch.setenv("D3D_DIRTY", text)
+        found = records.provenance(source="abc", notebook="n", device="cpu")
+        assert (found["commit"], found["dirty"]) == ("f00", dirty)
+
+
+LOGITS = {"logits/iid": np.zeros((2, 3))}
+
+
+def test_pairs_for_fusion(tmp_path):
+    for seed in (0, 1, 5, 6, 9):
+        records.write(tmp_path, record(seed=seed), LOGITS)
+    records.write(tmp_path, record(arm="flow", seed=5), LOGITS)
+    records.write(tmp_path, record(arm="flow", seed=6))  # made elsewhere: its logits are not here
+    records.write(tmp_path, record(experiment="probe", arm="flow", seed=0))
+
+    def seeds(first, second):
+        return [(a.seed, b.seed) for a, b in records.pairs(tmp_path, first, second, same=("rho", "frames"))]
+
+    assert seeds("rgb", "flow") == [(5, 5)]
+    # Of the seeds 2k and 2k + 1, whichever are there: 5 and 6 belong to two pairs.
+    assert seeds("rgb", "rgb") == [(0, 1)]
+    assert seeds("flow", "flow") == []
+
+
+def test_networks_of_other_clips_are_not_fused(tmp_path):
+    records.write(tmp_path, record(), LOGITS)
+    records.write(tmp_path, record(arm="flow", params={"rho": 0.9, "frames": 8}), LOGITS)
+    with pytest.raises(RecordError, match=r"rgb-seed0 and flow-seed0 saw other clips: they differ in rho"):
+        records.pairs(tmp_path, "rgb", "flow", same=("rho", "frames"))
+
+
+def test_runs_of_other_parameters_are_not_averaged(tmp_path):
+    records.write(tmp_path, record(params={"rho": 0.5, "seed": 0, "teacher": "a"}))
+    records.write(tmp_path, record(seed=1, params={"rho": 0.5, "seed": 1, "teacher": "b"}))
+    assert len(records.load(tmp_path)) == 2
+    records.write(tmp_path, record(seed=2, params={"rho": 0.6, "seed": 2}))
+    with pytest.raises(RecordError, match=r"train/rgb-seed2 and rgb-seed0 under .* were made with different rho"):
+        records.load(tmp_path)
+
+
+def test_what_a_chapter_needs_is_named(tmp_path):
+    records.write(tmp_path, record())
+    assert len(records.load(tmp_path, needs=["train"])) == 1
+    for ask in (
+        lambda: records.load(tmp_path, needs=["probe"]),
+        lambda: records.of_first_seed(tmp_path, "probe", ["rgb"]),
+    ):
+        with pytest.raises(FileNotFoundError, match="no records of 'probe' under"):
+            ask()
+
+
+def test_arrays_of_another_run_are_refused(tmp_path):
+    path = records.write(tmp_path, record(), {"x": np.zeros(2)})
+    kept = path.read_text()
+    records.write(tmp_path, record(), {"x": np.ones(2)})
+    # As a kill between the two renames would leave them.
+    path.write_text(kept)
+    with pytest.raises(RecordError, match=r"rgb-seed0.npz holds other arrays than its record says"):
+        records.read_arrays(tmp_path, records.read(path))
+
+
+def test_missing_arrays_are_named(tmp_path):
+    records.write(tmp_path, record())
+    with pytest.raises(FileNotFoundError, match=r"no arrays at .*rgb-seed0.npz"):
+        records.read_arrays(tmp_path, record())
+
+
+def test_the_headline_is_one_line():
+    assert records.headline(record()).split() == ["train", "rgb-seed0", "iid/top1", "0.500", "1.0", "s"]

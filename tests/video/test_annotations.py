@@ -1,0 +1,337 @@
+"""Official layouts as one table: what is in it, what is missing, and which annotation files are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d3d.video.annotations import DATASETS, read
+from d3d.video.tables import COLUMNS, Listing, read_table, write_table
+from tests.video import official
+
+
+def test_ucf101(tmp_path):
+    listing = read(**official.ucf101(tmp_path, classes=3), split=2)
+    assert listing.classes == official.CLASSES
+    assert tuple(listing.table.columns) == COLUMNS
+    assert listing.counts == {"listed": 18, "found": 18, "missing": 0}
+    row = listing.table[listing.table["path"].str.endswith("v_HandStandPushups_g02_c01.avi")].iloc[0]
+    assert (row["class"], row["label"], row["split"], row["group"]) == (
+        "HandstandPushups",
+        1,
+        "test",
+        "HandstandPushups_g02",
+    )
+    assert row["path"] == str(tmp_path / "UCF-101" / "HandstandPushups" / "v_HandStandPushups_g02_c01.avi")
+    assert row["start"] == 0
+    assert np.isnan(row["end"])
+    assert listing.table["split"].value_counts().to_dict() == {"train": 12, "test": 6}
+    groups = listing.table.groupby("split")["group"].agg(set)
+    assert not groups["train"] & groups["test"]
+
+
+def test_hmdb51(tmp_path):
+    listing = read(**official.hmdb51(tmp_path, classes=3), split=3)
+    assert listing.classes == ("cartwheel", "draw_sword", "wave")
+    assert listing.table["split"].value_counts().to_dict() == {"train": 15, "test": 6}
+    row = listing.table[listing.table["path"].str.contains("Movie2_draw_sword.*_4")].iloc[0]
+    assert (row["class"], row["label"], row["split"], row["group"]) == ("draw_sword", 1, "test", "Movie2")
+    assert not listing.table["path"].str.endswith("_7.avi").any()
+
+
+@pytest.mark.parametrize("layout", ["split/class", "class", "flat"])
+def test_kinetics(tmp_path, layout):
+    given = official.kinetics(tmp_path, classes=3, layout=layout)
+    listing = read(**given)
+    assert listing.classes == ("air drumming", "playing guitar", "tai chi")
+    assert listing.table["split"].value_counts().to_dict() == {"train": 12, "val": 6}
+    row = listing.table.iloc[5]
+    assert (row["class"], row["label"], row["split"]) == ("playing guitar", 1, "train")
+    assert Path(row["path"]).name == f"{row['group']}_000007_000017.mp4"
+    assert len(row["group"]) == 11
+
+
+def test_kinetics_files_that_carry_the_id_alone(tmp_path):
+    given = official.kinetics(tmp_path, layout="class")
+    path = next((tmp_path / "videos" / "playing_guitar").iterdir())
+    path.rename(path.with_name(path.stem.rsplit("_", 2)[0] + ".webm"))
+    assert read(**given).counts["missing"] == 0
+
+
+def test_ava(tmp_path):
+    listing = read(**official.ava(tmp_path))
+    assert listing.classes == ("bend/bow (at the waist)", "crouch/kneel", "watch (a person)")
+    # Action 2 is not in this map, second 905 is excluded.
+    assert listing.counts == {"listed": 6, "found": 6, "missing": 0}
+    first = listing.table.iloc[0]
+    assert first[["label", "split", "start", "end", "group", "person"]].tolist() == [
+        2,
+        "train",
+        901.5,
+        902.5,
+        "-5KQ66BBWC4",
+        1,
+    ]
+    assert first[["x1", "y1", "x2", "y2"]].tolist() == [0.077, 0.151, 0.283, 0.811]
+    (tmp_path / "videos" / "trainval" / "1j20qq1JyX4.mkv").unlink()
+    listing = read(**official.ava(tmp_path, lambda path, *_: path.touch() if "5KQ" in path.name else None))
+    assert (listing.counts, listing.missing) == ({"listed": 6, "found": 3, "missing": 3}, ("1j20qq1JyX4",))
+    label_map = tmp_path / "ava_v2.1" / "ava_action_list_v2.1_for_activitynet_2018.pbtxt.txt"
+    official.written(label_map, ["label {", '  name: "run"', "  label_id: 2", "  label_type: PERSON_MOVEMENT", "}"])
+    given = {"dataset": "ava", "root": tmp_path / "videos", "annotations": tmp_path / "ava_v2.1"}
+    assert read(**given).classes == ("run",)
+
+
+@pytest.mark.parametrize("name", official.SETS)
+def test_missing_files_are_counted_and_named(tmp_path, name):
+    given = official.SETS[name](tmp_path)
+    before = read(**given)
+    gone = [Path(p) for p in before.table["path"].iloc[[0, 3]]]
+    if name == "folder":
+        return
+    for path in gone:
+        path.unlink()
+    after = read(**given)
+    assert after.counts == {"listed": before.listed, "found": before.listed - 2, "missing": 2}
+    assert [Path(m).stem for m in after.missing] == [p.stem for p in gone]
+    for path in after.table["path"]:
+        Path(path).unlink()
+    with pytest.raises(ValueError, match=rf"holds none of the {before.listed} clips listed, not even "):
+        read(**given)
+
+
+@pytest.mark.parametrize("name", official.SETS)
+def test_carriage_returns_blank_lines_and_a_byte_order_mark_do_no_harm(tmp_path, name):
+    given = official.SETS[name](tmp_path)
+    expected = read(**given)
+    for path in [*Path(given.get("annotations", tmp_path)).glob("*.txt"), *tmp_path.rglob("*.csv")]:
+        text = path.read_text().rstrip("\n")
+        path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n\r\n")
+    pd.testing.assert_frame_equal(read(**given).table, expected.table)
+
+
+def edited(path, change):
+    def edit(root):
+        file = root / path
+        file.write_text(change(file.read_text()))
+
+    return edit
+
+
+LISTS, CODES, CSVS = "ucfTrainTestlist", "testTrainMulti_7030_splits", "annotations"
+TRAIN, TEST = f"{LISTS}/trainlist01.txt", f"{LISTS}/testlist01.txt"
+FIRST = "Basketball/v_Basketball_g02_c01.avi"
+CODE = f"{CODES}/wave_test_split1.txt"
+
+
+def swapped(root):
+    train, test = root / TRAIN, root / TEST
+    a, b = train.read_text(), test.read_text()
+    train.write_text(b), test.write_text(a)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "sentence"),
+    [
+        ("ucf101", swapped, r"trainlist01.txt, line 1: 'Basketball/v_\S+', expected .* as in a train list"),
+        (
+            "ucf101",
+            edited(TEST, lambda t: t.replace("\n", " 1\n")),
+            r"testlist01.txt, line 1: .*and no label as in a test list",
+        ),
+        (
+            "ucf101",
+            edited(TRAIN, lambda t: t.replace("avi 1", "avi 2", 1)),
+            r"line 1: .*, expected the label 1 that classInd.txt gives Basketball",
+        ),
+        (
+            "ucf101",
+            edited(TRAIN, lambda t: t.replace("Basketball/", "Golf/", 1)),
+            r"line 1: .*, expected a class of classInd.txt",
+        ),
+        (
+            "ucf101",
+            edited(TRAIN, lambda t: t + f"{FIRST} 1\n"),
+            r"line 9: .*, expected every clip once, this one is in the train list",
+        ),
+        ("ucf101", edited(TEST, lambda t: t + FIRST + "\n"), r"testlist01.txt, line 5: .*is in the train list already"),
+        (
+            "ucf101",
+            edited(TEST, lambda t: t + FIRST.replace("c01", "c07") + "\n"),
+            r"expected clips of group g02 of Basketball in one list only",
+        ),
+        (
+            "ucf101",
+            edited(f"{LISTS}/classInd.txt", lambda t: t.replace("2 ", "3 ")),
+            r"classInd.txt, line 2: '3 HandstandPushups', expected '2 Class'",
+        ),
+        (
+            "hmdb51",
+            edited(CODE, lambda t: t.replace("avi 1", "avi 3", 1)),
+            r"wave_test_split1.txt, line 3: .*code 1 for train, 2 for test, 0",
+        ),
+        ("hmdb51", edited(CODE, lambda t: t + t), r"wave_test_split1.txt, line 9: .*, expected every clip once"),
+        (
+            "hmdb51",
+            edited(CODE, lambda t: t.replace("avi 2", "avi 0")),
+            r"wave_test_split1.txt has no clip of code 2 \(test\)",
+        ),
+        (
+            "kinetics400",
+            edited(f"{CSVS}/train.csv", lambda t: t.replace("label,", "class,")),
+            r"train.csv, line 1: .*expected 'label,youtube_id",
+        ),
+        (
+            "kinetics400",
+            edited(f"{CSVS}/train.csv", lambda t: t.replace(",train", ",validate")),
+            r"train.csv, line 2: .*expected clips of the train split only",
+        ),
+        (
+            "kinetics400",
+            edited(f"{CSVS}/train.csv", lambda t: t + t.splitlines()[1] + "\n"),
+            r"train.csv, line 10: .*every clip once, this one is in the train list already",
+        ),
+        (
+            "kinetics400",
+            edited(f"{CSVS}/train.csv", lambda t: t.replace(",7,", ",seven,")),
+            r"train.csv, line 3: .*whole seconds",
+        ),
+        (
+            "kinetics400",
+            edited(f"{CSVS}/train.csv", lambda t: t + "".join(f"c{i},abcdefgh{i:03d},0,9,train\n" for i in range(400))),
+            r"lists 402 classes, Kinetics-400 has 400: another Kinetics\?",
+        ),
+        (
+            "ava",
+            edited("ava_v2.1/ava_val_v2.1.csv", lambda t: t.replace("0.283", "0.05")),
+            r"ava_val_v2.1.csv, line 1: .*x1 < x2",
+        ),
+        (
+            "ava",
+            edited("ava_v2.1/ava_val_v2.1.csv", lambda t: t.replace(",80,", ",eighty,")),
+            r"ava_val_v2.1.csv, line 1: .*eighty.*, expected video",
+        ),
+        (
+            "ava",
+            edited("ava_v2.1/ava_train_excluded_timestamps_v2.1.csv", lambda t: "x y"),
+            r"excluded_timestamps_v2.1.csv, line 1: 'x y'",
+        ),
+    ],
+)
+def test_a_wrong_or_mixed_up_file_is_refused_with_what_was_expected(tmp_path, name, edit, sentence):
+    given = getattr(official, name.removesuffix("400"))(tmp_path)
+    edit(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        read(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "sentence"),
+    [
+        ("ucf101", TEST, r"no testlist01.txt in '.*': it is UCF101's test list of split 1"),
+        ("ucf101", f"{LISTS}/classInd.txt", r"no classInd.txt in .*UCF101's list of classes"),
+        ("hmdb51", CODE, r"no wave_test_split1.txt in .*, though root has a class 'wave'"),
+        ("ava", "ava_v2.1/ava_val_excluded_timestamps_v2.1.csv", r"no ava_val_excluded_timestamps_v2.1.csv in"),
+        (
+            "ava",
+            "ava_v2.1/ava_action_list_v2.1_for_activitynet_2018.pbtxt.txt",
+            r"must hold one ava_action_list_v2.1\*.pbtxt, there are 0",
+        ),
+    ],
+)
+def test_an_annotation_file_that_is_not_there_is_named(tmp_path, name, gone, sentence):
+    given = getattr(official, name)(tmp_path)
+    (tmp_path / gone).unlink()
+    with pytest.raises(FileNotFoundError, match=sentence):
+        read(**given)
+
+
+def test_wrong_folders_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset must be one of folder, ucf101, .*, not 'ssv2'"):
+        read("ssv2", tmp_path)
+    with pytest.raises(ValueError, match="split must be 1, 2 or 3, not 4"):
+        read("ucf101", tmp_path, split=4)
+    with pytest.raises(
+        FileNotFoundError, match=r"root '.*absent' does not exist or is no folder: it must hold the videos of"
+    ):
+        read("ucf101", tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"annotations '.*absent' does not exist"):
+        read("ucf101", tmp_path, annotations=tmp_path / "absent")
+    for name, sentence in [
+        ("kinetics400", "no train.csv or val.csv"),
+        ("hmdb51", r"no \*_test_split1.txt"),
+        ("ava", "must hold one"),
+    ]:
+        with pytest.raises(FileNotFoundError, match=sentence):
+            read(name, tmp_path)
+    assert set(DATASETS) == {"folder", "ucf101", "hmdb51", "kinetics400", "kinetics600", "ava", "table"}
+
+
+@pytest.mark.parametrize("name", [*official.SETS, "ava"])
+def test_a_table_is_read_as_written(tmp_path, name):
+    given = getattr(official, name.removesuffix("400"))(tmp_path)
+    listing = read(**given)
+    table = listing.table.assign(seconds=np.arange(len(listing.table)) / 7)
+    write_table(tmp_path / "tables" / "set.csv", Listing(table, listing.classes, (), listing.listed))
+    again = read("table", tmp_path / "tables" / "set.csv")
+    assert str(tmp_path) not in (tmp_path / "tables" / "set.csv").read_text()
+    assert again.classes == tuple(c for c in listing.classes if c in set(table["class"]))
+    pd.testing.assert_frame_equal(again.table, table, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("path,class,label\na.mp4,x,0\n", "set.csv has no column 'split'"),
+        ("path,class,label,split\na.mp4,x,0,train\nb.mp4,y,2,train\n", "the labels must be 0 to 1"),
+        ("path,class,label,split\na.mp4,x,0,train\nb.mp4,x,1,train\n", "every class must have one label"),
+        ("path,class,label,split\na.mp4,x,0,dev\n", "a split is train, val, test or empty, not 'dev'"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path, text, sentence):
+    (tmp_path / "set.csv").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        read_table(tmp_path / "set.csv")
+
+
+def test_a_table_needs_four_columns_only(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "set.csv").write_text("path,class,label,split\na.mp4,x,0,train\nb.mp4,y,1,test\n")
+    listing = read_table(tmp_path / "set.csv")
+    assert listing.classes == ("x", "y")
+    assert (listing.counts, listing.missing) == ({"listed": 2, "found": 1, "missing": 1}, (str(tmp_path / "b.mp4"),))
+    assert np.isnan(listing.table["end"].iloc[0])
+    with pytest.raises(FileNotFoundError, match="no table at"):
+        read_table(tmp_path / "absent.csv")
+
+
+def test_what_the_sets_bring_along_does_no_harm(tmp_path):
+    given = official.kinetics(tmp_path / "k")
+    before = read(**given)
+    for path in (tmp_path / "k" / "annotations").glob("*.csv"):
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0] + ",is_cc", *(line + ",0" for line in lines[1:])]) + "\n")
+    for path in before.table["path"]:
+        Path(path).with_suffix(".json").touch()
+    pd.testing.assert_frame_equal(read(**given).table, before.table)
+    Path(before.table["path"].iloc[0]).with_suffix(".webm").touch()
+    with pytest.raises(ValueError, match="has two files"):
+        read(**given)
+    given = official.hmdb51(tmp_path / "h")
+    lists = tmp_path / "h" / "testTrainMulti_7030_splits"
+    (lists / "._wave_test_split1.txt").write_bytes(b"\x00\xff")
+    for name in ("climb", "climb_stairs"):
+        clips = [f"A_solo_climb_(x)_{name}_f_cm_np1_ba_med_{i}.avi" for i in range(2)]
+        official.written(lists / f"{name}_test_split1.txt", [f"{clip} {i + 1} " for i, clip in enumerate(clips)])
+        for clip in clips:
+            official.made(official.touch, tmp_path / "h" / "hmdb51" / name / clip, 0, 0)
+    listing = read(**given)
+    assert listing.classes == ("cartwheel", "climb", "climb_stairs", "wave")
+    assert set(listing.table.loc[listing.table["class"] == "climb", "group"]) == {"A_solo_climb_(x)"}
+
+
+def test_a_file_in_two_splits_of_a_table_is_refused(tmp_path):
+    (tmp_path / "set.csv").write_text("path,class,label,split\na.mp4,x,0,train\na.mp4,x,0,test\n")
+    with pytest.raises(ValueError, match=r"set.csv, line 3: .*expected each file in one split only"):
+        read_table(tmp_path / "set.csv")
