@@ -40,10 +40,10 @@ help: ## list the targets
 
 book: .venv/lock ## run what is missing of the smoke study, execute the chapters, build book/_build/html
 	@$(call snakemake,smoke,book)
-	@$(BIN)/d3d report verdicts
+	@$(BIN)/python -m d3d report claims
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
-study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled that are missing or stale
+study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled that are missing or stale in results/PROFILE
 	@$(call snakemake,$(PROFILE),study)
 
 test: .venv/lock ## the tests to run before every commit
@@ -64,7 +64,8 @@ serve: ## show the built book on localhost
 	@$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000
 
 readme: .venv/lock ## write the verdicts of the records into README.md
-	@$(BIN)/d3d report readme
+	@$(BIN)/python -m d3d report readme
+	@$(BIN)/python -m d3d.pictures
 
-clean: ## remove the built book and the smoke results; .venv and results/h200 stay
+clean: ## remove the built book and the smoke results; .venv and what is published stay
 	rm -rf book/_build book/chapters book/generated results/smoke .snakemake

@@ -3,44 +3,50 @@
     snakemake --cores all --config profile=smoke -- book
     snakemake --cores all --config profile=h200 seeds='0 1' -- study       # the whole chain of some seeds only
 
-A run is stale when its record was made with other parameters, or by other modules, than today's; the record knows
-(d3d/notebooks.py). Each run has a file under .snakemake/plan whose age tells Snakemake.
+A run is stale when its record was made with other parameters, or by code of another meaning, than today's; the record
+knows (d3d/study/staleness.py). Each run has a file under .snakemake/plan whose age tells Snakemake. What is published
+is an archive: it is no target here and never stale.
 """
 
+import shlex
 from pathlib import Path
 
-from d3d.study import arms as study, notebooks
+from d3d.study import plan, profiles, staleness
+from d3d.study.experiments import EXPERIMENTS, params_of, read
 
 PROFILE = config.get("profile", "smoke")
 PARAMS = f"notebooks/params/{PROFILE}.yaml"
-STUDY = notebooks.read_profile(PARAMS)
+STUDY = profiles.read_profile(PARAMS)
 RESULTS = f"results/{PROFILE}"
-PLAN = Path(".snakemake/plan")
+STAMPED = Path(".snakemake/plan")
+# The profile with what it extends, as papermill takes it.
+WHOLE = f"{RESULTS}/profile.yaml"
+Path(RESULTS).mkdir(parents=True, exist_ok=True)
+Path(WHOLE).write_text(profiles.dump(STUDY))
 # What a chapter shows; an experiment that is not published is shown as this machine made it.
-SHOWN = {"rerun": RESULTS, "attention": str(study.shown("attribution"))}
+SHOWN = {"rerun": RESULTS, "attention": str(plan.shown("attribution"))}
 ASKED = str(config.get("seeds", "")).split()
 if strange := set(ASKED) - {str(seed) for seed in STUDY["seeds"]}:
     raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)!r}")
 ONLY = [int(seed) for seed in ASKED] or STUDY["seeds"]
-# What chapters take numbers from, beside the study's own.
-COMMITTED = (*study.COMMITTED, Path("results/settled"))
 # What is of no seed is left out where some seeds are asked for.
-EXPERIMENTS = [name for name in study.WRITES if not (ASKED and name == "tvl1")]
+WANTED = [name for name in EXPERIMENTS if not (ASKED and name == "tvl1")]
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
+TRAINED = [name for experiment in plan.TRAINED for name in plan.arms_of(experiment, STUDY)]
 
 
-def given(experiment, arm, seed):
-    return study.given(experiment, arm, seed, profile=STUDY, results=RESULTS)
+def overrides(experiment, arm, seed):
+    return plan.overrides(experiment, arm or "", seed or 0, profile=STUDY, results=RESULTS)
 
 
 def shown_in(chapter):
-    return SHOWN.get(chapter, str(study.shown()))
+    return SHOWN.get(chapter, str(plan.shown()))
 
 
 def runs_of(experiment):
     """Arms and seeds of an experiment's records."""
-    arms = study.writes(experiment, STUDY)
-    return [(arm, seed) for arm in arms for seed in study.seeds_of(experiment, STUDY, arm=arm)]
+    arms = plan.arms_of(experiment, STUDY)
+    return [(arm, seed) for arm in arms for seed in plan.seeds_of(experiment, STUDY, name=arm)]
 
 
 def records_of(experiment, arm=None, seed=None, only=None):
@@ -49,20 +55,24 @@ def records_of(experiment, arm=None, seed=None, only=None):
         f"{RESULTS}/{experiment}/{a}-seed{s}.json"
         for a, s in runs_of(experiment)
         if arm in (None, a) and seed in (None, s)
-        if only is None or study.needs(a, s) <= set(only)
+        if only is None or plan.seeds_used(a, s) <= set(only)
     ]
+
+
+def weights_of(experiment, seed):
+    """The trained networks of a seed that an experiment looks into."""
+    return [plan.weights(RESULTS, a, seed) for a in plan.arms_of(experiment, STUDY) if a in TRAINED]
 
 
 def stamp(experiment, arm=None, seed=None, only=None):
     """A file younger than the records of a run exactly where one of them is stale."""
-    own = STUDY | given(experiment, arm, seed)
-    found = records_of(experiment, arm, seed, only)
-    current = all(notebooks.is_current(record, experiment, own) for record in found)
-    content = f"{notebooks.expected(experiment, own)} {notebooks.source_hash(experiment)}"
-    return notebooks.follows(PLAN / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
+    own = STUDY | overrides(experiment, arm, seed)
+    current = all(staleness.is_current(path, experiment, own) for path in records_of(experiment, arm, seed, only))
+    content = f"{params_of(experiment, read(experiment, own))} {staleness.source_hash(experiment)}"
+    return staleness.write_stamp(STAMPED / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
 
 
-planned = {record for name in study.WRITES for record in records_of(name)}
+planned = {record for name in EXPERIMENTS for record in records_of(name)}
 strangers = {str(p) for p in Path(RESULTS).glob("*/*.json")} - planned
 if strangers:
     raise WorkflowError(
@@ -71,23 +81,26 @@ if strangers:
     )
 
 # Written before Snakemake looks at any file.
-STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in ("train", "distill") for arm, seed in runs_of(n)}
-STAMPS |= {(n, None, s): stamp(n, None, s) for n in study.EXAMINE for s in study.seeds_of(n, STUDY)}
+STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, seed in runs_of(n)}
+STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINE for s in plan.seeds_of(n, STUDY)}
 STAMPS |= {("fuse", None, None): stamp("fuse", only=ONLY), ("tvl1", None, None): stamp("tvl1")}
 CHAPTER_STAMPS = {
-    name: notebooks.follows(PLAN / f"chapter-{name}", f"{shown_in(name)} {notebooks.source_hash(name)}")
+    name: staleness.write_stamp(
+        STAMPED / f"chapter-{name}",
+        f"{shown_in(name)} {staleness.notebook_hash(f'notebooks/chapters/{name}.ipynb')}",
+    )
     for name in CHAPTERS
 }
 
 
-def papermill(notebook, out, options, threads=1):
+def papermill(notebook, out, options, threads=1, profile=""):
     """One notebook through papermill, on one thread and as many workers: runs fill the cores side by side."""
-    profile = f"-f {options.pop('profile')} " if "profile" in options else ""
-    options = profile + " ".join(f"-r {k} {v!r}" if isinstance(v, str) else f"-p {k} {v}" for k, v in options.items())
+    given = [part for k, v in options.items() for part in ("-r" if isinstance(v, str) else "-p", k, str(v))]
     log = Path(out).with_suffix(".log")
+    command = ["papermill", "--no-progress-bar", "--log-output", notebook, out, *(["-f", profile] if profile else []), *given]
     return (
         f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
-        f"papermill --no-progress-bar --log-output {notebooks.notebook(notebook)} {out} {options} > {log} 2>&1 "
+        f"{shlex.join(command)} > {log} 2>&1 "
         f"|| {{ grep . {log} | tail -n 1; echo 'failed: {out} and {log} show where'; exit 1; }}"
     )
 
@@ -96,17 +109,17 @@ def job(experiment):
     """The command of a rule's job, with the whole profile and what this run is given beyond it."""
 
     def command(wildcards, output, threads):
-        arm, seed = wildcards.get("arm"), int(wildcards.get("seed", 0))
-        out = Path(output[0]).with_suffix(".ipynb")
-        options = {"profile": PARAMS} | given(experiment, arm, seed)
-        return f"{papermill(experiment, out, options, threads)} && d3d records {output[0]}"
+        options = overrides(experiment, wildcards.get("arm"), int(wildcards.get("seed", 0)))
+        out = str(Path(output[0]).with_suffix(".ipynb"))
+        run = papermill(f"notebooks/experiments/{experiment}.ipynb", out, options, threads, WHOLE)
+        return f"{run} && python3 -m d3d records show {output[0]}"
 
     return command
 
 
 rule study:
     input:
-        [records_of(experiment, only=ONLY) for experiment in EXPERIMENTS],
+        [records_of(experiment, only=ONLY) for experiment in WANTED],
 
 
 rule train:
@@ -126,8 +139,8 @@ rule train:
 rule distill:
     input:
         lambda w: STAMPS["distill", w.arm, int(w.seed)],
-        lambda w: given("distill", w.arm, int(w.seed))["student"] or [],
-        lambda w: given("distill", w.arm, int(w.seed)).get("teacher", []),
+        lambda w: overrides("distill", w.arm, int(w.seed))["student"] or [],
+        lambda w: overrides("distill", w.arm, int(w.seed)).get("teacher", []),
     output:
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.safetensors",
@@ -142,7 +155,7 @@ rule distill:
 rule fuse:
     input:
         STAMPS["fuse", None, None],
-        [records_of(experiment, arm, only=ONLY) for arm, experiment in study.ARMS.items()],
+        [records_of(experiment, arm, only=ONLY) for experiment in plan.TRAINED for arm in STUDY["arms"]],
     output:
         records_of("fuse", only=ONLY),
     params:
@@ -155,7 +168,7 @@ rule leak:
     input:
         lambda w: STAMPS["leak", None, int(w.seed)],
     output:
-        [f"{RESULTS}/leak/{arm}-seed{{seed}}.json" for arm in study.WRITES["leak"]],
+        [f"{RESULTS}/leak/{arm}-seed{{seed}}.json" for arm in plan.LEAKS],
     resources:
         gpu=1,
     params:
@@ -180,9 +193,9 @@ rule tvl1:
 rule probe:
     input:
         lambda w: STAMPS["probe", None, int(w.seed)],
-        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.PROBED if arm in study.ARMS],
+        lambda w: weights_of("probe", w.seed),
     output:
-        [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in study.WRITES["probe"]],
+        [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in plan.arms_of("probe", STUDY)],
     # Linear probes are many small fits on the CPU.
     threads: 4
     resources:
@@ -196,9 +209,9 @@ rule probe:
 rule attribution:
     input:
         lambda w: STAMPS["attribution", None, int(w.seed)],
-        lambda w: [study.weights(RESULTS, arm, w.seed) for arm in study.WRITES["attribution"] if arm in study.ARMS],
+        lambda w: weights_of("attribution", w.seed),
     output:
-        [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in study.WRITES["attribution"]],
+        [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in plan.arms_of("attribution", STUDY)],
     resources:
         gpu=1,
     params:
@@ -211,13 +224,15 @@ rule chapter:
     input:
         lambda w: CHAPTER_STAMPS[w.name],
         "book/claims.yaml",
-        [records_of(experiment) for experiment in study.WRITES],
-        # What is committed; the chapters take an experiment's numbers from there where there are any.
-        sorted(str(path) for folder in COMMITTED for path in folder.rglob("*.json")),
+        [records_of(experiment) for experiment in EXPERIMENTS],
+        # What is published; the chapters take an experiment's numbers from there where there are any.
+        [str(path) for path in plan.ARCHIVES if path.is_file()],
     output:
         "book/chapters/{name}.ipynb",
     params:
-        command=lambda w, output: papermill(w.name, output[0], {"results": shown_in(w.name)}),
+        command=lambda w, output: papermill(
+            f"notebooks/chapters/{w.name}.ipynb", output[0], {"results": shown_in(w.name)}
+        ),
     shell:
         "{params.command} && echo 'chapter      {wildcards.name}'"
 
@@ -228,12 +243,12 @@ rule book:
         "_config.yml",
         [str(p) for p in sorted(Path("book").glob("*")) if p.is_file()],
         [str(p) for folder in ("_static", "_ext", "_extra") for p in sorted(Path("book", folder).rglob("*.*"))],
-        sorted(map(str, study.PUBLISHED.glob("executed/*.ipynb"))),
+        sorted(map(str, Path("results/executed").glob("*.ipynb"))),
         "d3d/report/pages.py",
     output:
         "book/_build/html/index.html",
     shell:
         # After a failure Sphinx's cache would hide the warnings that caused it.
-        "d3d report pages && "
+        "python3 -m d3d report pages && "
         "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
         "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }}"

@@ -28,6 +28,7 @@ from d3d.flow.estimate import tvl1
 from d3d.flow.fields import endpoint_error
 from d3d.s3dg.network import fold, s3dg
 from d3d.study import records
+from d3d.study.parameters import ClipConfig
 from d3d.study.records import Record
 
 CLASSES = 400
@@ -81,7 +82,7 @@ def bench_sprites() -> tuple[dict, dict[str, float]]:
     """Rendering on this device against one core."""
     batch = 1024 if CUDA else 64
     work = {"device": DEVICE, "batch": batch, "frames": 16, "size": 64, "runs": 5}
-    config = sprites.SpriteConfig(frames=16, size=64)
+    config = ClipConfig(frames=16, size=64, camera=0.5)
     threads = torch.get_num_threads()
 
     def here() -> None:
@@ -103,7 +104,7 @@ def bench_tvl1() -> tuple[dict, dict[str, float]]:
     """TV-L1 on this device against OpenCV on one core, the same parameters, on frames of the sprites."""
     pairs, size, few = (216 if CUDA else 4), 256, 4
     work = {"device": DEVICE, "pairs": pairs, "size": size, "opencv_pairs": few, "runs": 3}
-    clip = sprites.render(sprites.SpriteConfig(frames=2, size=size), "iid", range(pairs))
+    clip = sprites.render(ClipConfig(frames=2, size=size, camera=0.5), "iid", range(pairs))
     a, b = (clip.rgb[:, :, t] for t in (0, 1))
     there = a.to(DEVICE), b.to(DEVICE)
 

@@ -4,8 +4,8 @@
 
 Every notebook of the smoke profile runs at toy size through each commit's own Snakefile, in a worktree of its own.
 Weights and arrays are compared bit by bit, metrics as numbers; what tells time is left out. An array that only the
-newer commit writes is listed and does not count. Exits with 1 where anything differs or is missing. A commit's results stay
-under --cache, so that a chain of refactors pays once for each.
+newer commit writes is listed and does not count. Exits with 1 where anything differs or is missing. A commit's results
+stay under --cache, so that a chain of refactors pays once for each.
 """
 
 import argparse

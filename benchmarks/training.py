@@ -18,9 +18,12 @@ from torch.nn import functional as F
 from d3d.data.load import load
 from d3d.progress import read_metrics
 from d3d.s3dg import ops as s3dg_ops
+from d3d.study.experiments import read
+from d3d.study.parameters import TrainConfig
 from d3d.train.evaluate import predict
+from d3d.train.loop import fit
 from d3d.train.networks import build
-from d3d.train.run import TrainConfig, fit
+from d3d.train.objective import Objective
 from d3d.train.step import Step
 
 CUDA = torch.cuda.is_available()
@@ -33,11 +36,13 @@ SCALE = STUDY if CUDA else TOY
 
 def bench_training(interleaved: Callable) -> tuple[dict, dict[str, float]]:
     """The engine's step against a plain eager loop of the same network, and how alike the losses come out."""
-    config = TrainConfig(**SCALE)
+    config = read("train", SCALE | {"learning_rate": 0.1})  # the study's
     work = {"device": DEVICE, "runs": 20, "curve_steps": 40 if CUDA else 4, **SCALE}
-    data = load(config, seed=0, device=DEVICE)
+    data = load(config.data, seed=0, device=DEVICE)
     order = np.random.default_rng(0)
-    rows = [order.choice(config.train_clips, config.batch_size, False) for _ in range(work["curve_steps"])]
+    rows = [
+        order.choice(config.data.train_clips, config.optimiser.batch_size, False) for _ in range(work["curve_steps"])
+    ]
     makers = {"plain": plain, "plain_fused": lambda *a: plain(*a, fused=True), "eager": engine}
     makers |= {"captured": lambda *a: engine(*a, capture=True)} if CUDA else {}
     steps, losses = {}, {}
@@ -61,8 +66,9 @@ def bench_training(interleaved: Callable) -> tuple[dict, dict[str, float]]:
 
 def rises(position: int, config: TrainConfig) -> float:
     """The learning rate as it rises over the first steps of the study's runs."""
-    epoch = -(-config.train_clips // config.batch_size)
-    return config.learning_rate * (position + 1) / (config.warmup * config.epochs * epoch)
+    own = config.optimiser
+    epoch = -(-config.data.train_clips // own.batch_size)
+    return own.learning_rate * (position + 1) / (own.warmup * own.epochs * epoch)
 
 
 def in_float32(config: TrainConfig, data, rows: list[np.ndarray]) -> dict[str, float]:
@@ -82,18 +88,17 @@ def plain(config: TrainConfig, data, *, fused: bool = False) -> Callable:
     """The loop that one writes: PyTorch's optimiser, launch by launch, with or without this network's own kernels."""
     model, clips = build(config, data, DEVICE).train(), data.splits["train"]
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    dropped = Step(build(config, data, DEVICE), config, clips)  # draws the same masks
+    own = config.optimiser
+    optimiser = torch.optim.SGD(parameters, lr=own.learning_rate, momentum=own.momentum, weight_decay=own.weight_decay)
+    dropped = Step(build(config, data, DEVICE), config, clips, Objective(config))  # draws the same masks
 
     def step(position: int, rows: np.ndarray, *, rate: float, wait: bool = True) -> float:
         was = s3dg_ops.fused
         s3dg_ops.fused = was if fused else lambda x: False
         batch = clips.at(torch.from_numpy(rows).to(DEVICE), ("rgb",))
-        keep = dropped._kept(position, rows).to(DEVICE)
+        keep = dropped._dropout_mask(position, rows).to(DEVICE)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
-            logits = model.classify(model.pooled(batch.inputs["rgb"]) * keep / (1 - config.dropout)).float()
+            logits = model.classify(model.pooled(batch.inputs["rgb"]) * keep / (1 - config.network.dropout)).float()
         loss = F.cross_entropy(logits, batch.labels)
         optimiser.param_groups[0]["lr"] = rate
         optimiser.zero_grad()
@@ -107,11 +112,11 @@ def plain(config: TrainConfig, data, *, fused: bool = False) -> Callable:
 
 def engine(config: TrainConfig, data, *, capture: bool = False) -> Callable:
     """The step of d3d.train."""
-    run = Step(build(config, data, DEVICE), config, data.splits["train"], capture=capture)
+    run = Step(build(config, data, DEVICE), config, data.splits["train"], Objective(config), capture=capture)
 
     def step(position: int, rows: np.ndarray, *, rate: float, wait: bool = True) -> float:
-        told = run(position, rows, rate=rate) + (run.rest() if wait else [])
-        return told[-1].terms["loss"] if wait else 0.0
+        told = run(position, rows, rate=rate) + (run.drain() if wait else [])
+        return told[-1].values["loss"] if wait else 0.0
 
     return step
 
@@ -132,7 +137,7 @@ def two_runs(config: TrainConfig, data) -> dict[str, float]:
         "two_runs/other_predictions": float((logits[0].argmax(1) != logits[1].argmax(1)).mean()),
         "two_runs/top1_difference": float(abs(top1[0] - top1[1])),
         "two_runs/top1": float(np.mean(top1)),
-        "fit/clips_per_second": config.epochs * config.train_clips / min(seconds),
+        "fit/clips_per_second": config.optimiser.epochs * config.data.train_clips / min(seconds),
     }
 
 

@@ -9,12 +9,13 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "train": ("d3d.train.run", "train or distil one network"),
+    "train": ("d3d.train.command", "train or distil one network"),
     "data": ("d3d.data.load", "what of a set of videos is there, and whole; a table of it"),
     "flow": ("d3d.flow.extract", "TV-L1 flow of a whole set of videos"),
     "convert": ("d3d.s3dg.weights", "the authors' checkpoints as safetensors"),
     "predict": ("d3d.s3dg.predict", "the five likeliest classes of a video"),
-    "records": ("d3d.study.records", "records of runs: show one, or pack a folder for publication"),
+    "records": ("d3d.study.archive", "records of runs: show one, or pack a folder for publication"),
+    "profile": ("d3d.study.profiles", "a profile with all that it extends, as papermill's -f takes it"),
     "report": ("d3d.report.pages", "verdicts, comparisons and the book's generated pages"),
 }
 USAGE = "usage: d3d COMMAND …\n\n" + "\n".join(f"  {name:<10}{help}" for name, (_, help) in COMMANDS.items())

@@ -12,11 +12,14 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
-from d3d.data.sprites import Rendered, SpriteConfig, render
+from d3d.data.sprite_classes import CLASSES
+from d3d.data.sprites import Rendered, render
 from d3d.flow.fields import colours, endpoint_error
 from d3d.report.labels import label
 from d3d.report.plots import styled
 from d3d.study import records
+from d3d.study.parameters import ClipConfig
+from d3d.study.schema import make
 
 
 @styled
@@ -127,7 +130,7 @@ def decoded(results: str | Path, arms: Sequence[str], *, columns: int = 3) -> di
     if not found:
         return None
     arrays = {r.arm: records.read_arrays(results, r) for r in found}
-    config, first = records.config(found[0], SpriteConfig), arrays[found[0].arm]
+    config, first = make(ClipConfig, found[0].params), arrays[found[0].arm]
     kept = np.linspace(0, len(first["frames"]) - 1, min(columns, len(first["frames"]))).round().astype(int)
     moments = first["frames"][kept]
     clips = render(config, "iid", range(len(first["dense"])))
@@ -215,3 +218,9 @@ def _legend(axis: plt.Axes, bound: float) -> None:
     inset = axis.inset_axes((0.2, 0.0, 0.28, 0.95))
     inset.imshow(wheel(bound=bound))
     inset.set_axis_off()
+
+
+if __name__ == "__main__":
+    # The README's picture: a clip of every second class.
+    picture = clips(render(ClipConfig(frames=16, size=64, camera=0.5), "iid", range(0, len(CLASSES), 2)))
+    picture.savefig("book/_static/clips.png", dpi=90, bbox_inches="tight")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from d3d.data.sprites import CLASSES
+from d3d.data.sprite_classes import CLASSES
 from d3d.report.stats import share
 from d3d.study import records
 from d3d.study.records import ROOT
@@ -19,8 +19,9 @@ PAGES = [
     "howto",
     "generated/evidence",
     "generated/status",
-    "generated/executed",
-    "generated/executed/train",
+    "generated/parameters",
+    "executed",
+    "executed/train",
     "bibliography",
 ]
 FIGURES = {

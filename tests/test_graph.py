@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d3d.study import arms as study
-from d3d.study import notebooks, records
+from d3d.study import archive, plan, records, staleness
+from d3d.study.experiments import EXPERIMENTS, params_of, read
+from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
 
 pytestmark = pytest.mark.slow
+ABLATIONS = read_profile(ROOT / "notebooks/params/smoke.yaml")["ablations"]
 CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))
 
 
@@ -31,21 +33,22 @@ def finished(tmp_path, monkeypatch):
         shutil.copytree(ROOT / folder, root / folder, ignore=skip if folder == "book" else None)
     for name in ("Snakefile", "_config.yml"):
         shutil.copy(ROOT / name, root / name)
-    monkeypatch.setattr(notebooks, "ROOT", root)
-    profile = notebooks.read_profile(root / "notebooks/params/smoke.yaml")
+    monkeypatch.setattr(staleness, "ROOT", root)
+    profile = read_profile(root / "notebooks/params/smoke.yaml")
     results = "results/smoke"
-    for experiment in study.WRITES:
-        for arm in study.writes(experiment, profile):
-            for seed in study.seeds_of(experiment, profile, arm=arm):
-                own = study.given(experiment, arm, seed, profile=profile, results=results)
-                made = {"source": notebooks.source_hash(experiment), "seconds": 1.0}
-                params = notebooks.expected(experiment, profile | own)
-                record = Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, made)
-                records.write(root / results, record)
-                if experiment in ("train", "distill"):
-                    (root / study.weights(results, arm, seed)).touch()
+    for experiment in EXPERIMENTS:
+        for arm in plan.arms_of(experiment, profile):
+            for seed in plan.seeds_of(experiment, profile, name=arm):
+                of_network = experiment in plan.TRAINED
+                own = plan.overrides(experiment, arm if of_network else "", seed, profile=profile, results=results)
+                made = {"source": staleness.source_hash(experiment), "seconds": 1.0}
+                made["made_from"] = plan.made_from(experiment, arm)
+                params = params_of(experiment, read(experiment, profile | own))
+                records.write(root / results, Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, made))
+                if of_network:
+                    (root / plan.weights(results, arm, seed)).touch()
     # Upstream first, so that ages are those of a study that ran in order.
-    for age, experiment in enumerate(reversed(study.WRITES)):
+    for age, experiment in enumerate(reversed(EXPERIMENTS)):
         for path in (root / results / experiment).iterdir():
             os.utime(path, (path.stat().st_mtime - 10 * age,) * 2)
     assert planned(root) == {"chapter": len(CHAPTERS)}
@@ -123,10 +126,20 @@ def test_tvl1_has_parameters_of_its_own(finished):
 
 
 def test_published_records_rerun_the_chapters_that_show_them(finished):
-    path = finished / "results/h200/leak/pose-seed0.json"
-    path.parent.mkdir(parents=True)
-    shutil.copy(finished / "results/smoke/leak/pose-seed0.json", path)
+    archive.pack(finished / "results/smoke", finished / "results/h200")
     assert planned(finished) == {"chapter": len(CHAPTERS)}
+
+
+def test_a_comment_and_a_new_arm_rerun_no_experiment(finished):
+    with open(finished / "d3d/train/losses.py", "a") as file:
+        file.write("# A comment.\n")
+    path = finished / "d3d/study/arms.py"
+    entry = 'Arm(name="d3d_mild", label="D3D, mild", overrides={"lambda_": 0.5}, **D3D),\n        *map('
+    path.write_text(path.read_text().replace("*map(", entry, 1))
+    assert set(planned(finished)) <= {"chapter"}
+    edit(finished / "notebooks/params/smoke.yaml", ablations=[*ABLATIONS, "d3d_mild"])
+    found = planned(finished)
+    assert (found["distill"], set(found) - {"chapter"}) == (1, {"distill"})
 
 
 def test_figures_rerun_chapters_only(finished):
@@ -201,7 +214,7 @@ def test_the_chain_of_one_seed(finished):
 
 def test_a_wrong_profile_stops_the_graph(finished):
     edit(finished / "notebooks/params/smoke.yaml", learning_rat=0.1)
-    with pytest.raises(AssertionError, match="sets 'learning_rat', which no notebook takes"):
+    with pytest.raises(AssertionError, match="'learning_rat' is no parameter of any experiment"):
         planned(finished)
 
 

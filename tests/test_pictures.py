@@ -1,4 +1,4 @@
-"""Pictures of clips, flow and maps; how to renew the baselines stands in tests/test_plots.py."""
+"""Pictures of clips, flow and maps; how to renew the baselines stands in tests/report/test_plots.py."""
 
 import base64
 import io
@@ -11,29 +11,31 @@ import pytest
 import torch
 
 from d3d import pictures
-from d3d.data.sprites import SpriteConfig, render
+from d3d.data.sprites import render
 from d3d.study import records
 from d3d.study.records import Record
+from d3d.study.schema import flat
+from tests import configs
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
-SMALL = SpriteConfig(noise=0.0, frames=4, size=32)
+SMALL = configs.clip(noise=0.0, frames=4, size=32)
 
 
 @figure
 def test_clips():
-    return pictures.clips(render(SpriteConfig(noise=0.0), "iid", range(3)), columns=4)
+    return pictures.clips(render(configs.clip(noise=0.0), "iid", range(3)), columns=4)
 
 
 @figure
 def test_flows():
-    clip = render(SpriteConfig(noise=0.0, frames=2, size=32), "iid", range(2))
+    clip = render(configs.clip(noise=0.0, frames=2, size=32), "iid", range(2))
     truth = clip.flow[:, :, 0]
     shown = {"frame": clip.rgb[:, :, 0], "exact": truth, "half of it": truth / 2}
     return pictures.flows(shown, truth)
 
 
 def test_a_film_plays_what_was_rendered():
-    clip = render(SpriteConfig(noise=0.0, frames=5, size=32), "iid", range(2))
+    clip = render(configs.clip(noise=0.0, frames=5, size=32), "iid", range(2))
     html = pictures.film(clip, 1, zoom=2)
     assert clip.table["class"][1] in html
     video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
@@ -50,7 +52,7 @@ def test_a_film_plays_what_was_rendered():
 
 @figure
 def test_attributions():
-    clip = render(SpriteConfig(noise=0.0, size=32, frames=4), "iid", range(2))
+    clip = render(configs.clip(noise=0.0, size=32, frames=4), "iid", range(2))
     maps = {"rgb": clip.mask.float().numpy(), "d3d": clip.rgb.mean(1).numpy()}
     return pictures.attributions(clip.rgb, clip.mask, maps, title="maps")
 
@@ -104,7 +106,7 @@ def test_examples_are_the_first_clips_of_their_programs():
 
 
 def test_decoded_flow_comes_from_the_first_seed_in_the_order_of_the_networks(tmp_path):
-    params = {**vars(SMALL), "endpoint": "Mixed_3c"}
+    params = {**flat(SMALL), "endpoint": "Mixed_3c"}
     truth = render(SMALL, "iid", range(6)).flow.numpy()[:, :, [0, 2]]
     frames = np.array([0, 2])
     for seed, arm, share in ((1, "rgb", 0.0), (0, "tuned", 1.0), (0, "rgb", 0.5)):

@@ -10,14 +10,25 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from d3d.data.sprite_classes import siblings
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import s3dg
-from d3d.study import arms as study
-from d3d.study import records
+from d3d.study import plan, records
+from d3d.study.experiments import EXPERIMENTS
 from tests.video.test_decode import noise_video
 
 pytestmark = pytest.mark.slow
 TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 64, "epochs": 1, "batch_size": 8, "width": 0.1}
+PROFILE = {
+    "seeds": [0],
+    "examined_seeds": [0],
+    "ablation_seeds": [0],
+    "arms": ["rgb", "rgb_twin", "flow", "rgb_longer", "rgb_teacher", "d3d"],
+    "ablations": ["flow_exact", "d3d_exact", "d3d_scratch", "d3d_kl", "d3d_features"],
+    "students": {},
+    "overrides": {},
+    "epochs": TINY["epochs"],
+}
 
 
 def command(name, out, **given) -> list[str]:
@@ -36,26 +47,27 @@ def test_every_experiment_in_turn(tmp_path):
     sizes = TINY | {"results": results}
     data = {k: v for k, v in sizes.items() if k not in ("epochs", "batch_size")}
     probed = data | {"batch_size": 8, "decoder_epochs": 1}
-    runs = [("train", sizes | {"stream": stream}) for stream in ("rgb", "flow")]
-    runs += [("train", sizes | {"arm": "rgb_twin", "twin": 1})]
-    runs += [("train", sizes | {"arm": "flow_exact", "stream": "flow", "flow": "exact"})]
-    profile = {
-        "epochs": 1,
-        "students": {},
-        "arms": {"d3d_kl": {"distance": "kl"}, "d3d_features": {"distance": "features"}},
-    }
-    for arm in study.WRITES["distill"]:
-        given = {k: v for k, v in study.given("distill", arm, 0, profile=profile, results=results).items() if v}
-        runs.append(("distill", sizes | given | ({"lambda_": 0} if arm == "rgb_longer" else {})))
+    runs = []
+    for name in plan.TRAINED:
+        for arm in plan.arms_of(name, PROFILE):
+            given = plan.overrides(name, arm, 0, profile=PROFILE, results=results)
+            runs.append((name, sizes | {k: v for k, v in given.items() if v != ""}))
     runs += [("fuse", {"results": results}), ("probe", probed), ("attribution", data | {"clips": 2, "steps": 2})]
     runs += [("leak", {k: v for k, v in sizes.items() if k != "test_clips"} | {"leak_clips": 16})]
     runs += [("tvl1", {"frames": 4, "size": 16, "pairs": 2, "results": results})]
     for name, given in runs:
         done = papermill(name, out, **given)
         assert done.returncode == 0, done.stderr[-3000:]
-    found = {(r.experiment, r.arm, r.seed) for r in records.read_all(results)}
     # One seed makes no pair of D3D.
-    assert found == {(name, arm, 0) for name, arms in study.WRITES.items() for arm in arms if arm != "d3d_d3d"}
+    expected = {
+        (name, arm, seed)
+        for name in EXPERIMENTS
+        for arm in plan.arms_of(name, PROFILE)
+        for seed in plan.seeds_of(name, PROFILE, name=arm)
+    }
+    assert {(r.experiment, r.arm, r.seed) for r in records.read_all(results)} == expected
+    for record in records.read_all(results, plan.TRAINED):
+        assert records.read_arrays(results, record)["siblings"].tolist() == siblings().tolist()
     table = records.load(results)
     assert table["stand_in"].all()
     assert table[table["metric"].str.endswith("top1")]["value"].between(0, 1).all()
@@ -86,8 +98,8 @@ def test_a_folder_of_videos(tmp_path, videos):
     assert [Path(p).name for p in record.files["refused"]] == ["half.avi"]
     assert "is cut: " in record.files["refused"][str(videos / "wave" / "half.avi")]
     assert not record.stand_in
-    assert 0 <= record.metrics["test/top1"] <= 1
-    assert len(records.read_arrays(results, record)["logits/test"]) == 2
+    assert 0 <= record.metrics["folder/test/top1"] <= 1
+    assert len(records.read_arrays(results, record)["logits/folder/test"]) == 2
 
 
 def test_real_clips(tmp_path, real_clips):
@@ -113,9 +125,9 @@ def test_real_clips(tmp_path, real_clips):
         (
             "train",
             {"learning_rat": 0.1},
-            "'learning_rat' is no parameter of the notebook 'train', which takes ac",
+            "'learning_rat' is no parameter of 'train', which takes ac",
         ),
-        ("train", {"rho": 1.5}, "rho is a probability and must lie in [0, 1], not 1.5"),
+        ("train", {"rho": 1.5}, "rho must lie in [0, 1], not 1.5"),
         ("train", {"dataset": "folder", "root": "/no/such/folder"}, "root '/no/such/folder' does not exist"),
         ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 16 "),
         ("distill", TINY, "a student with lambda_ above 0 needs teacher"),

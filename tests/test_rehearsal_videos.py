@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,11 @@ from d3d.data import load as datasets
 from d3d.flow import extract as flow_extract
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.study import records
-from d3d.train import evaluate
+from d3d.study.schema import changed
+from d3d.train import fuse
 from d3d.train import run as train
 from d3d.video.tables import read_table
+from tests import configs
 from tests.flow.test_extract import moving_video
 from tests.test_rehearsal import papermill
 from tests.video import official
@@ -38,7 +39,7 @@ def network(config, data, given_teacher=None):
     model = train.build(config, data)
     teacher = train.load_teacher(config, data) if given_teacher else None
     history = train.fit(model, config, data, teacher=teacher, report=lambda line: None)
-    return model, history, *train.score(model, data, config.stream)
+    return model, history, *train.score(model, data, config.network.stream)
 
 
 @pytest.mark.parametrize("name", official.SETS)
@@ -61,8 +62,8 @@ def test_from_official_files_to_d3d(tmp_path, name, capsys):
     table = read_table(tmp_path / "table.csv")
     assert table.counts["missing"] == 0
     assert table.table["seconds"].between(0.3, 0.41).all()
-    config = train.TrainConfig(**TINY, **{k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
-    data = datasets.load(config, seed=0, streams=("rgb", "flow"), workers=1)
+    config = configs.training(**TINY, **{k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
+    data = datasets.load(config.data, seed=0, streams=("rgb", "flow"), workers=1)
     assert data.files["missing"] == int(lost)
     assert data.files["found"] == data.files["listed"] - lost
     assert data.files["found"] == len(paths) - lost or name == "hmdb51"  # which lists some for neither side
@@ -71,25 +72,26 @@ def test_from_official_files_to_d3d(tmp_path, name, capsys):
     assert data.files["flow"]["max_px"] <= 4 / 127 / 2 + 1e-5
 
     rgb, _, rgb_metrics, rgb_arrays = network(config, data)
-    flow, _, _, flow_arrays = network(replace(config, stream="flow"), data)
+    flow, _, _, flow_arrays = network(changed(config, stream="flow"), data)
     (split,) = data.tests
+    assert split.startswith(f"{name}/")
     assert len(rgb_arrays[f"logits/{split}"]) == len(data.splits[split])
     assert 0 <= rgb_metrics[f"{split}/top1"] <= 1
     for stream, model in (("rgb", rgb), ("flow", flow)):
         save_checkpoint(tmp_path / f"{stream}.safetensors", model, stream=stream, classes=data.classes)
-    distill = train.DistillConfig(
+    distill = configs.distilling(
         **TINY,
         **{k: str(v) for k, v in given.items()},
         flow_cache=str(tmp_path / "flow"),
         teacher=str(tmp_path / "flow.safetensors"),
         student=str(tmp_path / "rgb.safetensors"),
     )
-    found = datasets.load(distill, seed=0, teacher=train.teacher_streams(distill), workers=1)
+    found = datasets.load(distill.data, seed=0, teacher=train.teacher_streams(distill), workers=1)
     _, history, _, arrays = network(distill, found, given_teacher=True)
     assert all(row["distance"] > 0 for row in history)
     assert history[-1]["loss"] == pytest.approx(history[-1]["cross_entropy"] + history[-1]["distance"], rel=1e-5)
     assert not np.array_equal(arrays[f"logits/{split}"], rgb_arrays[f"logits/{split}"])
-    fused, _ = evaluate.score_fusion([rgb_arrays, flow_arrays])
+    fused, _ = fuse.score_fusion([rgb_arrays, flow_arrays])
     assert 0 <= fused[f"{split}/top1"] <= 1
 
 
@@ -112,7 +114,7 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
     done = papermill("fuse", tmp_path / "out.ipynb", results=results)
     assert done.returncode == 0, done.stderr[-3000:]
     table = records.load(results)
-    top1 = table[table["metric"] == "test/top1"].set_index("arm")["value"]
+    top1 = table[table["metric"] == "folder/test/top1"].set_index("arm")["value"]
     assert set(top1.index) == {"rgb", "flow", "d3d", "two_stream", "two_stream_logits", "d3d_rgb"}
     assert not table["stand_in"].any()
     record = json.loads((results / "distill" / "d3d-seed0.json").read_text())
@@ -138,15 +140,15 @@ def test_flow_that_is_missing_or_another_is_refused(tmp_path, changes, sentence)
     spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
     flow_extract.open_cache(tmp_path / "flow", spec, create=True)
     changes = {k: str(tmp_path / "flow") if v == "FLOW" else v for k, v in changes.items()}
-    config = train.TrainConfig(**TINY | {k: str(v) for k, v in given.items()} | changes)
+    config = configs.training(**TINY | {k: str(v) for k, v in given.items()} | changes)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        datasets.load(config, seed=0, streams=("flow",))
+        datasets.load(config.data, seed=0, streams=("flow",))
 
 
 def test_videos_without_flow_are_named(tmp_path):
     given = official.folder(tmp_path / "videos", film)
     spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
     flow_extract.open_cache(tmp_path / "flow", spec, create=True)
-    config = train.TrainConfig(**TINY | {k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
+    config = configs.training(**TINY | {k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
     with pytest.raises(ValueError, match=r"class 'swim' .* has no flow in .*flow: run `d3d flow` again"):
-        datasets.load(config, seed=0, streams=("flow",))
+        datasets.load(config.data, seed=0, streams=("flow",))

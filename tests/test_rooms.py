@@ -1,7 +1,11 @@
 """The house: what may be in which room, and which way imports go."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,19 +13,20 @@ import pytest
 from d3d.study.records import ROOT
 
 PACKAGE = ROOT / "d3d"
-TOOLS = {"files", "progress"}
+TOOLS = {"files", "progress", "public"}
 # What each room may import beside itself.
 MAY_IMPORT = {
     "files": set(),
     "progress": {"files"},
+    "public": set(),
     "video": TOOLS,
     "s3dg": TOOLS | {"video"},
     "flow": TOOLS | {"video"},
     "study": TOOLS,
-    "data": TOOLS | {"video", "flow", "study", "s3dg"},
+    "data": TOOLS | {"video", "flow", "study"},
     "train": TOOLS | {"data", "s3dg", "study"},
     "probing": TOOLS | {"train", "data", "s3dg", "flow", "study"},
-    "report": TOOLS | {"study", "data", "pictures"},
+    "report": TOOLS | {"study"},
     "pictures": TOOLS | {"data", "flow", "video", "report", "study"},
 }
 
@@ -49,6 +54,58 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_every_room_is_known():
     assert {room_of(path) for path in modules()} == set(MAY_IMPORT)
+
+
+ROOMS = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_what_may_be_in_it_and_costs_nothing_to_enter(room):
+    code = (
+        f"import sys, d3d.{room}; print(len([m for m in sys.modules if m.startswith('d3d')]), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "False"]
+    package = import_module(f"d3d.{room}")
+    assert package.__doc__.startswith("The only place ")
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing': its public names are"):
+        package.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_package_imports_modules_and_not_the_names_of_a_room(path):
+    """Or a room's list of names would hide what a run computes with."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("d3d."):
+            module = ROOT.joinpath(*node.module.split("."))
+            for alias in node.names:
+                assert module.with_suffix(".py").is_file() or (module / f"{alias.name}.py").is_file(), alias.name
+
+
+@pytest.mark.parametrize("room", ["study", "report"])
+def test_a_room_without_torch(room):
+    names = [f"d3d.{room}.{p.stem}" for p in sorted((PACKAGE / room).glob("*.py")) if p.stem != "__init__"]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_the_verdict_chapter_needs_no_torch(tmp_path):
+    """Nor UCF101's annotations, nor TV-L1's kernels: records, the ledger and figures."""
+    cells = json.loads((ROOT / "notebooks/chapters/verdict.ipynb").read_text())["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    code = code.replace('"results/smoke"', '"results/h200.jsonl"').replace(
+        "from myst_nb import glue", "glue = lambda *_, **__: None"
+    )
+    path = tmp_path / "verdict.py"
+    path.write_text(
+        f"{code}\nimport sys\nprint(sorted(m for m in sys.modules if m == 'torch' or m.startswith('d3d.')))"
+    )
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+    loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert "torch" not in loaded
+    assert {name.split(".")[1] for name in loaded} <= {"report", "study", *TOOLS}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -1,1 +1,12 @@
-"""."""
+"""The only place where clips become what networks see: rendered sprites, files, and sets of either."""
+
+from d3d.public import public
+
+PUBLIC = {
+    "CLASSES": "sprite_classes",
+    "render": "sprites",
+    "Clips": "clips",
+    "Batch": "clips",
+}
+__all__ = list(PUBLIC)
+__getattr__ = public(__name__, PUBLIC)

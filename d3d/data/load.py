@@ -1,6 +1,6 @@
 """Data sets as splits of clips: moving sprites, and video files in the layouts of the field.
 
-data = load(DataConfig(dataset="sprites", rho=0.5), seed=3, streams=("rgb", "flow"), device="cuda")
+data = load(config.data, seed=3, streams=("rgb", "flow"), device="cuda")
 data.splits["iid"].inputs("rgb", index)
 d3d data --dataset ucf101 --root UCF-101 --annotations ucfTrainTestlist     # what is there?
 """
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -18,72 +18,22 @@ import pandas as pd
 import torch
 
 from d3d.data.clips import ClipSet
-from d3d.data.sprite_classes import CLASSES
-from d3d.data.sprite_clips import STRESS, SpriteDataConfig, sprite_clips, stress_clips
+from d3d.data.sprite_classes import CLASSES, siblings
+from d3d.data.sprite_clips import STRESS, sprite_clips, stress_clips
 from d3d.data.sprites import SPLITS
 from d3d.progress import Progress
-from d3d.s3dg.checkpoints import STREAMS
+from d3d.study.parameters import STREAMS, DataConfig
 from d3d.video import annotations
 from d3d.video.tables import write_table
 
-DATASETS = ("sprites", *annotations.DATASETS)
 DAMAGED = ("skip", "raise")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig(SpriteDataConfig):
-    """What to load: sprites, or video files at root in the layout `dataset` (d3d.annotations).
-
-    annotations: folder of the set's annotation files, root if empty. split: 1, 2 or 3 of UCF101 and HMDB51. Of files
-    `frames` at `fps` a second are shown, the short side of short_side pixels (0: size), size x size of it; flow_cache
-    is the folder that `d3d flow` filled at this fps, short_side and bound. view_clips, view_crops: stretches
-    of a test video and squares of each over which predictions are averaged. damaged: skip the unreadable, or raise.
-    """
-
-    dataset: str = "sprites"
-    root: str = ""
-    annotations: str = ""
-    split: int = 1
-    fps: float = 25.0
-    short_side: int = 0
-    view_clips: int = 1
-    view_crops: int = 1
-    damaged: str = "skip"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dataset not in DATASETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, not {self.dataset!r}")
-        if self.dataset == "ava":
-            raise ValueError("dataset 'ava' has several labels a clip, which no stream here is trained on")
-        if self.dataset != "sprites" and not self.root:
-            raise ValueError(f"dataset {self.dataset!r} needs root: the folder of its videos, or a table's CSV file")
-        for name in ("root", "annotations"):
-            if self.dataset == "sprites" and getattr(self, name):
-                raise ValueError(f"{name} is only for video files, not for dataset 'sprites'")
-        if self.dataset != "sprites" and self.flow == "exact":
-            raise ValueError(f"flow 'exact' is known of sprites only, dataset {self.dataset!r} has tvl1")
-        if not self.fps > 0:
-            raise ValueError(f"fps must be positive, not {self.fps}")
-        if self.short_side and self.short_side < self.size:
-            raise ValueError(f"short_side must be 0 (size) or at least size ({self.size}), not {self.short_side}")
-        for name in ("view_clips", "view_crops"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.damaged not in DAMAGED:
-            raise ValueError(f"damaged must be one of {', '.join(DAMAGED)}, not {self.damaged!r}")
-
-
-# What two networks agree on where they were tested on the same clips, however each looks at them.
-SAME_CLIPS = tuple(
-    f.name for f in fields(DataConfig) if f.name not in ("bound", "flow_cache", "view_clips", "view_crops")
-)
 
 
 @dataclass(frozen=True)
 class Data:
     """`splits["train"]` and the splits to test on. Of files: `counts` of clips listed, found and missing, the names of
-    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow."""
+    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow. siblings:
+    of each class the other of its pair, -1 where it has none."""
 
     classes: tuple[str, ...]
     splits: dict[str, ClipSet]
@@ -91,6 +41,7 @@ class Data:
     missing: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     flow: dict[str, float] = field(default_factory=dict)
+    siblings: tuple[int, ...] = ()
 
     @property
     def files(self) -> dict[str, object]:
@@ -106,7 +57,7 @@ class Data:
 
 
 def load(
-    config: SpriteDataConfig,
+    config: DataConfig,
     *,
     seed: int,
     streams: tuple[str, ...] = ("rgb",),
@@ -122,14 +73,14 @@ def load(
     """
     if unknown := {*streams, *teacher} - set(STREAMS):
         raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
-    if isinstance(config, DataConfig) and config.dataset != "sprites":
+    if config.files.dataset != "sprites":
         return _files(config, streams, teacher, device, workers)
     flow = "flow" in (*streams, *teacher)
     splits = {"train": sprite_clips(config, f"train/{seed}", config.train_clips, flow=flow, device=device)}
     for name in (*SPLITS, *STRESS):
         tested = stress_clips if name in STRESS else sprite_clips
         splits[name] = tested(config, name, config.test_clips, flow="flow" in streams, device=device)
-    return Data(tuple(c.name for c in CLASSES), splits)
+    return Data(tuple(c.name for c in CLASSES), splits, siblings=tuple(siblings().tolist()))
 
 
 def checked(
@@ -188,60 +139,62 @@ def _files(
     from d3d.flow.opencv import cores
     from d3d.video.decode import VideoError
 
-    root = Path(config.root)
+    files, root = config.files, Path(config.files.root)
     if workers > cpu_count():
         raise ValueError(
             f"workers is {workers}, this machine has {cpu_count()} cores: ask for no more, or 0 for one a core"
         )
     view = View(
-        frames=config.frames, size=config.size, fps=config.fps, short_side=config.short_side or config.size,
-        bound=config.bound, clips=config.view_clips, crops=config.view_crops,
+        frames=config.clip.frames, size=config.clip.size, fps=files.fps,
+        short_side=files.short_side or config.clip.size, bound=config.flow.bound, clips=files.view_clips,
+        crops=files.view_crops,
     )  # fmt: skip
-    listing = annotations.read(config.dataset, root, annotations=config.annotations, split=config.split)
-    table, refused = checked(listing.table, damaged=config.damaged)
+    listing = annotations.read(files.dataset, root, annotations=files.annotations, split=files.split)
+    table, refused = checked(listing.table, damaged=files.damaged)
     if table.empty:
         raise ValueError(
-            f"root {config.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
+            f"root {files.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
         )
     if "flow" in (*streams, *teacher):
-        if not config.flow_cache:
+        if not config.flow.flow_cache:
             raise ValueError(
                 "the temporal stream needs flow_cache: the folder that "
-                f"`d3d flow --dataset {config.dataset} --root {config.root} --out FOLDER` fills"
+                f"`d3d flow --dataset {files.dataset} --root {files.root} --out FOLDER` fills"
             )
-        open_cache(config.flow_cache, view.flow)
+        open_cache(config.flow.flow_cache, view.flow)
         below = root.parent if root.is_file() else root
-        table["flow"] = [str(fields_path(config.flow_cache, below, path)) for path in table["path"]]
+        table["flow"] = [str(fields_path(config.flow.flow_cache, below, path)) for path in table["path"]]
         wanting = ~table["flow"].map(lambda path: Path(path).is_file())
         if "flow" not in streams:
             wanting &= table["split"].isin(["train", ""])
-        known = refusals(config.flow_cache)
+        known = refusals(config.flow.flow_cache)
         for path in table.loc[wanting, "path"]:
             name = os.path.relpath(path, below)  # as the cache names it
-            refused[path] = known.get(name, f"{path} has no flow in {config.flow_cache}: run `d3d flow` again")
+            refused[path] = known.get(name, f"{path} has no flow in {config.flow.flow_cache}: run `d3d flow` again")
         table = table[~wanting].reset_index(drop=True)
-    if refused and config.damaged == "raise":
+    if refused and files.damaged == "raise":
         raise VideoError(next(iter(refused.values())))
     for name in listing.classes:
         if name not in set(table["class"]):
             own = set(listing.table.loc[listing.table["class"] == name, "path"])
             reasons = "; ".join(why for path, why in refused.items() if path in own) or "none was found"
-            raise ValueError(f"class {name!r} of root {config.root!r} has no video that can be read: {reasons}")
+            raise ValueError(f"class {name!r} of root {files.root!r} has no video that can be read: {reasons}")
     if (table["split"] == "").all():
         # Held out among the readable files only, so that a damaged one never empties a split.
         table["split"] = _hold_out(table)
     splits = {}
     for split in ["train", *sorted(set(table["split"]) - {"train", ""})]:
+        name = split if split == "train" else f"{files.dataset}/{split}"
         rows = table[table["split"] == split].reset_index(drop=True)
         labels = torch.from_numpy(rows["label"].to_numpy(copy=True)).to(device)
-        splits[split] = FileClips(
-            table=rows, labels=labels, view=view, damaged=config.damaged, workers=workers or cores(), unread=refused
+        splits[name] = FileClips(
+            table=rows, labels=labels, view=view, damaged=files.damaged, workers=workers or cores(), unread=refused
         )
     if not len(splits["train"]):
-        raise ValueError(f"root {config.root!r} has no training video that can be read")
+        raise ValueError(f"root {files.root!r} has no training video that can be read")
     if len(splits) == 1:
-        raise ValueError(f"root {config.root!r} has too few videos to hold any out for testing: give a class two")
-    flow = summary(config.flow_cache) if "flow" in table else {}
+        raise ValueError(f"root {files.root!r} has too few videos to hold any out for testing: give a class two")
+    flow = summary(config.flow.flow_cache) if "flow" in table else {}
     return Data(listing.classes, splits, listing.counts, listing.missing, refused, flow)
 
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 PROGRAMS = (
     "right",
     "left",
@@ -37,7 +39,6 @@ FAMILIES = (
 )
 # What a family's name says: its outline and its texture.
 OUTLINE_OF, TEXTURE_OF = (tuple(part) for part in zip(*(family.split("-") for family in FAMILIES), strict=True))
-GROUPS = ("motion", "appearance", "both")
 
 
 class SpriteClass(NamedTuple):
@@ -74,3 +75,14 @@ _BACKWARDS = {"right": "left", "clockwise": "counterclockwise", "orbit": "counte
 _BACKWARDS |= {there: back for back, there in _BACKWARDS.items()}
 # The label of a class's clips played backwards; none where no class means that.
 REVERSED = tuple(_BY_MEANING.get((c.group, _BACKWARDS.get(c.program, c.program), c.family)) for c in CLASSES)
+
+
+def siblings() -> np.ndarray:
+    """For each class the other one of its pair (K,): same family for motion, same program for appearance; else −1."""
+    shared = {"motion": lambda c: c.family, "appearance": lambda c: c.program}
+    found = np.full(len(CLASSES), -1)
+    for i, a in enumerate(CLASSES):
+        for j, b in enumerate(CLASSES):
+            if i != j and a.group == b.group and a.group in shared and shared[a.group](a) == shared[a.group](b):
+                found[i] = j
+    return found

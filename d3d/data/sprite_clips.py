@@ -1,6 +1,6 @@
 """Sets of moving sprites, with flow as the temporal stream sees it: exact, or TV-L1, kept on disk once computed.
 
-clips = sprite_clips(SpriteDataConfig(rho=0.5), "iid", 4000, flow=True, device="cuda")
+clips = sprite_clips(config.data, "iid", 4000, flow=True, device="cuda")
 """
 
 import fcntl
@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,67 +19,34 @@ from torch import Tensor
 from d3d.data import sprites
 from d3d.data.clips import Clips
 from d3d.data.sprite_classes import CLASSES, REVERSED
-from d3d.data.sprites import SpriteConfig
 from d3d.files import write_atomic
 from d3d.flow import estimate as flows
+from d3d.study.parameters import ClipConfig, DataConfig
+from d3d.study.staleness import code_hash
 
-FLOWS = ("tvl1", "exact")
 # Test splits made of the clips of iid, and the order in which their moments are filmed.
 STRESS = {"shuffled": "shuffled", "reversed": "backwards", "frozen": "frozen"}
 # Rendered at once on a CPU, whose cache holds few, and on a GPU, which only many small clips keep busy.
 RENDER_PIXELS = (2**19, 2**25)
 # What decides a clip's TV-L1 flow.
-SOURCES = (
-    "data/sprite_classes",
-    "data/sprites",
-    "data/sprite_clips",
-    "flow/estimate",
-    "flow/fields",
-    "flow/kernels",
-    "flow/opencv",
-)
+SOURCES = ("d3d.data.sprite_clips", "d3d.data.sprites", "d3d.flow.estimate")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpriteDataConfig(SpriteConfig):
-    """Sprites for both streams.
-
-    train_clips, test_clips: sprites a split. flow: what the temporal stream sees, tvl1 as in the paper or exact. bound:
-    flow is clipped to ± bound pixels and divided by it. flow_cache: folder in which TV-L1 is kept for later runs.
-    """
-
-    train_clips: int = 512
-    test_clips: int = 256
-    flow: str = "tvl1"
-    bound: float = 5.0
-    flow_cache: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.flow not in FLOWS:
-            raise ValueError(f"flow must be one of {', '.join(FLOWS)}, not {self.flow!r}")
-        if not self.bound > 0:
-            raise ValueError(f"bound must be positive, not {self.bound}")
-        for name in ("train_clips", "test_clips"):
-            if getattr(self, name) < len(CLASSES):
-                raise ValueError(f"{name} must be at least {len(CLASSES)}, one a class, not {getattr(self, name)}")
-
-
-def _at_once(config: SpriteConfig, device: torch.device | str) -> int:
-    return max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (config.frames * config.size**2))
+def _at_once(clip: ClipConfig, device: torch.device | str) -> int:
+    return max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (clip.frames * clip.size**2))
 
 
 def rendered(
-    config: SpriteConfig, split: str, count: int, *, played: str = "forwards", device: torch.device | str = "cpu"
+    clip: ClipConfig, split: str, count: int, *, played: str = "forwards", device: torch.device | str = "cpu"
 ) -> Iterator[sprites.Rendered]:
     """The first `count` clips of a split, as many at once as suit the device."""
-    size = _at_once(config, device)
+    size = _at_once(clip, device)
     for i in range(0, count, size):
-        yield sprites.render(config, split, range(i, min(i + size, count)), played=played, device=device)
+        yield sprites.render(clip, split, range(i, min(i + size, count)), played=played, device=device)
 
 
 def sprite_clips(
-    config: SpriteDataConfig,
+    config: DataConfig,
     split: str,
     count: int,
     *,
@@ -93,8 +60,8 @@ def sprite_clips(
     Flow is held in half precision, exact to a thousandth of a pixel where it moves less than two a frame.
     """
     rgb, true, mask, tables = [], [], [], []
-    exact = flow and config.flow == "exact"
-    for part in rendered(config, split, count, played=played, device=device):
+    exact = flow and config.flow.flow == "exact"
+    for part in rendered(config.clip, split, count, played=played, device=device):
         rgb.append((part.rgb * 255).round_().to(torch.uint8))
         mask.append(part.mask)
         tables.append(part.table)
@@ -112,11 +79,11 @@ def sprite_clips(
         mask=torch.cat(mask),
         labels=torch.from_numpy(table["label"].to_numpy(copy=True)).to(device),
         table=table,
-        bound=config.bound,
+        bound=config.flow.bound,
     )
 
 
-def stress_clips(config: SpriteDataConfig, name: str, count: int, **asked) -> Clips:
+def stress_clips(config: DataConfig, name: str, count: int, **asked) -> Clips:
     """The clips of iid as STRESS plays them; `reversed` has the labels of the reversed motion, without those of none.
 
     asked: flow, truth and device, as of `sprite_clips`.
@@ -134,17 +101,17 @@ def stress_clips(config: SpriteDataConfig, name: str, count: int, **asked) -> Cl
     return replace(clips, **kept, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
 
 
-def _tvl1(config: SpriteDataConfig, clips: str, frames: Tensor) -> Tensor:
+def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
     """TV-L1 (N, 2, T, H, W), float16, of frames as both streams get them: uint8 (N, 3, T, H, W)."""
 
     def compute() -> Tensor:
-        parts = frames.split(_at_once(config, frames.device))
+        parts = frames.split(_at_once(config.clip, frames.device))
         return torch.cat([flows.tvl1_clip(part.float() / 255).half() for part in parts])
 
-    if not config.flow_cache:
+    if not config.flow.flow_cache:
         return compute()
-    name, source = _names(config, clips, frames.device.type)
-    path = Path(config.flow_cache) / f"{name}-{source}.npy"
+    name, source = _names(config.clip, clips, frames.device.type)
+    path = Path(config.flow.flow_cache) / f"{name}-{source}.npy"
     with _held(path.with_name(f"{name}.lock")):
         if not path.is_file():
             # What other code made, and what a killed run left half written: a gigabyte each.
@@ -164,12 +131,11 @@ def _tvl1(config: SpriteDataConfig, clips: str, frames: Tensor) -> Tensor:
         raise ValueError(f"{path} is no whole array of flow: delete it, the next run makes it anew ({error})") from None
 
 
-def _names(config: SpriteDataConfig, clips: str, device: str) -> tuple[str, str]:
+def _names(clip: ClipConfig, clips: str, device: str) -> tuple[str, str]:
     """What names these clips' flow, with these knobs on this kind of device; and the code that computes it."""
-    knobs = {f.name: getattr(config, f.name) for f in fields(SpriteConfig)} | {"device": device}
+    knobs = asdict(clip) | {"device": device}
     digest = hashlib.sha256(str(sorted(knobs.items())).encode()).hexdigest()[:12]
-    source = hashlib.sha256(b"".join(Path(__file__).parents[1].joinpath(f"{name}.py").read_bytes() for name in SOURCES))
-    return f"{clips.replace('/', '').replace(' ', '-')}-{digest}", source.hexdigest()[:12]
+    return f"{clips.replace('/', '').replace(' ', '-')}-{digest}", code_hash(*SOURCES)[:12]
 
 
 @contextmanager

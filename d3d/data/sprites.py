@@ -1,6 +1,6 @@
 """Controlled clips: a coloured target and a grey distractor moving over a textured background.
 
-    config = SpriteConfig(rho=0.5)
+    config = ClipConfig(rho=0.5, frames=16, size=64)
     batch = render(config, "iid", range(64), device="cuda")
     batch.rgb, batch.flow, batch.mask, batch.table
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from d3d.data.sprite_classes import CLASSES, FAMILIES, OUTLINE_OF, PROGRAMS, SHAPES, TEXTURE_OF, TEXTURES
+from d3d.study.parameters import ClipConfig
 
 SPLITS = ("val", "iid", "decorrelated")
 PLAYED = ("forwards", "backwards", "shuffled", "frozen")
@@ -28,40 +29,6 @@ SPEEDS = {"drift": 0.6, "dash": 1.6}  # of the other programs' speed; told apart
 LOBE_DEPTH = 0.35
 DISTRACTOR = 0.6  # its radius, of a target's: flow cannot see colour, but the smaller mover is not the one asked for
 LIGHT, TINT = 0.3, 0.2  # how far texture and hue leave middle grey at full contrast
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpriteConfig:
-    """Knobs of the controlled data.
-
-    rho: probability that a clip shows its class's own family where appearance does not define the class.
-    frames, size: T, and H = W in pixels. extent: mean radius of the target, as a share of the frame's side.
-    amplitude: speed of the sprites in pixels a frame. contrast: of their texture and colour. camera: fastest drift of
-    the background in pixels a frame. noise: standard deviation of the sensor noise, in [0, 1] units.
-    """
-
-    rho: float = 0.5
-    frames: int = 16
-    size: int = 64
-    extent: float = 0.18
-    amplitude: float = 1.5
-    contrast: float = 1.0
-    camera: float = 0.5
-    noise: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rho <= 1:
-            raise ValueError(f"rho is a probability and must lie in [0, 1], not {self.rho}")
-        if not 0 < self.contrast <= 1:
-            raise ValueError(f"contrast must lie in (0, 1], not {self.contrast}")
-        # Grown by half of a factor of two, the largest sprite must not meet itself around the torus.
-        if not 0.05 <= self.extent <= 0.28:
-            raise ValueError(f"extent must lie between 0.05 and 0.28 of the frame's side, not {self.extent}")
-        if self.frames < 2 or self.size < 16:
-            raise ValueError(f"a clip needs at least 2 frames of 16 pixels, not {self.frames} of {self.size}")
-        for name in ("amplitude", "camera", "noise"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, it is {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +52,7 @@ class Rendered:
 
 
 def render(
-    config: SpriteConfig,
+    config: ClipConfig,
     split: str,
     indices: Sequence[int],
     *,
@@ -148,13 +115,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def _camera(config: SpriteConfig, draw: _Draws, times: np.ndarray) -> np.ndarray:
+def _camera(config: ClipConfig, draw: _Draws, times: np.ndarray) -> np.ndarray:
     """Where the background stands at each frame, as a complex offset in pixels (B, T)."""
     velocity = config.camera * draw("camera speed") * np.exp(1j * draw("camera angle", 0, 2 * np.pi))
     return velocity[:, None] * times
 
 
-def _times(config: SpriteConfig, draw: _Draws, played: str) -> np.ndarray:
+def _times(config: ClipConfig, draw: _Draws, played: str) -> np.ndarray:
     """The moments that the frames show, counted in frames from the middle of the clip (1, T), or (B, T)."""
     t = np.arange(config.frames) - (config.frames - 1) / 2
     if played == "shuffled":
@@ -167,7 +134,7 @@ class _Sprite:
 
     def __init__(
         self,
-        config: SpriteConfig,
+        config: ClipConfig,
         draw: _Draws,
         name: str,
         times: np.ndarray,
@@ -225,7 +192,7 @@ class _Sprite:
 
 
 def _paint(
-    config: SpriteConfig, draw: _Draws, camera: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
+    config: ClipConfig, draw: _Draws, camera: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, flow and layers. Everything is a sum of a row and a column: no wave is computed a pixel at a time."""
     grid = torch.arange(config.size, device=device, dtype=torch.float32)

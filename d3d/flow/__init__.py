@@ -1,1 +1,15 @@
-"""."""
+"""The only place where optical flow is computed, compared, coloured and kept on disk."""
+
+from d3d.public import public
+
+PUBLIC = {
+    "tvl1": "estimate",
+    "tvl1_clip": "estimate",
+    "warp": "fields",
+    "endpoint_error": "fields",
+    "score": "fields",
+    "occluded": "fields",
+    "colours": "fields",
+}
+__all__ = list(PUBLIC)
+__getattr__ = public(__name__, PUBLIC)

@@ -1,6 +1,5 @@
 """Where a decision lies in a clip, and how much of it is motion; Captum does the attributing."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,27 +8,29 @@ from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from torch import Tensor
 
 from d3d.data.clips import Clips
-from d3d.data.sprite_clips import SpriteDataConfig
+from d3d.data.load import load
+from d3d.probing.networks import arm_network
 from d3d.s3dg.network import S3DG
+from d3d.study.arms import examined_by
+from d3d.study.run import Run
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttributionConfig(SpriteDataConfig):
-    """What is attributed; the fields are the parameters of notebooks/experiments/attribution.ipynb."""
-
-    seed: int = 0
-    width: float = 0.25
-    clips: int = 16
-    steps: int = 32
-    endpoint: str = "Mixed_4f"
-    results: str = "results/local"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.clips <= self.test_clips:
-            raise ValueError(f"clips must lie between 1 and test_clips ({self.test_clips}), not {self.clips}")
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, not {self.steps}")
+def run(this: Run) -> None:
+    """Writes a record of every examined arm whose weights are below the run's results."""
+    config = this.config
+    with this.phase("data"):
+        data = load(config.data, seed=config.run.seed, device=this.device)
+    for arm in examined_by("attribution"):
+        found = arm_network(
+            config.run.results, arm, config.run.seed, width=config.network.width, fit=data.splits["train"]
+        )
+        if found is None:
+            continue
+        with this.phase("attribute"):
+            metrics, arrays = explain(
+                found[0], data.splits["iid"], clips=config.clips, steps=config.steps, endpoint=config.look.endpoint
+            )
+        this.write(arm, metrics, arrays=arrays)
 
 
 class Attributed(NamedTuple):

@@ -4,7 +4,7 @@ Two motion classes form a pair where appearance cannot tell them: choosing betwe
 chance. All is tested on `decorrelated`, where appearance has nothing to do with the motion.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,53 +14,28 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from d3d.data.load import Data
-from d3d.data.sprite_classes import CLASSES
+from d3d.data.sprite_classes import CLASSES, siblings
 from d3d.data.sprite_clips import rendered, sprite_clips
-from d3d.data.sprites import SpriteConfig
-from d3d.train.config import TrainConfig
+from d3d.study.parameters import LeakConfig
+from d3d.study.run import Run
+from d3d.study.schema import changed
 from d3d.train.evaluate import predict
 from d3d.train.loop import fit
 from d3d.train.networks import build
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeakConfig(SpriteConfig):
-    """Clips and training of the controls; the fields are the parameters of notebooks/experiments/leak.ipynb.
-
-    leak_clips: clips to test on. Half of them are of motion pairs: 16,000 tell two points from chance.
-    """
-
-    seed: int = 0
-    train_clips: int = 512
-    leak_clips: int = 256
-    epochs: int = 8
-    batch_size: int = 32
-    learning_rate: float = 0.1
-    width: float = 0.25
-    results: str = "results/local"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.frames < 3:
-            raise ValueError(f"the controls look at three frames on end: frames must be at least 3, not {self.frames}")
-        for name in ("train_clips", "leak_clips"):
-            if getattr(self, name) < len(CLASSES):
-                raise ValueError(f"{name} must be at least {len(CLASSES)}, one a class, not {getattr(self, name)}")
-
-    def moments(self) -> dict[str, int]:
-        """The frames that are looked at."""
-        return {"first": 0, "middle": self.frames // 2, "last": self.frames - 1}
+def run(this: Run) -> None:
+    """Writes the records `pose` and `one_frame` of a run."""
+    for name, phase, control in (("pose", "pose", pose), ("one_frame", "train", one_frame)):
+        with this.phase(phase):
+            metrics = control(this.config, this.device)
+        this.write(name, metrics)
+        print(metrics)
 
 
-def siblings() -> np.ndarray:
-    """For each class the other one of its pair (K,): same family for motion, same program for appearance; else −1."""
-    shared = {"motion": lambda c: c.family, "appearance": lambda c: c.program}
-    found = np.full(len(CLASSES), -1)
-    for i, a in enumerate(CLASSES):
-        for j, b in enumerate(CLASSES):
-            if i != j and a.group == b.group and a.group in shared and shared[a.group](a) == shared[a.group](b):
-                found[i] = j
-    return found
+def moments(frames: int) -> dict[str, int]:
+    """The frames that are looked at."""
+    return {"first": 0, "middle": frames // 2, "last": frames - 1}
 
 
 def pair_accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -80,13 +55,13 @@ def one_frame(config: LeakConfig, device: torch.device | str = "cpu") -> dict[st
 
     The appearance pairs are the positive control: a frame does tell those, so the network can learn from frames.
     """
-    shared = {f.name: getattr(config, f.name) for f in fields(TrainConfig) if hasattr(config, f.name)}
-    training = TrainConfig(**shared, test_clips=config.leak_clips, stream="rgb")
-    train = sprite_clips(training, f"train/{config.seed}", training.train_clips, device=device)
-    test = sprite_clips(training, "decorrelated", training.test_clips, device=device)
+    training = changed(config.train, test_clips=config.leak_clips)
+    shown = training.data
+    train = sprite_clips(shown, f"train/{training.run.seed}", shown.train_clips, device=device)
+    test = sprite_clips(shown, "decorrelated", shown.test_clips, device=device)
     classes = tuple(c.name for c in CLASSES)
     metrics = {}
-    for moment, t in config.moments().items():
+    for moment, t in moments(config.train.data.clip.frames).items():
         splits = {
             name: replace(clips, rgb=clips.rgb[:, :, t : t + 1])
             for name, clips in {"train": train, "decorrelated": test}.items()
@@ -104,19 +79,20 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
 
     `three/motion_pairs` is the positive control: the poses of three frames on end tell the motion.
     """
-    moments = {name: [t] for name, t in config.moments().items()} | {"three": [0, 1, 2]}
+    shown, seed = config.train.data, config.train.run.seed
+    looked_at = {name: [t] for name, t in moments(shown.clip.frames).items()} | {"three": [0, 1, 2]}
     poses, labels = {}, {}
-    for split, count in {f"train/{config.seed}": config.train_clips, "decorrelated": config.leak_clips}.items():
+    for split, count in {f"train/{seed}": shown.train_clips, "decorrelated": config.leak_clips}.items():
         # Part by part: all frames of so many clips would fill tens of GB.
-        parts = [(p.pose, p.table) for p in rendered(config, split, count, device=device)]
+        parts = [(p.pose, p.table) for p in rendered(shown.clip, split, count, device=device)]
         table = pd.concat([table for _, table in parts])
         moving = (table["group"] == "motion").to_numpy()
         poses[split] = np.concatenate([found for found, _ in parts])[moving]
         labels[split] = table["label"].to_numpy()[moving]
     metrics = {}
     train, test = poses
-    for moment, frames in moments.items():
-        x = {split: _features(found[:, frames], config.size) for split, found in poses.items()}
+    for moment, frames in looked_at.items():
+        x = {split: _features(found[:, frames], shown.clip.size) for split, found in poses.items()}
         model = make_pipeline(PolynomialFeatures(2), StandardScaler(), LogisticRegression(max_iter=500, C=0.1))
         model.fit(x[train], labels[train])
         scores = np.full((len(x[test]), len(CLASSES)), -np.inf)

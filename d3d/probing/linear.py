@@ -1,14 +1,14 @@
 """What frozen endpoints know: linear probes with control tasks (Hewitt and Liang 2019).
 
-    sets = probed_sets(config, device="cuda")
+    sets = probed_sets(config.data, device="cuda")
     metrics = linear_probes(model, sets, "rgb")           # Mixed_4f/velocity/r2_within, …
 
-Flow decoders on the same endpoints are in d3d.decoders.
+Flow decoders on the same endpoints are in d3d.probing.decoders.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +21,9 @@ from threadpoolctl import threadpool_limits
 
 from d3d.data.clips import Clips
 from d3d.data.sprite_classes import CLASSES, SHAPES, TEXTURES
-from d3d.data.sprite_clips import SpriteDataConfig, sprite_clips
+from d3d.data.sprite_clips import sprite_clips
 from d3d.s3dg.network import MIXED, S3DG
-from d3d.study import arms as study
+from d3d.study.parameters import MAX_SEED, DataConfig
 from d3d.train.evaluate import AT_ONCE
 
 # Every endpoint that computes something new; the others pool.
@@ -33,40 +33,6 @@ TARGETS = (*MOTION, "time_order", "hue", "texture", "shape")
 # What the largest of several columns names, or the sign of one.
 CATEGORIES = ("time_order", "texture", "shape")
 ALPHAS = np.logspace(-1, 5, 7)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeConfig(SpriteDataConfig):
-    """What is probed; the fields are the parameters of notebooks/experiments/probe.ipynb.
-
-    endpoint: the one that a dense decoder reads. decoder_epochs: of every flow decoder. pictures: clips whose decoded
-    flow is kept.
-    """
-
-    seed: int = 0
-    width: float = 0.25
-    endpoint: str = "Mixed_4f"
-    decoder_epochs: int = 8
-    batch_size: int = 32
-    pictures: int = 0
-    results: str = "results/local"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("train_clips", "test_clips"):
-            if getattr(self, name) < 4 * len(CLASSES):
-                raise ValueError(
-                    f"probes look within classes: {name} must be at least {4 * len(CLASSES)}, four a class, "
-                    f"not {getattr(self, name)}"
-                )
-        if self.endpoint not in ENDPOINTS:
-            raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {self.endpoint!r}")
-        if self.decoder_epochs < 1 or self.batch_size < 2:
-            raise ValueError(
-                f"decoder_epochs must be at least 1 and batch_size 2, not {self.decoder_epochs} and {self.batch_size}"
-            )
-        if not 0 <= self.pictures <= self.test_clips:
-            raise ValueError(f"pictures must lie between 0 and test_clips ({self.test_clips}), not {self.pictures}")
 
 
 class Sets(NamedTuple):
@@ -85,7 +51,7 @@ class Sample(NamedTuple):
     table: pd.DataFrame
 
 
-def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> Sets:
+def probed_sets(config: DataConfig, *, device: torch.device | str = "cpu") -> Sets:
     """The clips of all seeds' probes, with flow both seen and true."""
 
     def both(split: str, count: int) -> tuple[Clips, Clips]:
@@ -103,7 +69,7 @@ def probed_sets(config: ProbeConfig, *, device: torch.device | str = "cpu") -> S
 
     # Seeds of trained networks stay below: no network has seen these clips.
     (fit, fit_mixed), (test, test_mixed) = (
-        both(f"train/{study.MAX_SEED}", config.train_clips),
+        both(f"train/{MAX_SEED}", config.train_clips),
         both("iid", config.test_clips),
     )
     return Sets(fit, test, fit_mixed, test_mixed)

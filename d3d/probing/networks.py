@@ -6,7 +6,8 @@ from d3d.data.clips import Clips
 from d3d.data.sprite_classes import CLASSES
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import S3DG, s3dg
-from d3d.study import arms as study
+from d3d.study import plan
+from d3d.study.arms import arm as entry_of
 from d3d.train.evaluate import calibrate
 
 
@@ -14,12 +15,15 @@ def arm_network(results: str | Path, arm: str, seed: int, *, width: float, fit: 
     """The network of an arm to look into, on the device of the clips `fit`, and its stream; None where its weights are
     not below `results`.
 
-    random: untrained, of this width, its batch norms calibrated on `fit`. tuned: the weights that it starts from.
+    An arm that a probe makes has the weights of the arm that it starts from, or random ones of this width, its batch
+    norms calibrated on `fit`.
     """
     classes, device = tuple(c.name for c in CLASSES), fit.labels.device
-    if arm == "random":
+    entry = entry_of(arm)
+    made_here = entry.experiment == "probe"
+    if made_here and not entry.start:
         return calibrate(s3dg(len(classes), width=width, seed=seed).to(device), fit, "rgb"), "rgb"
-    path = study.weights(results, study.STARTS_FROM.get(arm, arm), seed)
+    path = plan.weights(results, entry.start if made_here else arm, seed)
     if not Path(path).is_file():
         print(f"{arm}: no weights at {path}, left out")
         return None

@@ -1,33 +1,27 @@
 """Which TV-L1? Its parameters, the size it is computed at, and OpenCV's against ours, held against exact flow."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from d3d.data import sprites
-from d3d.data.sprites import SpriteConfig
 from d3d.flow.estimate import grey, tvl1
 from d3d.flow.fields import endpoint_error, occluded, score
 from d3d.study.arms import TVL1_SIZES, TVL1_VARIANTS
+from d3d.study.parameters import Tvl1Config
+from d3d.study.run import Run
+from d3d.study.schema import changed
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig(SpriteConfig):
-    """What is estimated; the fields are the parameters of notebooks/experiments/tvl1.ipynb.
-
-    pairs: of frames, one a clip.
-    """
-
-    pairs: int = 32
-    results: str = "results/local"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pairs < 1:
-            raise ValueError(f"pairs must be at least 1, not {self.pairs}")
+def run(this: Run) -> None:
+    """Writes a record of every variant, size and implementation."""
+    found = variants(this.config, this.device) | sizes(this.config, this.device)
+    found["opencv"] = opencv(this.config, this.device)
+    for arm, metrics in found.items():
+        this.write(arm, metrics, seed=0)
 
 
 @dataclass(frozen=True)
@@ -40,14 +34,14 @@ class Frames:
     parts: dict[str, Tensor]
 
 
-def frames(config: FlowConfig, device: torch.device | str = "cpu") -> Frames:
+def frames(config: Tvl1Config, device: torch.device | str = "cpu") -> Frames:
     """The two middle frames of the first clips of `val`, in 8 bits.
 
     Parts of the truth, bool (B, H, W): target, occluded, visible, and by the frame's gradient the textured half of the
     pixels and the flat half.
     """
-    clip = sprites.render(config, "val", range(config.pairs), device=device)
-    t = (config.frames - 1) // 2
+    clip = sprites.render(config.clip, "val", range(config.pairs), device=device)
+    t = (config.clip.frames - 1) // 2
     a, b = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
     hidden = occluded(clip.layer, clip.flow)[:, t]
     steepness = sum(g.abs() for g in torch.gradient(grey(a), dim=(1, 2)))
@@ -56,7 +50,7 @@ def frames(config: FlowConfig, device: torch.device | str = "cpu") -> Frames:
     return Frames(a, b, clip.flow[:, :, t], parts)
 
 
-def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
+def variants(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
     """Arm to metrics: end-point errors (see `d3d.flow.score`) and `ms` a field, of all pairs solved together."""
     given = frames(config, device)
     found = {}
@@ -66,7 +60,7 @@ def variants(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str
     return found
 
 
-def opencv(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, float]:
+def opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, float]:
     """OpenCV on one core: errors, `ms` a field, and `difference`, the mean distance from ours in pixels."""
     given = frames(config, device)
     flow, ms = timed(given.a.cpu(), given.b.cpu(), workers=1)
@@ -75,15 +69,14 @@ def opencv(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, 
     return score(flow, given.truth.cpu(), **parts) | {"ms": ms, "difference": difference}
 
 
-def sizes(config: FlowConfig, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
+def sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
     """Arm to metrics: flow for a network of `size` pixels, computed at another size of the same video.
 
     The video has twice the network's size. `size_2` computes flow on it and resizes the flow, `size_1` resizes the
     frames first. Errors are in pixels of the network's size.
     """
-    video = frames(
-        replace(config, size=2 * config.size, amplitude=2 * config.amplitude, camera=2 * config.camera), device
-    )
+    clip = config.clip
+    video = frames(changed(config, size=2 * clip.size, amplitude=2 * clip.amplitude, camera=2 * clip.camera), device)
     truth = F.avg_pool2d(video.truth, 2) / 2
     target = F.avg_pool2d(video.parts["target"].float()[:, None], 2)[:, 0] > 0.5
     found = {}

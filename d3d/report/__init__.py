@@ -1,1 +1,13 @@
-"""."""
+"""The only place where records become verdicts, tables, figures and pages. Nothing here imports torch."""
+
+from d3d.public import public
+
+PUBLIC = {
+    "verdicts": "ledger",
+    "measure": "ledger",
+    "Condition": "ledger",
+    "label": "labels",
+    "colour": "labels",
+}
+__all__ = list(PUBLIC)
+__getattr__ = public(__name__, PUBLIC)

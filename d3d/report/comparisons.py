@@ -10,20 +10,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d3d.progress import read_metrics
-from d3d.report.endpoints import names_of
-from d3d.report.labels import contrast_label, label, metric_label, unit
-from d3d.report.ledger import Claim, Claims, Condition, Finding, Verdict, judge
+from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, unit
+from d3d.report.ledger import Condition, Finding, Verdict, measure, verdict_of
 from d3d.report.stats import interval
-from d3d.study import records
-from d3d.study.arms import FUSIONS, LAMBDA_ARM, REGIME, TUNING
+from d3d.study import archive, records
+from d3d.study.arms import ARMS, Arm
+from d3d.study.plan import REGIME, SETTLED, TRAINED, TUNING
 
-HOLDS, FAILS, OPEN = "holds", "fails", "open"
-# An exploration beside the study (book/plan.md): streams trained until RGB has settled; the later seeds confirm.
-SETTLED = Path("results/settled")
+# Of the exploration beside the study (book/plan.md), whose later seeds confirm.
 EXPLORING = range(5)
-# What of a study takes the GPU long.
-HELD = ("train", "distill", "fuse", "probe")
+# The experiments that keep a GPU busy.
+BUSY = ("train", "distill", "fuse", "probe")
 # Where students are held against their controls beside iid: by class group, and under stress.
 GROUPED = tuple(f"iid/{group}/top1" for group in ("motion", "appearance", "both"))
 STRESSED = tuple(f"{split}/top1" for split in ("decorrelated", "frozen", "shuffled", "reversed"))
@@ -31,32 +28,6 @@ STRESSED = tuple(f"{split}/top1" for split in ("decorrelated", "frozen", "shuffl
 CONTROLS = ("rgb_longer", "rgb_teacher")
 EXPLORED = ("rgb_longer - rgb", "d3d - rgb_longer", "d3d - rgb_teacher", "d3d - two_stream")
 _SHARE = re.compile(r"(?P<part>.+) - (?P<share>[\d.]+) \* \((?P<whole>.+)\)")
-
-
-def measured(
-    table: pd.DataFrame, contrast: str, metric: str, *, above: float | None = None, below: float | None = None
-) -> Finding:
-    """A contrast that no claim need have, computed seed by seed as the ledger computes those of claims."""
-    claim = Claim("", "", "", "", judged=False, conditions=(Condition(contrast, metric, above, below),))
-    # A gap of zero makes a share of it infinite, and its interval nan.
-    with np.errstate(invalid="ignore"):
-        return judge(Claims((claim,), 0), table)[0].findings[0]
-
-
-def outcome(finding: Finding, seeds: int) -> str:
-    """Whether what a condition asks holds or fails with its whole interval over at least so many seeds, or is open."""
-    found, (bound, side) = finding.interval, asked(finding.condition)
-    if found is None or found.n < seeds or not side:
-        return OPEN
-    near, far = sorted((side * (found.low - bound), side * (found.high - bound)))
-    return HOLDS if near > 0 else FAILS if far < 0 else OPEN
-
-
-def asked(condition: Condition) -> tuple[float, int]:
-    """The bound of a condition and its side: 1 for above, -1 for below, 0 with a bound of nan where it has none."""
-    if condition.above is not None:
-        return condition.above, 1
-    return (condition.below, -1) if condition.below is not None else (float("nan"), 0)
 
 
 def share(found: Iterable[Verdict], claim: str) -> Condition:
@@ -71,25 +42,11 @@ def share(found: Iterable[Verdict], claim: str) -> Condition:
     raise KeyError(f"claim {claim} asks for no share")
 
 
-def verdict_of(found: Iterable[Verdict], claim: str) -> Verdict:
-    """The verdict on one claim."""
-    return next(v for v in found if v.claim.id == claim)
-
-
-def paired(table: pd.DataFrame, arm: str, metric: str, *, base: str = "d3d") -> tuple[str, Finding]:
-    """An arm minus another, seed by seed, with its label; the arm's name need not be one that a contrast can hold."""
-    of = table[table["metric"] == metric]
-    wide = of[of["arm"].isin([arm, base])].pivot(index="seed", columns="arm", values="value").dropna()
-    values = (wide[arm] - wide[base]).to_numpy() if {arm, base} <= set(wide) else np.array([])
-    found = interval(values) if len(values) else None
-    return f"{label(arm)} − {label(base)}", Finding(Condition(f"{arm} - {base}", metric), found, tuple(values))
-
-
 def rows(findings: Iterable[tuple[str, Finding]]) -> pd.DataFrame:
     """Findings with their labels as `plots.differences` takes them; those that were not measured are left out."""
     found = []
     for text, finding in findings:
-        bound, side = asked(finding.condition)
+        bound, side = finding.condition.asked
         if finding.interval is not None and np.isfinite(finding.interval.mean):
             kind = "ratio" if "/" in finding.condition.contrast else unit(finding.condition.metric)
             values = {"values": finding.values, **finding.interval._asdict()}
@@ -110,7 +67,7 @@ def contrasts(found: Iterable[Verdict], claims: Sequence[str]) -> pd.DataFrame:
 
 def over_endpoints(table: pd.DataFrame, contrast: str, score: str, *, bound: float = 0.0) -> pd.DataFrame:
     """A contrast at every endpoint that has it, from shallow to deep, as `endpoints.contrasts` takes it."""
-    found = {e: measured(table, contrast, f"{e}/{score}") for e in names_of(table)}
+    found = {e: measure(table, Condition(contrast, f"{e}/{score}")) for e in endpoints_of(table)}
     return pd.DataFrame(
         {"endpoint": e, "values": f.values, **f.interval._asdict(), "bound": bound}
         for e, f in found.items()
@@ -118,17 +75,34 @@ def over_endpoints(table: pd.DataFrame, contrast: str, score: str, *, bound: flo
     )
 
 
-def ablations(table: pd.DataFrame, *, lambdas: bool = False) -> list[str]:
-    """The students other than D3D itself that the records hold: of other kinds, or of other weights lambda."""
-    arms = sorted(arm for arm in table["arm"].unique() if arm.startswith("d3d_") and arm not in FUSIONS)
-    if lambdas:
-        return sorted((a for a in arms if a.startswith(LAMBDA_ARM)), key=lambda a: float(a.removeprefix(LAMBDA_ARM)))
-    return [arm for arm in arms if not arm.startswith(LAMBDA_ARM)]
+def versus(table: pd.DataFrame, arms: Iterable[str], metric: str, *, base: str) -> list[tuple[str, Finding]]:
+    """Arms minus another in a metric, as `rows` takes them."""
+    found = [measure(table, Condition(f"{arm} - {base}", metric)) for arm in arms]
+    return [(contrast_label(finding.condition.contrast), finding) for finding in found]
+
+
+def ablations(table: pd.DataFrame) -> list[str]:
+    """The students of flow that the records hold and that differ from D3D in another thing than its weight lambda."""
+    return [arm for arm in variants(table) if not _of_lambda(ARMS[arm])]
+
+
+def variants(table: pd.DataFrame) -> list[str]:
+    """The students of flow, other than D3D itself, that the records hold; those of another lambda last, by lambda."""
+    held = set(table["arm"]) - {"d3d"}
+    found = [a for a in ARMS.values() if a.name in held and a.teacher and ARMS[a.teacher].stream == "flow"]
+    found.sort(key=lambda a: a.overrides["lambda_"] if _of_lambda(a) else 0.0)
+    return [a.name for a in found]
+
+
+def _of_lambda(arm: Arm) -> bool:
+    """Whether an arm is D3D but for its weight lambda."""
+    return set(arm.overrides) == {"lambda_"}
 
 
 def lambdas(results: str | Path, metrics: Sequence[str]) -> pd.DataFrame:
     """D3D's metrics by its weight lambda, as the records say it: arm, lambda_, seed, metric, value."""
-    found = [r for r in records.read_all(results, ["distill"]) if r.arm == "d3d" or r.arm.startswith(LAMBDA_ARM)]
+    asked = {"d3d", *(arm.name for arm in ARMS.values() if _of_lambda(arm))}
+    found = [r for r in records.read_all(results, ["distill"]) if r.arm in asked]
     return pd.DataFrame(
         [(r.arm, r.params["lambda_"], r.seed, m, r.metrics[m]) for r in found for m in metrics if m in r.metrics],
         columns=["arm", "lambda_", "seed", "metric", "value"],
@@ -150,12 +124,13 @@ def halves(settled: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def explored(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
     """Students against their controls in iid top-1, each with where: the study's cell, or a half of the exploration."""
     parts = {"the study": table} | {f"settled, {name}": half for name, half in halves(settled).items()}
-    return [(name, measured(part, contrast, "iid/top1")) for contrast in EXPLORED for name, part in parts.items()]
+    conditions = [Condition(contrast, "iid/top1") for contrast in EXPLORED]
+    return [(name, measure(part, condition)) for condition in conditions for name, part in parts.items()]
 
 
 def against_controls(table: pd.DataFrame, metrics: Sequence[str]) -> list[Finding]:
     """D3D minus each of its controls, by metric and control."""
-    return [measured(table, f"d3d - {control}", metric) for metric in metrics for control in CONTROLS]
+    return [measure(table, Condition(f"d3d - {control}", metric)) for metric in metrics for control in CONTROLS]
 
 
 def titled(finding: Finding, below: str = "") -> tuple[str, Finding]:
@@ -165,14 +140,11 @@ def titled(finding: Finding, below: str = "") -> tuple[str, Finding]:
 
 
 def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], pd.DataFrame]:
-    """Training curves by (arm, seed), the rows at each epoch's end; a run whose file of them is missing is left out."""
+    """Training curves by (arm, seed), a row per epoch; a run without them is left out."""
     found = {}
-    for record in records.read_all(results, records.TRAINED):
-        if record.arm in arms:
-            lines = read_metrics(Path(results) / record.experiment / f"{record.name}.jsonl")
-            ends = [row for row in lines if "loss" in row and row["epoch"] == int(row["epoch"])]
-            if ends:
-                found[record.arm, record.seed] = pd.DataFrame(ends)
+    for record in records.read_all(results, TRAINED):
+        if record.arm in arms and (rows := archive.read_curves(results, record)):
+            found[record.arm, record.seed] = pd.DataFrame(rows)
     return found
 
 
@@ -186,13 +158,13 @@ def scores(table: pd.DataFrame, *, arms: Sequence[str], metrics: Sequence[str]) 
     return pd.DataFrame(rows, index=[label(arm) for arm in arms], columns=names)
 
 
-def spent(results: str | Path) -> pd.DataFrame:
+def compute_table(results: str | Path) -> pd.DataFrame:
     """Runs and their summed hours by experiment and device, those of each search and the exploration as one.
 
     Records that one run wrote share their start and parameters, and the last of them tells how long it took.
     """
     search = {"search for the knobs": REGIME, "search for the students' schedule": TUNING}
-    read = {name: [r for part in sorted(f.glob("*")) for r in records.read_all(part)] for name, f in search.items()}
+    read = {name: records.read_all(path) for name, path in search.items()}
     read["exploration"] = records.read_all(SETTLED)
     runs: dict[tuple, float] = {}
     for name, found in {"": records.read_all(results), **read}.items():
@@ -206,9 +178,9 @@ def spent(results: str | Path) -> pd.DataFrame:
     return grouped.assign(sum=grouped["sum"] / 3600).rename(columns={"size": "runs", "sum": "hours"})
 
 
-def held(results: str | Path) -> float:
+def busy_hours(results: str | Path) -> float:
     """Hours during which at least one run of the trained networks and of what was read from them was under way."""
-    found = [r.provenance for name in HELD for r in records.read_all(results, [name])]
+    found = [r.provenance for name in BUSY for r in records.read_all(results, [name])]
     runs = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in found)
     total, until = 0.0, -math.inf
     for start, seconds in runs:

@@ -1,6 +1,5 @@
 """Figures over the endpoints of the networks, from shallow to deep; every one shows every seed."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -9,14 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from d3d.report.labels import MARKERS, colour, label
+from d3d.report.labels import colour, endpoints_of, label, marker
 from d3d.report.plots import grid, missing, styled
-
-
-def names_of(table: pd.DataFrame) -> list[str]:
-    """The endpoints that the records tell of, from shallow to deep: TF-slim's names sort that way."""
-    first = table["metric"].str.split("/").str[0]
-    return sorted(name for name in first.unique() if re.match(r"(Conv2d|Mixed)_\d", name))
 
 
 @styled
@@ -34,7 +27,7 @@ def scores(
 
     references: scores that are drawn dashed in every panel, the mean over all networks, each with its label.
     """
-    names = names_of(table)
+    names = endpoints_of(table)
     figure, axes = grid(len(titles), columns=columns, height=3.2 if len(titles) == 1 else 1.9, extra=1.5, sharey="row")
     shown: dict[str, Line2D] = {}
     for panel, (axis, (score, title)) in enumerate(zip(axes.flat, titles.items(), strict=False)):
@@ -42,7 +35,7 @@ def scores(
             wide = _wide(table[table["arm"] == arm], score, names)
             if wide.notna().any(axis=None):
                 axis.plot(range(len(names)), wide, color=colour(arm), lw=0.7, alpha=0.4)
-                style = {"color": colour(arm), "lw": 2, "marker": MARKERS.get(arm, "o"), "markersize": 5}
+                style = {"color": colour(arm), "lw": 2, "marker": marker(arm), "markersize": 5}
                 (shown[label(arm)],) = axis.plot(
                     range(len(names)), wide.mean(axis=1), markeredgecolor="white", markeredgewidth=0.4, **style
                 )
@@ -78,9 +71,9 @@ def contrasts(
             if low <= row.mean <= high:
                 axis.plot([x - 0.3, x + 0.3], [row.mean] * 2, color=ink, lw=2.5)
             values = np.asarray(row.values)
-            for marker, part in {"^": values[values > high], "v": values[values < low]}.items():
+            for shape, part in {"^": values[values > high], "v": values[values < low]}.items():
                 axis.scatter(
-                    np.full(len(part), x), np.clip(part, low, high), color=ink, s=22, marker=marker, clip_on=False
+                    np.full(len(part), x), np.clip(part, low, high), color=ink, s=22, marker=shape, clip_on=False
                 )
             inside = values[(values >= low) & (values <= high)]
             spread = np.linspace(-0.15, 0.15, len(inside)) if len(inside) > 1 else 0

@@ -1,36 +1,15 @@
-"""What arms, metrics and contrasts are called in figures and prose, and the colour of each network."""
+"""What arms, metrics and contrasts are called in figures and prose, and how numbers are written."""
 
 import re
+from collections.abc import Iterable
 
-import seaborn as sns
+import numpy as np
+import pandas as pd
 
-from d3d.study.arms import LAMBDA_ARM
+from d3d.report.stats import Interval
+from d3d.study.arms import ARMS
 
-_COLOURS = sns.color_palette("colorblind")
-# An arm keeps its colour in every figure: blues are RGB's, reds D3D's.
-ARMS = {
-    "random": ("random weights", (0.6, 0.6, 0.6)),
-    "rgb": ("RGB", _COLOURS[0]),
-    "rgb_twin": ("RGB, twin", _COLOURS[7]),
-    "rgb_longer": ("RGB-longer", _COLOURS[9]),
-    "rgb_teacher": ("RGB-teacher", _COLOURS[4]),
-    "rgb_rgb": ("RGB + RGB", (0.2, 0.13, 0.53)),
-    "flow": ("flow", _COLOURS[1]),
-    "flow_exact": ("flow, exact", _COLOURS[8]),
-    "two_stream": ("two-stream", _COLOURS[2]),
-    "two_stream_logits": ("two-stream, logits", (0.5, 0.76, 0.6)),
-    "d3d": ("D3D", _COLOURS[3]),
-    "d3d_rgb": ("D3D + RGB", _COLOURS[5]),
-    "d3d_d3d": ("D3D + D3D", (0.53, 0.13, 0.33)),
-    "d3d_scratch": ("D3D from scratch", _COLOURS[3]),
-    "d3d_kl": ("D3D by KL", _COLOURS[3]),
-    "d3d_features": ("D3D by features", _COLOURS[3]),
-    "d3d_exact": ("D3D of exact flow", _COLOURS[3]),
-    "d3d_k400": ("D3D from Kinetics-400", _COLOURS[3]),
-    "d3d_k600": ("D3D from Kinetics-600", _COLOURS[3]),
-    "tuned": ("tuned for flow", (0.0, 0.0, 0.0)),
-}
-SHORT = {"random": "random", "tuned": "tuned"}  # in contrasts, which grow long
+NOT_MEASURED = "not measured"
 GROUP_LABELS = {
     "": "all classes",
     "motion/": "motion pairs",
@@ -43,22 +22,27 @@ SCORE_LABELS = {
     "selectivity": "selectivity for {}",
     "accuracy": "accuracy for {}",
 }
-UNITS = {"top1": "top-1", "top1_gain": "top-1", "epe": "px a frame", "target_epe": "px a frame", "accuracy": "accuracy"}
-UNITS |= {"r2": "R²", "r2_within": "R²", "selectivity": "R²"}
-# Beside the colour, what tells the networks apart that share a panel.
-MARKERS = {"random": "X", "rgb": "o", "flow": "^", "rgb_longer": "s", "rgb_teacher": "D", "d3d": "P", "tuned": "v"}
+UNITS = {
+    "top1": "top-1", "top1_gain": "top-1", "epe": "px a frame", "target_epe": "px a frame", "accuracy": "accuracy",
+    "r2": "R²", "r2_within": "R²", "selectivity": "R²",
+}  # fmt: skip
+# The name of an arm: a word that may end in a number with a point.
+NAME = r"[a-z]\w*(?:\.\d+)?"
 
 
 def label(arm: str) -> str:
-    """The name of an arm in figures and prose; of one that is none, the name it has."""
-    if arm.startswith(LAMBDA_ARM):
-        return f"D3D, λ = {arm.removeprefix(LAMBDA_ARM)}"
-    return ARMS[arm][0] if arm in ARMS else arm
+    """The name of an arm in figures and prose; of one without an entry, the name it has."""
+    return ARMS[arm].label if arm in ARMS else arm
 
 
-def colour(arm: str) -> tuple[float, float, float]:
-    """The colour of an arm. Raises KeyError for one that has none."""
-    return ARMS["d3d" if arm.startswith(LAMBDA_ARM) else arm][1]
+def colour(arm: str) -> str | tuple[float, float, float]:
+    """The colour of an arm in every figure; grey for one without an entry."""
+    return ARMS[arm].colour if arm in ARMS else "0.5"
+
+
+def marker(arm: str) -> str:
+    """What tells an arm apart beside its colour."""
+    return ARMS[arm].marker if arm in ARMS else "o"
 
 
 def contrast_label(contrast: str) -> str:
@@ -66,10 +50,11 @@ def contrast_label(contrast: str) -> str:
     signs = {"-": "−", "*": "×"}
 
     def printed(found: re.Match) -> str:
-        name = signs.get(found[0]) or SHORT.get(found[0]) or label(found[0])
+        arm = ARMS.get(found[0])
+        name = signs.get(found[0]) or (arm and arm.short) or label(found[0])
         return f"({name})" if " + " in name and found[0] != contrast else name
 
-    return re.sub(r"[a-z]\w*|[-*]", printed, contrast)
+    return re.sub(rf"{NAME}|[-*]", printed, contrast)
 
 
 def metric_label(metric: str) -> str:
@@ -95,3 +80,22 @@ def unit(metric: str) -> str:
     if metric.startswith("motion_part/"):
         return "standard deviations of the margin"
     return UNITS.get(metric.split("/")[-1], "")
+
+
+def number_text(found: Interval | None, *, signed: bool = False) -> str:
+    """`0.512 [0.470, 0.554]` for the prose; what stands there where there are fewer than two values, or none."""
+    if found is None:
+        return NOT_MEASURED
+    if not np.isfinite(found.mean):
+        return "not defined"
+    digits = "+.3f" if signed else ".3f"
+    text = f"{found.mean:{digits}}"
+    if found.n > 1:
+        text += f" [{found.low:{digits}}, {found.high:{digits}}]"
+    return (text if found.n > 1 else f"{text} (one value)").replace("-", "−")
+
+
+def endpoints_of(table: pd.DataFrame) -> list[str]:
+    """The endpoints that the records have metrics of, from shallow to deep: TF-slim's names sort that way."""
+    first: Iterable[str] = table["metric"].str.split("/").str[0].unique()
+    return sorted(name for name in first if re.match(r"(Conv2d|Mixed)_\d", name))

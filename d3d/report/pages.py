@@ -1,29 +1,28 @@
 """Text made from records: the verdicts, the README's table, the book's generated pages.
 
-d3d report verdicts     print them
-d3d report readme       write them into README.md, and draw its picture
-d3d report pages        write book/generated/*.md, which the book includes
-d3d report compare DIR  print the networks trained there side by side
+d3d report claims [--results FOLDER]     the ledger judged on a reader's own records, or the book's
+d3d report compare FOLDER                the networks trained there side by side
+d3d report readme                        writes the verdicts into README.md
+d3d report pages                         writes book/generated/*.md, which the book includes
 """
 
+import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import Field
 from pathlib import Path
 
 import pandas as pd
 
-from d3d import pictures
-from d3d.data import sprites
 from d3d.report import cost, plots
-from d3d.report.comparisons import SETTLED, asked
-from d3d.report.labels import label
-from d3d.report.ledger import Finding, Verdict, judge, read_claims
-from d3d.report.prose import NOT_MEASURED, exploration, number_text, standing, without_looks
+from d3d.report.labels import label, number_text
+from d3d.report.ledger import Finding, Verdict, judge, read_claims, verdicts
+from d3d.report.prose import exploration, without_looks
 from d3d.report.stats import share
-from d3d.study import notebooks, records
-from d3d.study.arms import BENCH, PUBLISHED, REGIME, SMOKE, TUNING, shown
+from d3d.study import records, staleness
+from d3d.study.experiments import EXPERIMENTS, field_of
+from d3d.study.plan import BENCH, PUBLISHED, REGIME, SETTLED, SMOKE, TRAINED, TUNING, shown, student_of
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -33,10 +32,10 @@ over seeds with its 95 % Student's t interval. The commands of the rows B1 to B1
 [Bring your own video](../videos.md) says; what starts on one set from weights of another gets a new classifier for its
 classes.
 """
-EXECUTED = """# Executed on the GPU
+PARAMETERS = """# Parameters
 
-One notebook of each kind as it ran in the published study, with everything it printed: its parameters, the log of its
-training and where its records went.
+Every parameter of every experiment, from the one schema that notebooks, profiles and `d3d train` share. Where a
+parameter belongs to sprites or to video files alone, its meaning says so.
 """
 STATUS = """# Status
 
@@ -51,48 +50,38 @@ REGIME_SCORES = [("", "flow"), ("", "rgb"), ("", "two_stream"), ("motion/", "flo
 BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
 
 
-def verdicts(results: Path) -> list[Verdict]:
-    """The ledger judged on the records below `results`."""
-    return judge(read_claims(), records.load(results))
-
-
-def regime(folder: Path) -> pd.DataFrame:
+def regime(study: Path) -> pd.DataFrame:
     """The search for the study's knobs: a row a cell, in the order made, with iid top-1 by arm and group.
 
     `in the regime`: flow < RGB < two-stream, and two-stream between .80 and .92. What a cell lacks stays empty.
     """
     rows = []
-    for cell in sorted(folder.glob("*")):
-        read = records.read_all(cell)
+    for cell, read in records.read_cells(study).items():
         found = {record.arm: record for record in read}
         if len(read) != len(found):
-            raise ValueError(f"{cell} holds several seeds of an arm: a cell of the search has one")
-        if not found:
-            continue
+            raise ValueError(f"cell {cell} of {study} holds several seeds of an arm: a cell of the search has one")
         any_one = found.get("rgb") or next(iter(found.values()))
         top1 = {
             (group, arm): found[arm].metrics[f"iid/{group}top1"] if arm in found else float("nan")
             for group, arm in REGIME_SCORES
         }
         flow, rgb, both = (top1["", arm] for arm in ("flow", "rgb", "two_stream"))
-        row = {"started": any_one.provenance["started"], "cell": cell.name}
+        row = {"started": any_one.provenance["started"], "cell": cell}
         row |= {f"{label(arm)}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
         row["in the regime"] = "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"
         rows.append(row | {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()})
     return pd.DataFrame(rows).sort_values(["started", "cell"]).drop(columns="started") if rows else pd.DataFrame()
 
 
-def tuning(folder: Path) -> pd.DataFrame:
+def tuning(study: Path) -> pd.DataFrame:
     """How the students' learning rate and lambda were chosen: a row a try, in the order of arms and values.
 
     `val top-1` is the mean over the seeds that calibrate; `best` marks the highest of an arm's tries.
     """
     tries: dict[tuple[str, float, float], list[float]] = {}
-    for part in sorted(folder.glob("*")):
-        for record in records.read_all(part, ["distill"]):
-            arm = record.arm.split("_rate_")[0].split("_lambda_")[0]
-            key = arm, record.params["learning_rate"], record.params["lambda_"]
-            tries.setdefault(key, []).append(record.metrics["val/top1"])
+    for record in records.read_all(study, ["distill"]):
+        key = student_of(record.params), record.params["learning_rate"], record.params["lambda_"]
+        tries.setdefault(key, []).append(record.metrics["val/top1"])
     rows = [(*key, sum(values) / len(values), len(values)) for key, values in sorted(tries.items())]
     found = pd.DataFrame(rows, columns=["student", "learning rate", "lambda", "val top-1", "seeds"])
     highest = found.groupby("student")["val top-1"].transform("max")
@@ -112,7 +101,7 @@ def table(found: Iterable[Verdict]) -> str:
 
 def banner(results: Path) -> str:
     """What the numbers come from, in a sentence."""
-    seeds = sorted({r.seed for r in records.read_all(results, records.TRAINED)})
+    seeds = sorted({r.seed for r in records.read_all(results, TRAINED)})
     if results == PUBLISHED:
         asked = read_claims().seeds
         whole = f"{len(seeds)} seeds" if len(seeds) >= asked else f"{len(seeds)} of {asked} seeds so far"
@@ -148,8 +137,7 @@ def _short_table(found: list[Verdict]) -> str:
     lines = [source, "", "| claims | verdict |", "|---|---|"]
     by_word: dict[str, list[str]] = {}
     for verdict in found:
-        word = NOT_MEASURED if standing(verdict) == NOT_MEASURED else verdict.word
-        by_word.setdefault(word, []).append(verdict.claim.id)
+        by_word.setdefault(verdict.word, []).append(verdict.claim.id)
     lines += [f"| {', '.join(ids)} | **{word}** |" for word, ids in by_word.items()]
     return "\n".join(lines)
 
@@ -163,18 +151,17 @@ def pages() -> None:
     (GENERATED / "attention_banner.md").write_text(admonition(shown("attribution")))
     (GENERATED / "verdicts.md").write_text(table(found) + "\n")
     (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence(found)}")
+    (GENERATED / "parameters.md").write_text(f"{PARAMETERS}\n{parameters()}")
     for path in sorted(Path("book/chapters").glob("*.ipynb")):
         hide_injected(path)
-    (GENERATED / "executed.md").write_text(EXECUTED)
-    shutil.copytree(PUBLISHED / "executed", GENERATED / "executed", dirs_exist_ok=True)
-    (GENERATED / "status.md").write_text(f"{STATUS}\n{runs(results)}")
+    (GENERATED / "status.md").write_text(f"{STATUS}\n{runs()}")
     (GENERATED / "cost.md").write_text(cost.page(BENCH))
     plots.cost(cost.parts(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
 
 
 def rerun_text(mine: str | Path, published: str | Path) -> str:
     """A sentence on what there is to compare: records of networks."""
-    counts = [len(records.read_all(path, records.TRAINED)) for path in (mine, published)]
+    counts = [len(records.read_all(path, TRAINED)) for path in (mine, published)]
     return f"{counts[0]} networks trained here, {counts[1]} published."
 
 
@@ -182,7 +169,7 @@ def compare(results: str | Path) -> str:
     """Top-1 of every network and ensemble below `results` on every test split, with Wilson's 95 % interval over its
     clips, as a Markdown table. Raises FileNotFoundError where there is none."""
     rows = []
-    for record in records.read_all(results, (*records.TRAINED, "fuse")):
+    for record in records.read_all(results, (*TRAINED, "fuse")):
         arrays = records.read_arrays(results, record)
         for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):
             right = arrays[f"logits/{split}"].argmax(1) == arrays[f"labels/{split}"]
@@ -221,20 +208,20 @@ def evidence(found: Iterable[Verdict]) -> str:
 
 def finding_text(finding: Finding) -> str:
     """One condition as the ledger has it, and what was measured on it."""
-    condition, (bound, side) = finding.condition, asked(finding.condition)
+    condition, (bound, side) = finding.condition, finding.condition.asked
     asks = f" {'>' if side > 0 else '<'} {bound:g}" if side else ""
     return f"{condition.contrast}{asks} on {condition.metric}: {number_text(finding.interval, signed=True)}"
 
 
-def runs(results: Path) -> str:
+def runs() -> str:
     """Every executed notebook: when, how long, what failed; from papermill's own metadata, and the environment."""
     rows = []
-    experiments = [path for folder in dict.fromkeys([results, SMOKE]) for path in sorted(folder.glob("*/*.ipynb"))]
-    executed = [*experiments, *sorted(Path("book/chapters").glob("*.ipynb"))]
+    folders = [*sorted(SMOKE.glob("*")), Path("book/executed"), Path("book/chapters")]
+    executed = [path for folder in folders for path in sorted(folder.glob("*.ipynb"))]
     for path in executed:
         meta = json.loads(path.read_text())["metadata"]["papermill"]
         name = Path(meta["input_path"]).stem
-        own = notebooks.defaults(name)
+        own = EXPERIMENTS[name].names if name in EXPERIMENTS else ()
         given = {k: v for k, v in meta["parameters"].items() if k in own and k in SHOWN_PARAMETERS}
         rows.append(
             {
@@ -250,23 +237,25 @@ def runs(results: Path) -> str:
     parts = [f"{len(rows)} notebooks, {total:.0f} s in total.", ""]
     if rows:
         parts.append(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
-    cells = [r for folder in (REGIME, TUNING) for part in sorted(folder.glob("*")) for r in records.read_all(part)]
-    sections = {"Records": records.read_all(results), "Records of the calibration": cells}
-    if results != PUBLISHED:
-        sections["Records published so far"] = records.read_all(PUBLISHED)
+    sections = {
+        "Records of this machine": records.read_all(SMOKE),
+        "Records published": records.read_all(PUBLISHED),
+        "Records of the calibration, published": [*records.read_all(REGIME), *records.read_all(TUNING)],
+    }
     for title, found in sections.items():
-        parts += ["", f"## {title}", "", _records(found)]
+        parts += ["", f"## {title}", "", _records(found, archived="published" in title)]
     return "\n".join(parts) + "\n"
 
 
-def _records(found: list[records.Record]) -> str:
+def _records(found: list[records.Record], *, archived: bool) -> str:
+    """What a set of records comes from. An archive names its commit, and is neither stale nor current."""
     if not found:
         return "None."
-    stale = [r for r in found if r.provenance["source"] != notebooks.source_hash(r.experiment)]
+    stale = {} if archived else {"made by other code than today's": sum(not staleness.by_todays_code(r) for r in found)}
     last = max(found, key=lambda r: r.provenance["started"]).provenance
     facts = {
         "records": str(len(found)),
-        "made by other sources than today's": str(len(stale)),
+        **{name: str(count) for name, count in stale.items()},
         "commits": ", ".join(sorted({r.provenance["commit"][:10] for r in found})),
         "made with uncommitted changes": str(sum(r.provenance["dirty"] for r in found)),
         "devices": ", ".join(sorted({r.provenance["device"] for r in found})),
@@ -275,22 +264,53 @@ def _records(found: list[records.Record]) -> str:
     return pd.DataFrame(facts.items(), columns=["", "value"]).to_markdown(index=False, disable_numparse=True)
 
 
+def parameters() -> str:
+    """Every parameter with its type, default and meaning, under the headings of the notebooks, as Markdown; and which
+    experiment takes which."""
+    sections: dict[str, dict[str, Field]] = {}
+    for experiment, entry in EXPERIMENTS.items():
+        for heading, names in entry.sections.items():
+            listed = {name for section in sections.values() for name in section}
+            own = {name: field_of(experiment, name) for name in names if name not in listed}
+            sections[heading] = sections.get(heading, {}) | own
+    parts = []
+    for heading, declared in sections.items():
+        parts += [f"## {heading.capitalize()}", "", "| parameter | type, default | meaning |", "|---|---|---|"]
+        for name, f in declared.items():
+            default = f'"{f.default}"' if isinstance(f.default, str) else f.default
+            meaning = f.metadata["help"].replace("|", "\\|")
+            parts.append(f"| `{name}` | {f.type.__name__}, `{default}` | {meaning} |")
+        parts.append("")
+    parts += ["## Which experiment takes which", ""]
+    for experiment, entry in EXPERIMENTS.items():
+        parts += [experiment, f": {', '.join(f'`{name}`' for name in entry.names)}", ""]
+    return "\n".join(parts)
+
+
+def claims_text(results: Path) -> str:
+    """The verdict on every claim by the records of a working folder or a published study, a line each."""
+    lines = [f"  {v.claim.id:<4} {v.word:<26} {v.reason}" for v in verdicts(results)]
+    return "\n".join([banner(results), *lines])
+
+
 def main(argv: list[str] | None = None) -> None:
-    command, *given = argv or [""]
-    if command == "compare" and len(given) == 1:
-        try:
-            print(compare(given[0]))
-        except (ValueError, OSError) as error:
-            sys.exit(str(error))
-    elif command == "pages":
-        pages()
-    elif command == "readme":
-        Path("README.md").write_text(readme())
-        picture = pictures.clips(sprites.render(sprites.SpriteConfig(), "iid", range(0, len(sprites.CLASSES), 2)))
-        picture.savefig("book/_static/clips.png", dpi=90, bbox_inches="tight")
-    elif command == "verdicts":
-        print(banner(shown()))
-        for verdict in verdicts(shown()):
-            print(f"  {verdict.claim.id:<4} {verdict.word:<26} {verdict.reason}")
-    else:
-        raise SystemExit(f"d3d.report takes verdicts, readme, pages or compare DIR, not {command!r}")
+    parser = argparse.ArgumentParser(prog="d3d report", description="Text made from records.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    claims = commands.add_parser("claims", help="the verdict on every claim, by your own records or the book's")
+    claims.add_argument("--results", type=Path, help="folder of records, or a published .jsonl (default: the book's)")
+    side_by_side = commands.add_parser("compare", help="the networks of a folder side by side")
+    side_by_side.add_argument("results", type=Path, help="folder of records with their arrays")
+    commands.add_parser("readme", help="write the verdicts into README.md")
+    commands.add_parser("pages", help="write book/generated")
+    given = parser.parse_args(argv)
+    try:
+        if given.command == "claims":
+            print(claims_text(given.results or shown()))
+        elif given.command == "compare":
+            print(compare(given.results))
+        elif given.command == "pages":
+            pages()
+        else:
+            Path("README.md").write_text(readme())
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))

@@ -10,7 +10,6 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from d3d.data.sprites import CLASSES, FAMILIES
 from d3d.report.labels import GROUP_LABELS, colour, label
 from d3d.report.stats import interval
 
@@ -86,22 +85,26 @@ def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: fl
 
 
 @styled
-def accuracy(table: pd.DataFrame, *, arms: Sequence[str], splits: Sequence[str] = ("iid", "decorrelated")) -> Figure:
-    """Top-1 of each arm: a dot a seed, mean and 95 % interval; a panel a split and class group, chance dashed."""
+def accuracy(
+    table: pd.DataFrame, *, arms: Sequence[str], classes: int, splits: Sequence[str] = ("iid", "decorrelated")
+) -> Figure:
+    """Top-1 of each arm among so many classes: a dot per seed, mean and 95 % interval; a panel per split and class
+    group, chance dashed."""
     titles = {f"{split}/{group}top1": f"{split}: {GROUP_LABELS[group]}" for split in splits for group in GROUP_LABELS}
-    return _panels(table, arms, titles, 1 / len(CLASSES), "chance")
+    return _panels(table, arms, titles, 1 / classes, "chance")
 
 
 @styled
 def metrics(
-    table: pd.DataFrame, *, arms: Sequence[str], titles: Mapping[str, str], reference: str = "", chance: bool = False
+    table: pd.DataFrame, *, arms: Sequence[str], titles: Mapping[str, str], reference: str = "", classes: int = 0
 ) -> Figure:
     """Any metrics of any arms: a panel a metric (`titles` maps metric to title), two abreast, a dot a seed.
 
-    reference names a metric whose mean over everything is a dashed line in every panel; chance draws that of top-1.
+    reference names a metric whose mean over everything is a dashed line in every panel; classes: how many there are,
+    which draws the chance of top-1.
     """
-    if chance:
-        return _panels(table, arms, titles, 1 / len(CLASSES), "chance")
+    if classes:
+        return _panels(table, arms, titles, 1 / classes, "chance")
     level = table.loc[table["metric"] == reference, "value"].mean() if reference else None
     return _panels(table, arms, titles, level, "")
 
@@ -269,12 +272,14 @@ def lambdas(
 
 
 @styled
-def families(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Share of each appearance family within each class, a panel a setting (`tables` maps its title to clips)."""
+def families(tables: Mapping[str, pd.DataFrame], *, classes: Sequence[str], names: Sequence[str]) -> Figure:
+    """Share of each appearance family (`names`) within each class, a panel per setting (`tables` maps its title to
+    clips)."""
     figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables) + 1.6, 4.4), sharey=True, squeeze=False)
-    classes = [c.name for c in CLASSES]
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        share = pd.crosstab(table["class"], table["family"], normalize="index").reindex(classes, columns=list(FAMILIES))
+        share = pd.crosstab(table["class"], table["family"], normalize="index").reindex(
+            list(classes), columns=list(names)
+        )
         sns.heatmap(share.fillna(0), ax=axis, vmin=0, vmax=1, cmap="mako_r", cbar=axis is axes[0, -1], linewidths=0.5)
         axis.set(title=title, xlabel="family of the target", ylabel="")
         axis.tick_params(axis="x", labelsize=8, rotation=60)

@@ -2,44 +2,36 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from d3d.report.comparisons import (
     CONTROLS,
     EXPLORING,
-    FAILS,
     GROUPED,
-    HOLDS,
-    OPEN,
     STRESSED,
-    ablations,
     against_controls,
-    asked,
     explored,
     halves,
-    measured,
-    outcome,
     over_endpoints,
-    paired,
     share,
-    verdict_of,
+    variants,
+    versus,
 )
-from d3d.report.labels import contrast_label, label, metric_label
+from d3d.report.labels import contrast_label, label, metric_label, number_text
 from d3d.report.ledger import (
-    INCONCLUSIVE,
     NEEDS_DATA,
-    NOT_SUPPORTED,
-    REPORTED,
+    REFUTED,
     SUPPORTED,
+    Condition,
     Finding,
     Verdict,
+    measure,
+    outcome,
     read_claims,
+    verdict_of,
 )
-from d3d.report.stats import Interval, interval
-from d3d.study.arms import LAMBDA_ARM
+from d3d.report.stats import interval
 
-NOT_MEASURED = "not measured"
 # The words of a verdict as they stand after `is` or `are`.
 STANDING = {NEEDS_DATA: "waiting for data"}
 # Comparisons that chapters show and no claim is judged by.
@@ -56,19 +48,6 @@ SHOWN_CONTRASTS = [
 ]
 
 
-def number_text(found: Interval | None, *, signed: bool = False) -> str:
-    """`0.512 [0.470, 0.554]` for the prose; what stands there where there are fewer than two values, or none."""
-    if found is None:
-        return NOT_MEASURED
-    if not np.isfinite(found.mean):
-        return "not defined"
-    digits = "+.3f" if signed else ".3f"
-    text = f"{found.mean:{digits}}"
-    if found.n > 1:
-        text += f" [{found.low:{digits}}, {found.high:{digits}}]"
-    return (text if found.n > 1 else f"{text} (one value)").replace("-", "−")
-
-
 def arm_text(rows: pd.DataFrame, arm: str, metric: str) -> str:
     """An arm's metric over its seeds, as `number_text` writes it."""
     values = rows[(rows["arm"] == arm) & (rows["metric"] == metric)]["value"]
@@ -77,17 +56,16 @@ def arm_text(rows: pd.DataFrame, arm: str, metric: str) -> str:
 
 def difference_text(table: pd.DataFrame, contrast: str, metric: str) -> str:
     """A contrast over its seeds, as `number_text` writes it, with its sign."""
-    return number_text(measured(table, contrast, metric).interval, signed=True)
+    return number_text(measure(table, Condition(contrast, metric)).interval, signed=True)
 
 
 def streams(table: pd.DataFrame, *, seeds: int) -> str:
     """Whether the two streams complement each other, in two sentences."""
-    gap = measured(table, "two_stream - rgb_rgb", "iid/top1", above=0)
+    gap = measure(table, Condition("two_stream - rgb_rgb", "iid/top1", above=0))
     opening = {
-        HOLDS: "The two streams complement each other",
-        FAILS: "The two streams complement each other less than two RGB networks do",
-        OPEN: "It is not shown that the two streams complement each other",
-    }[outcome(gap, seeds)]
+        SUPPORTED: "The two streams complement each other",
+        REFUTED: "The two streams complement each other less than two RGB networks do",
+    }.get(outcome(gap, seeds), "It is not shown that the two streams complement each other")
     if gap.interval and gap.interval.n < seeds:
         opening = (
             f"With {gap.interval.n} of {seeds} seeds it is not judged yet whether the two streams complement each other"
@@ -106,10 +84,10 @@ def missing_motion(found: Sequence[Verdict], table: pd.DataFrame) -> str:
     verdict, asks = verdict_of(found, "H1"), share(found, "H1")
     first = {
         SUPPORTED: "The spatial stream is missing motion that it could hold.",
-        NOT_SUPPORTED: "By the rule fixed beforehand, the spatial stream is not missing motion that it could hold.",
+        REFUTED: "By the rule fixed beforehand, the spatial stream is not missing motion that it could hold.",
     }.get(verdict.word, f"Whether the spatial stream is missing motion that it could hold {_undecided(verdict)}.")
     rgb, tuned, random = (arm_text(table, arm, asks.metric) for arm in ("rgb", "tuned", "random"))
-    m = number_text(measured(table, asks.contrast, asks.metric).interval)
+    m = number_text(measure(table, Condition(asks.contrast, asks.metric)).interval)
     return (
         f"{first} At {asks.metric.split('/')[0]} the error of decoded flow on the target, in px a frame, is {rgb} from "
         f"RGB, {tuned} from the same network tuned for flow and {random} from random weights; of what tuning takes "
@@ -118,14 +96,14 @@ def missing_motion(found: Sequence[Verdict], table: pd.DataFrame) -> str:
 
 
 def _undecided(one: Verdict) -> str:
-    return "is not measured" if standing(one) == NOT_MEASURED else f"stays open: {one.reason}"
+    return "is not measured" if one.word == NEEDS_DATA else f"is {one.word}: {one.reason}"
 
 
 def distillation(found: Sequence[Verdict], table: pd.DataFrame) -> str:
     """H2 and H3 in two sentences: whether distillation puts motion there, and whether D3D equals two streams."""
     puts = {
         SUPPORTED: "Distillation puts motion into the spatial stream without losing appearance",
-        NOT_SUPPORTED: "By the rule fixed beforehand, distillation does not put motion into the spatial stream without "
+        REFUTED: "By the rule fixed beforehand, distillation does not put motion into the spatial stream without "
         "losing appearance",
     }.get(
         verdict_of(found, "H2").word,
@@ -133,14 +111,14 @@ def distillation(found: Sequence[Verdict], table: pd.DataFrame) -> str:
     )
     equals = {
         SUPPORTED: "D3D is on par with two-stream",
-        NOT_SUPPORTED: "D3D does not meet the conditions of being on par with two-stream",
+        REFUTED: "D3D does not meet the conditions of being on par with two-stream",
     }.get(verdict_of(found, "H3").word, "it is not shown that D3D is on par with two-stream")
     tested = share(found, "H1").metric.split("/")[0]
     motion = difference_text(table, "d3d - rgb_longer", f"{tested}/motion/r2_within")
     longer, gap = (difference_text(table, f"d3d - {arm}", "iid/top1") for arm in ("rgb_longer", "two_stream"))
     asks = share(found, "H3")
     parts = [asks.contrast, asks.contrast.replace("d3d", "rgb_longer")]
-    recovered, without = (number_text(measured(table, part, asks.metric).interval) for part in parts)
+    recovered, without = (number_text(measure(table, Condition(part, asks.metric)).interval) for part in parts)
     return (
         f"{puts}, and {equals}. D3D minus RGB-longer is {motion} in within-class R² of motion at {tested} and {longer} "
         f"in top-1, D3D minus two-stream is {gap} in top-1, and the part of the gap from RGB to two-stream that D3D "
@@ -150,21 +128,18 @@ def distillation(found: Sequence[Verdict], table: pd.DataFrame) -> str:
 
 def best_ablation(table: pd.DataFrame) -> str:
     """The most accurate student other than D3D itself, against RGB-longer, in a sentence; empty where there is none."""
-    found = {arm: paired(table, arm, "iid/top1", base="rgb_longer")[1].interval for arm in _variants(table)}
-    means = {arm: interval.mean for arm, interval in found.items() if interval}
+    arms = variants(table)
+    found = dict(zip(arms, versus(table, arms, "iid/top1", base="rgb_longer"), strict=True))
+    means = {arm: finding.interval.mean for arm, (_, finding) in found.items() if finding.interval}
     if not means:
         return ""
     best = max(means, key=means.get)
-    gain = number_text(found[best], signed=True)
-    taught = number_text(paired(table, best, "iid/top1", base="rgb_teacher")[1].interval, signed=True)
+    gain = number_text(found[best][1].interval, signed=True)
+    taught = difference_text(table, f"{best} - rgb_teacher", "iid/top1")
     return (
         f"The best of the {len(means)} students that differ from D3D in one thing is {label(best)}: minus RGB-longer "
         f"it is {gain} in top-1, minus RGB-teacher {taught}; some of that is the luck of the best of {len(means)}."
     )
-
-
-def _variants(table: pd.DataFrame) -> list[str]:
-    return [*ablations(table), *ablations(table, lambdas=True)]
 
 
 def changes(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
@@ -193,8 +168,8 @@ def exploration(settled: pd.DataFrame) -> str:
     if settled.empty:
         return ""
     first, last = halves(settled).values()
-    asks = [measured(last, f"d3d - {control}", "iid/top1", above=0) for control in CONTROLS]
-    held = all(outcome(finding, len(EXPLORING)) == HOLDS for finding in asks)
+    asks = [measure(last, Condition(f"d3d - {control}", "iid/top1", above=0)) for control in CONTROLS]
+    held = all(outcome(finding, len(EXPLORING)) == SUPPORTED for finding in asks)
     longer, teacher = (number_text(finding.interval, signed=True) for finding in asks)
     trained = difference_text(settled, "rgb_longer - rgb", "iid/top1")
     gap = difference_text(first, "d3d - two_stream", "iid/top1")
@@ -219,7 +194,7 @@ def ensembles(found: Sequence[Verdict], table: pd.DataFrame) -> str:
     """H4 in two sentences, the gain of two RGB networks beside it."""
     opening = {
         SUPPORTED: "Ensembles add to D3D.",
-        NOT_SUPPORTED: "By the rule fixed beforehand, ensembles do not add to D3D.",
+        REFUTED: "By the rule fixed beforehand, ensembles do not add to D3D.",
     }.get(verdict_of(found, "H4").word, "It is not shown that ensembles add to D3D.")
     gains = {arm: difference_text(table, arm, "iid/top1_gain") for arm in ("d3d_d3d", "d3d_rgb", "rgb_rgb")}
     beside = difference_text(table, "d3d_rgb - rgb_rgb", "iid/top1_gain")
@@ -246,9 +221,8 @@ def _standings(found: Sequence[Verdict]) -> str:
 
 
 def standing(one: Verdict) -> str:
-    """The word of a verdict in prose: what is inconclusive because nothing was measured is `not measured`."""
-    absent = any(finding.interval is None for finding in one.findings)
-    return NOT_MEASURED if one.word == INCONCLUSIVE and absent else STANDING.get(one.word, one.word)
+    """The word of a verdict as it stands after `is` or `are`."""
+    return STANDING.get(one.word, one.word)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -267,28 +241,12 @@ def why(one: Verdict) -> str:
     if one.claim.follows:
         return f"as {one.claim.follows}"
     if absent := dict.fromkeys(metric_label(f.condition.metric) for f in one.findings if f.interval is None):
-        return one.reason if one.word == NEEDS_DATA else f"not measured: {'; '.join(absent)}"
-    if one.word == REPORTED or one.reason.endswith("seeds"):
+        return one.reason if one.claim.data else f"not measured: {'; '.join(absent)}"
+    if not one.deciding:
         return one.reason
-    by_outcome = {kind: [f for f in one.findings if outcome(f, 2) == kind] for kind in (HOLDS, OPEN, FAILS)}
-    counted = f"{len(by_outcome[HOLDS])} of {len(one.findings)} conditions hold"
-    decided = by_outcome[FAILS] or by_outcome[OPEN] or [min(one.findings, key=_room)]
-    word = "fails" if by_outcome[FAILS] else "open" if by_outcome[OPEN] else "closest to its bound"
-    return f"{counted}; {word}: {'; '.join(map(condition_text, decided))}"
-
-
-def _room(finding: Finding) -> float:
-    """How far a mean lies from its bound, in half-widths of its interval."""
-    bound, _ = asked(finding.condition)
-    return abs(finding.interval.mean - bound) / max(1e-12, finding.interval.high - finding.interval.mean)
-
-
-def condition_text(finding: Finding) -> str:
-    """A condition in words, with what was measured and what was asked."""
-    condition, (bound, side) = finding.condition, asked(finding.condition)
-    asks = f", asked {'>' if side > 0 else '<'} {bound:g}".replace("-", "−") if side else ""
-    what = f"{contrast_label(condition.contrast)} in {metric_label(condition.metric)}:"
-    return f"{what} {number_text(finding.interval, signed=True)}{asks}"
+    counted = f"{sum(outcome(f, 2) == SUPPORTED for f in one.findings)} of {len(one.findings)} conditions hold"
+    word = "closest to its bound" if one.word == SUPPORTED else one.word
+    return f"{counted}; {word}: {one.reason}"
 
 
 def plainly(found: Iterable[Verdict]) -> str:
@@ -311,21 +269,21 @@ def every_comparison(found: Sequence[Verdict], table: pd.DataFrame, settled: pd.
     head = ["| claim | comparison | in | seeds | mean and 95 % interval | asked | |", "|---|---|---|---|---|---|---|"]
     lines = []
     for claim, finding in given:
-        said = outcome(finding, claim.seeds or seeds) if finding.interval else NOT_MEASURED
+        said = outcome(finding, claim.seeds or seeds)
         lines.append(_comparison(claim.id, finding, f"test: {said}" if claim.judged else "reported"))
-    shown_only = [measured(table, contrast, metric) for contrast, metric in SHOWN_CONTRASTS]
+    shown_only = [measure(table, Condition(contrast, metric)) for contrast, metric in SHOWN_CONTRASTS]
     shown_only += against_controls(table, GROUPED + STRESSED)
-    shown_only += [paired(table, a, "iid/top1", base=b)[1] for b in ("d3d", "rgb_longer") for a in _variants(table)]
+    for base in ("d3d", "rgb_longer"):
+        shown_only += [finding for _, finding in versus(table, variants(table), "iid/top1", base=base)]
     lines += [_comparison("—", finding, "reported") for finding in shown_only]
     lines += [_comparison("—", finding, f"explored: {where}") for where, finding in explored(table, settled)]
     return "\n".join([*head, *sorted(lines, key=lambda line: line.startswith("| B"))])
 
 
 def _comparison(claim: str, finding: Finding, said: str) -> str:
-    condition, (bound, side) = finding.condition, asked(finding.condition)
+    condition, (bound, side) = finding.condition, finding.condition.asked
     asks = f"{'>' if side > 0 else '<'} {bound:g}".replace("-", "−") if side else ""
     n = finding.interval.n if finding.interval else 0
-    names = " − ".join(map(label, condition.contrast.split(" - "))) if LAMBDA_ARM in condition.contrast else None
-    what = names or contrast_label(condition.contrast)
+    what = contrast_label(condition.contrast)
     numbers = number_text(finding.interval, signed=True)
     return f"| {claim} | {what} | {metric_label(condition.metric)} | {n} | {numbers} | {asks} | {said} |"

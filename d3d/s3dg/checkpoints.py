@@ -20,7 +20,7 @@ from d3d.files import write_atomic
 from d3d.s3dg.network import S3DG, s3dg
 
 NETWORK = "d3d-2"  # the format
-STREAMS = {"rgb": 3, "flow": 2}  # and their input channels
+CHANNELS = {"rgb": 3, "flow": 2}  # of the streams' inputs
 
 
 class CheckpointError(ValueError):

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3d.s3dg.checkpoints import STREAMS, save_checkpoint
+from d3d.s3dg.checkpoints import CHANNELS, save_checkpoint
 from d3d.s3dg.network import MIXED, S3DG, s3dg
 
-NAMES = {channels: stream for stream, channels in STREAMS.items()}
+NAMES = {channels: stream for stream, channels in CHANNELS.items()}
 STEM, HEAD = "Conv2d_1a_7x7/weights", "Logits/Conv2d_0c_1x1/weights"
 # Where in a block the variables of its branches' convolutions are.
 CONVOLUTIONS = {

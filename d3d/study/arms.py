@@ -1,45 +1,128 @@
-"""The study's networks and runs: which arms there are, what each is given, where its weights lie.
+"""The arms: every network and ensemble of the study, one entry each.
 
-Light on imports: the graph reads it at every start.
+To add one, write its entry and name it in a profile; nothing else has to know it, and no record becomes stale.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-# Seeds of training stay below; from here on they are twins' and the probes' own.
-MAX_SEED = 1000
-# The networks, and the experiment that trains each. rgb_twin sees the clips of rgb with weights and order of its own:
-# a control that differs from RGB in nothing but chance.
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A network, or an ensemble of networks.
+
+    experiment: what makes it, train, distill, fuse or probe; empty for one that only a reader's own data can make.
+    label, short: its name in figures and prose, and in contrasts, which grow long.
+    colour, marker: of it in every figure, as matplotlib takes them.
+    stream: its input. start: the arm whose weights it starts from; a student without one takes as many steps as a
+    stream and a student together. teacher: the arm that it learns from. overrides: parameters of its own.
+    members: of an ensemble, two arms of one seed, or one arm twice: the seeds 2k and 2k + 1.
+    fused_by: the mean of their softmax or of their logits. examined: the experiments that look into it.
+    """
+
+    name: str
+    experiment: str
+    label: str
+    colour: str | tuple[float, float, float]
+    marker: str = "o"
+    short: str = ""
+    stream: str = "rgb"
+    start: str = ""
+    teacher: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[str, ...] = ()
+    fused_by: str = "softmax"
+    examined: tuple[str, ...] = ()
+
+    @property
+    def of_itself(self) -> bool:
+        """Whether it is an ensemble of one arm's networks of two seeds."""
+        return bool(self.members) and len(set(self.members)) == 1
+
+
+# Of seaborn's palette "colorblind": blues are RGB's, reds D3D's.
+BLUE, ORANGE, GREEN, RED, PINK, BROWN, GREY, YELLOW, SKY = (
+    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#ece133", "#56b4e9",
+)  # fmt: skip
+STUDENT = {"experiment": "distill", "start": "rgb"}
+D3D = STUDENT | {"teacher": "flow", "colour": RED}
+BOTH = ("probe", "attribution")
+
+
+def _lambda_arm(value: float) -> Arm:
+    return Arm(name=f"d3d_lambda_{value:g}", label=f"D3D, λ = {value:g}", overrides={"lambda_": value}, **D3D)
+
+
+def _official(split: int) -> list[Arm]:
+    """The arms of the paper's rows on one of a data set's three official splits."""
+    where = f"split {split}"
+    own = {"overrides": {"split": split}}
+    students = [
+        Arm(name=f"d3d_k{n}_s{split}", label=f"D3D from Kinetics-{n}, {where}", **D3D, **own) for n in (400, 600)
+    ]
+    both = tuple(arm.name for arm in students)
+    fused = Arm(
+        name=f"d3d_d3d_s{split}",
+        experiment="fuse",
+        label=f"D3D + D3D, {where}",
+        colour=(0.53, 0.13, 0.33),
+        members=both,
+    )
+    return [*students, fused]
+
+
 ARMS = {
-    "rgb": "train",
-    "rgb_twin": "train",
-    "flow": "train",
-    "rgb_longer": "distill",
-    "rgb_teacher": "distill",
-    "d3d": "distill",
-}
-# What is changed of D3D, one thing at a time; beside these stand other values of lambda, named by `lambda_arm`.
-ABLATIONS = {
-    "flow_exact": "train",
-    "d3d_exact": "distill",
-    "d3d_scratch": "distill",
-    "d3d_kl": "distill",
-    "d3d_features": "distill",
-}
-LAMBDA_ARM = "d3d_lambda_"
-TEACHERS = {"rgb_teacher": "rgb_twin", "d3d_exact": "flow_exact"}  # of the others: flow
-# Ensembles: two arms of one seed, or one arm of the seeds 2k and 2k + 1, by the mean of softmax or of logits.
-FUSIONS = {
-    "two_stream": ("rgb", "flow"),
-    "two_stream_logits": ("rgb", "flow"),
-    "rgb_rgb": ("rgb", "rgb_twin"),
-    "d3d_rgb": ("d3d", "rgb"),
-    "d3d_d3d": ("d3d", "d3d"),
-}
-PROBED = ("random", "rgb", "flow", "rgb_longer", "rgb_teacher", "d3d", "tuned")
-# Whose weights a probed network starts from, where they are not its own.
-STARTS_FROM = {"tuned": "rgb"}
+    arm.name: arm
+    for arm in (
+        Arm(
+            name="random", experiment="probe", label="random weights", short="random", colour=(0.6, 0.6, 0.6),
+            marker="X", examined=BOTH,
+        ),
+        Arm(name="rgb", experiment="train", label="RGB", colour=BLUE, examined=BOTH),
+        # The clips of rgb with weights and order of its own: it differs from RGB in nothing but chance.
+        Arm(name="rgb_twin", experiment="train", label="RGB, twin", colour=GREY, overrides={"twin": 1}),
+        Arm(
+            name="flow", experiment="train", label="flow", colour=ORANGE, marker="^", stream="flow", examined=("probe",)
+        ),
+        Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined=BOTH, **STUDENT),
+        Arm(
+            name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin", examined=BOTH,
+            **STUDENT,
+        ),
+        Arm(name="d3d", label="D3D", marker="P", examined=BOTH, **D3D),
+        Arm(
+            name="tuned", experiment="probe", label="tuned for flow", short="tuned", colour=(0.0, 0.0, 0.0), marker="v",
+            start="rgb", examined=("probe",),
+        ),
+        # What is changed of D3D, one thing at a time.
+        Arm(
+            name="flow_exact", experiment="train", label="flow, exact", colour=YELLOW, stream="flow",
+            overrides={"flow": "exact"},
+        ),
+        Arm(
+            name="d3d_exact", label="D3D of exact flow", overrides={"flow": "exact"},
+            **D3D | {"teacher": "flow_exact"},
+        ),
+        Arm(name="d3d_scratch", label="D3D from scratch", **D3D | {"start": ""}),
+        Arm(name="d3d_kl", label="D3D by KL", overrides={"distance": "kl", "lambda_": 1.0}, **D3D),
+        # MARS's own weight.
+        Arm(name="d3d_features", label="D3D by features", overrides={"distance": "features", "lambda_": 50.0}, **D3D),
+        *map(_lambda_arm, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
+        # Ensembles.
+        Arm(name="two_stream", experiment="fuse", label="two-stream", colour=GREEN, members=("rgb", "flow")),
+        Arm(
+            name="two_stream_logits", experiment="fuse", label="two-stream, logits", colour=(0.5, 0.76, 0.6),
+            members=("rgb", "flow"), fused_by="logits",
+        ),
+        Arm(
+            name="rgb_rgb", experiment="fuse", label="RGB + RGB", colour=(0.2, 0.13, 0.53), members=("rgb", "rgb_twin")
+        ),
+        Arm(name="d3d_rgb", experiment="fuse", label="D3D + RGB", colour=BROWN, members=("d3d", "rgb")),
+        Arm(name="d3d_d3d", experiment="fuse", label="D3D + D3D", colour=(0.53, 0.13, 0.33), members=("d3d", "d3d")),
+        *(arm for split in (1, 2, 3) for arm in _official(split)),
+    )
+}  # fmt: skip
 # TV-L1: changes of its parameters, the size it is computed at from a video of twice the network's, and OpenCV's.
 TVL1_VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
@@ -53,101 +136,15 @@ TVL1_VARIANTS: dict[str, dict[str, float]] = {
     "epsilon_0.1": {"epsilon": 0.1},
 }
 TVL1_SIZES = {"size_2": 2.0, "size_1": 1.0, "size_0.5": 0.5}
-# The records that each experiment writes for a seed.
-WRITES = {
-    "leak": ("pose", "one_frame"),
-    "tvl1": (*TVL1_VARIANTS, *TVL1_SIZES, "opencv"),
-    "train": tuple(arm for arm, experiment in (ARMS | ABLATIONS).items() if experiment == "train"),
-    "distill": tuple(arm for arm, experiment in (ARMS | ABLATIONS).items() if experiment == "distill"),
-    "fuse": tuple(FUSIONS),
-    "probe": PROBED,
-    "attribution": tuple(arm for arm in PROBED if arm not in ("flow", "tuned")),
-}
-EXAMINE = ("leak", "probe", "attribution")
-PUBLISHED, SMOKE = Path("results/h200"), Path("results/smoke")
-BENCH = Path("results/bench")  # speed on one H200: what `make bench` wrote there
-REGIME = Path("results/regime")  # the search for the knobs of the study: a folder of records a cell
-TUNING = Path("results/lambda")  # the search for the students' learning rate and lambda: a folder of records a round
-COMMITTED = (PUBLISHED, BENCH, REGIME, TUNING)
 
 
-def shown(experiment: str = "train") -> Path:
-    """Where the book's numbers of an experiment come from: the published records, or what this machine made."""
-    return PUBLISHED if any(PUBLISHED.glob(f"{experiment}/*.json")) else SMOKE
+def examined_by(experiment: str) -> tuple[str, ...]:
+    """The arms that an experiment looks into."""
+    return tuple(arm.name for arm in ARMS.values() if experiment in arm.examined)
 
 
-def lambda_arm(value: float) -> str:
-    """The arm that is D3D but for its lambda."""
-    return f"{LAMBDA_ARM}{value:g}"
-
-
-def writes(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
-    """The arms of an experiment in a profile, which names the values of lambda beside D3D's own."""
-    return WRITES[experiment] + (tuple(map(lambda_arm, profile["lambdas"])) if experiment == "distill" else ())
-
-
-def weights(results: str | Path, arm: str, seed: int) -> str:
-    """Where the checkpoint of a network is. Raises ValueError for an arm that is none."""
-    known = ARMS | ABLATIONS
-    if arm not in known and not arm.startswith(LAMBDA_ARM):
-        raise ValueError(f"no arm {arm!r}: the arms are {', '.join(known)} and {LAMBDA_ARM}…")
-    return str(Path(results) / known.get(arm, "distill") / f"{arm}-seed{seed}.safetensors")
-
-
-def arm_of(experiment: str, params: dict[str, Any]) -> str:
-    """The name under which a run is filed: its parameter `arm`, or what it trains."""
-    if params["arm"]:
-        return params["arm"]
-    return params["stream"] if experiment == "train" else "d3d" if params["lambda_"] else "rgb_longer"
-
-
-def run_path(experiment: str, params: dict[str, Any]) -> Path:
-    """Where the files of a network's run lie, but for their suffixes."""
-    return Path(params["results"]) / experiment / f"{arm_of(experiment, params)}-seed{params['seed']}"
-
-
-def seeds_of(experiment: str, profile: Mapping[str, Any], *, arm: str = "") -> list[int]:
-    """The seeds that an experiment writes records of: one for TV-L1, those to examine for what looks into networks and
-    clips, those of ablations for these, the even one of each pair for D3D + D3D."""
-    if experiment == "tvl1":
-        return [0]
-    if arm in ABLATIONS or arm.startswith(LAMBDA_ARM):
-        return profile["ablation_seeds"]
-    seeds = profile["examined_seeds"] if experiment in EXAMINE else profile["seeds"]
-    return [seed for seed in seeds if seed % 2 == 0 and seed + 1 in seeds] if _of_itself(arm) else seeds
-
-
-def needs(arm: str, seed: int) -> set[int]:
-    """The seeds whose networks a record is of: 2k and 2k + 1 where an arm is fused with itself."""
-    return {seed, seed + 1} if _of_itself(arm) else {seed}
-
-
-def _of_itself(arm: str) -> bool:
-    return arm in FUSIONS and len(set(FUSIONS[arm])) == 1
-
-
-def given(
-    experiment: str, arm: str | None, seed: int | None, *, profile: Mapping[str, Any], results: str
-) -> dict[str, Any]:
-    """What a run is given beyond its profile."""
-    if experiment in ("fuse", "tvl1"):
-        return {"results": results}
-    arm = arm or ""
-    own: dict[str, Any] = {"results": results, "seed": seed}
-    if experiment == "train":
-        own |= {"arm": arm, "stream": arm.split("_")[0], "twin": int(arm.endswith("_twin"))}
-    if experiment == "distill":
-        own |= {"arm": arm, "student": weights(results, "rgb", seed)} | profile["students"]
-        taught = arm != "rgb_longer"
-        own |= {"teacher": weights(results, TEACHERS.get(arm, "flow"), seed)} if taught else {"lambda_": 0.0}
-    if arm == "d3d_scratch":
-        # As many steps as the stream it would have started from and its students took together.
-        own |= {"student": "", "epochs": profile["epochs"] + own.pop("epochs", profile["epochs"])}
-        own.pop("learning_rate", None)
-    if experiment == "probe" and seed != profile["examined_seeds"][0]:
-        own |= {"pictures": 0}  # one seed's are enough to look at
-    if arm.endswith("_exact"):
-        own |= {"flow": "exact"}
-    if arm.startswith(LAMBDA_ARM):
-        own |= {"lambda_": float(arm.removeprefix(LAMBDA_ARM))}
-    return own | profile["arms"].get(arm, {})
+def arm(name: str) -> Arm:
+    """The entry of an arm. Raises ValueError for a name that has none."""
+    if name not in ARMS:
+        raise ValueError(f"no arm {name!r}: the arms are {', '.join(ARMS)}")
+    return ARMS[name]

@@ -19,8 +19,8 @@ import yaml
 
 from d3d import files
 from d3d.progress import read_metrics
-from d3d.study import arms as study
-from d3d.study import notebooks, records
+from d3d.study import plan, records
+from d3d.study.experiments import from_namespace
 from d3d.study.records import Record
 
 MODULE = "d3d.train"
@@ -33,13 +33,13 @@ class TrainingError(RuntimeError):
 
 
 def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
-    """Runs `d3d train`, or torchrun with it, on a notebook's parameters; its record.
+    """Runs `python -m d3d.train`, or torchrun with it, on a notebook's parameters; its record.
 
     Ctrl-C reaches the training processes, which save first; so does the end of this one. Raises ParameterError as
-    `notebooks.parameters`, and TrainingError with the sentence in which training ended.
+    `from_namespace`, and TrainingError with the sentence in which training ended.
     """
-    params = notebooks.parameters(experiment, namespace)
-    path = study.run_path(experiment, params)
+    params = from_namespace(experiment, namespace)
+    path = plan.run_path(experiment, params)
     config = Path(f"{path}.yaml")
     files.write_atomic({config: yaml.safe_dump({"experiment": experiment} | params, sort_keys=False).encode()})
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "D3D_FOLLOWER": str(os.getpid())}

@@ -1,7 +1,9 @@
-"""Run records: one JSON a run, written last and whole, and one tidy table of them all.
+"""Run records: one JSON per run, written last and whole, and one tidy table of them all.
 
-table = load("results/smoke")        # experiment, arm, seed, metric, value, stand_in, path
-d3d records results/smoke/train/rgb-seed0.json      # one line: the run and its headline
+    table = load("results/smoke")        # experiment, arm, seed, metric, value, stand_in
+    table = load("results/h200.jsonl")   # the same of a published study (d3d/study/archive.py)
+
+A working folder holds <experiment>/<arm>-seed<seed>.json, and beside it .npz, .jsonl and .safetensors.
 """
 
 import hashlib
@@ -10,28 +12,24 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from d3d.files import write_atomic
 
 SCHEMA = 1
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
     *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
 )
-HEADLINES = ("iid/top1", "test/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
-# Experiments whose records are those of networks.
-TRAINED = ("train", "distill")
+HEADLINES = ("iid/top1", "/test/top1", "/val/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
 
 
 class RecordError(ValueError):
@@ -84,29 +82,66 @@ def _digest(content: bytes) -> str:
 def read(path: str | Path) -> Record:
     """Raises RecordError naming a file that is cut, foreign or of another schema."""
     path = Path(path)
-    try:
-        fields = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError):
-        raise RecordError(f"{path} is no whole JSON file: delete it and run `make study` again") from None
-    if not isinstance(fields, dict) or "schema" not in fields:
-        raise RecordError(f"{path} is no run record: it names no schema")
-    if fields["schema"] != SCHEMA:
-        raise RecordError(f"{path} has schema {fields['schema']!r}, this version reads {SCHEMA}: run it again")
-    try:
-        record = Record(**fields)
-    except TypeError as error:
-        raise RecordError(f"{path} is no run record: {str(error).removeprefix('Record.__init__() ')}") from None
+    record = _record(_fields(path.read_bytes(), str(path)), str(path))
     if path.stem != record.name or path.parent.name != record.experiment:
         raise RecordError(f"{path} holds the record of {record.experiment}/{record.name}: it was moved or renamed")
     return record
 
 
+def _fields(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        raise RecordError(f"{where} is no whole JSON: delete it and run `make study` again") from None
+    if not isinstance(fields, dict) or "schema" not in fields:
+        raise RecordError(f"{where} is no run record: it names no schema")
+    return fields
+
+
+def _record(fields: dict[str, Any], where: str) -> Record:
+    if fields["schema"] != SCHEMA:
+        raise RecordError(f"{where} has schema {fields['schema']!r}, this version reads {SCHEMA}: run it again")
+    try:
+        return Record(**fields)
+    except TypeError as error:
+        raise RecordError(f"{where} is no run record: {str(error).removeprefix('Record.__init__() ')}") from None
+
+
+def is_archive(results: str | Path) -> bool:
+    """Whether results are a published study, one file, and not a working folder."""
+    return Path(results).suffix == ".jsonl"
+
+
+def read_cells(results: str | Path) -> dict[str, list[Record]]:
+    """The records of a published study by the folder that they were made in; `""` where it had no folders in it.
+
+    Raises RecordError naming the line that is no record.
+    """
+    found: dict[str, list[Record]] = {}
+    path = Path(results)
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        where = f"line {number} of {path}"
+        fields = _fields(line, where)
+        cell = fields.pop("cell", "")
+        found.setdefault(cell, []).append(_record(fields, where))
+    return found
+
+
 def read_all(results: str | Path, experiments: Sequence[str] = ("*",)) -> list[Record]:
-    """Every record of the experiments below `results`, in order; empty where there are none.
+    """Every record of the experiments in a working folder or a published study, in order; empty where there are none.
 
     Raises RecordError where runs of one arm were made with different parameters: their mean would mean nothing.
     """
-    found = [read(path) for name in experiments for path in sorted(Path(results).glob(f"{name}/*.json"))]
+    if is_archive(results):
+        cells = list(read_cells(results).values())
+    else:
+        cells = [[read(path) for name in experiments for path in sorted(Path(results).glob(f"{name}/*.json"))]]
+    return [r for cell in cells for r in comparable(cell, results) if set(experiments) & {"*", r.experiment}]
+
+
+def comparable(found: list[Record], results: str | Path) -> list[Record]:
+    """The records. Raises RecordError where runs of one arm were made with different parameters: their mean would mean
+    nothing."""
     first: dict[tuple[str, str], Record] = {}
     for record in found:
         other = first.setdefault((record.experiment, record.arm), record)
@@ -129,6 +164,8 @@ def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
 
     Raises FileNotFoundError where there are none, RecordError where they are cut or another run's.
     """
+    if is_archive(results):
+        return _published_arrays(Path(results).with_suffix(".npz"), record)
     path = Path(results) / record.experiment / f"{record.name}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"no arrays at {path}, beside its record: run {record.experiment!r} again")
@@ -139,22 +176,21 @@ def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def pairs(results: str | Path, first: str, second: str, *, same: Sequence[str]) -> list[tuple[Record, Record]]:
-    """Trained networks to fuse: two arms of each seed, or one arm of the seeds 2k and 2k + 1, so that pairs share none.
-
-    Records whose logits are not beside them are passed over: they come from another machine. `same` names the
-    parameters that both must agree on. Raises RecordError where they do not.
-    """
-    trained = read_all(results, TRAINED)
-    trained = [r for r in trained if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]
-    mine, other = ({r.seed: r for r in trained if r.arm == arm} for arm in (first, second))
-    if first == second:
-        mine, other = ({s: r for s, r in mine.items() if s % 2 == 0}, {s - 1: r for s, r in mine.items() if s % 2})
-    found = [(mine[seed], other[seed]) for seed in sorted(set(mine) & set(other))]
-    for a, b in found:
-        if differing := [name for name in same if a.params.get(name) != b.params.get(name)]:
-            raise RecordError(f"{a.name} and {b.name} saw other clips: they differ in {', '.join(differing)}")
+def _published_arrays(path: Path, record: Record) -> dict[str, np.ndarray]:
+    start = f"{record.experiment}/{record.name}/"
+    if not record.arrays or not path.is_file():
+        raise FileNotFoundError(f"no arrays of {start[:-1]} in {path}: they were not published")
+    with np.load(path, allow_pickle=False) as file:
+        found = {name.removeprefix(start): file[name] for name in file.files if name.startswith(start)}
+    if digest_of(found) != record.arrays:
+        raise RecordError(f"{path} holds other arrays of {start[:-1]} than its record says: it is not of one piece")
     return found
+
+
+def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256, shortened, of arrays and their names."""
+    parts = [f"{name} {x.dtype} {x.shape}".encode() + x.tobytes() for name, x in sorted(arrays.items())]
+    return _digest(b"".join(parts)) if parts else ""
 
 
 def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> list[Record]:
@@ -169,19 +205,8 @@ def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> 
     return sorted(first, key=lambda r: arms.index(r.arm))
 
 
-def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-    """The arrays, training curves included, of every trained network of the arms, by (arm, seed)."""
-    found = [r for r in read_all(results, TRAINED) if r.arm in arms]
-    return {(r.arm, r.seed): read_arrays(results, r) for r in found}
-
-
-def config(record: Record, config_class: type[T]) -> T:
-    """A dataclass filled from a record's parameters of the same names."""
-    return config_class(**{f.name: record.params[f.name] for f in fields(config_class)})
-
-
 def load(results: str | Path, *, needs: Sequence[str] = ()):
-    """One tidy pandas table: a row a metric, with experiment, arm, seed, metric, value and stand_in.
+    """One tidy pandas table: a row per metric, with experiment, arm, seed, metric, value and stand_in.
 
     Raises FileNotFoundError naming an experiment of `needs` that has no record.
     """
@@ -241,10 +266,6 @@ def _version(name: str) -> str:
 
 def headline(record: Record) -> str:
     """One line: the run, its first metric of interest, its seconds."""
-    metric = next((m for m in HEADLINES if m in record.metrics), next(iter(record.metrics), None))
+    metric = next((m for end in HEADLINES for m in record.metrics if m.endswith(end)), next(iter(record.metrics), None))
     value = f"{metric} {record.metrics[metric]:.3f}" if metric else "no metric"
     return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance['seconds']:6.1f} s"
-
-
-def main(argv: list[str] | None = None) -> None:
-    print(headline(read((argv or sys.argv[1:])[0])))

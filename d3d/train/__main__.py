@@ -1,3 +1,3 @@
-from d3d.train.run import main
+from d3d.train.command import main
 
 main()

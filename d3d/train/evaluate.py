@@ -1,8 +1,7 @@
-"""Predictions on a whole split, their fusion over networks, and accuracy."""
+"""Predictions on a whole split, accuracy, and the fusion of several networks' predictions."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,13 +12,6 @@ from d3d.s3dg.network import S3DG
 
 # Pixels over time and space to score at once on a GPU.
 AT_ONCE = 2**25
-
-
-@dataclass(frozen=True, kw_only=True)
-class FuseConfig:
-    """Where the networks to fuse are; the field is the parameter of notebooks/experiments/fuse.ipynb."""
-
-    results: str = "results/local"
 
 
 @torch.no_grad()
@@ -116,28 +108,3 @@ def fuse(members: Sequence[np.ndarray], *, by: str = "softmax") -> np.ndarray:
     shifted -= shifted.max(-1, keepdims=True)
     softmax = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
     return np.log(softmax.mean(0))
-
-
-def score_fusion(
-    members: Sequence[Mapping[str, np.ndarray]], *, by: str = "softmax"
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics and arrays of networks fused, as `fuse` does, on every test split, from the arrays beside their records.
-
-    `<split>/top1_gain` is what the fused network has over its best member.
-
-    Raises ValueError where the networks did not score the same clips.
-    """
-    first = members[0]
-    splits = [name.removeprefix("logits/") for name in first if name.startswith("logits/")]
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for split in splits:
-        labels, groups = first[f"labels/{split}"], first[f"groups/{split}"]
-        if any(not np.array_equal(m[f"labels/{split}"], labels) for m in members):
-            raise ValueError(f"the networks to fuse did not score the same clips of {split!r}")
-        logits = fuse([m[f"logits/{split}"] for m in members], by=by)
-        metrics |= {f"{split}/{name}": value for name, value in accuracy(logits, labels, groups).items()}
-        best = max(accuracy(m[f"logits/{split}"], labels, groups)["top1"] for m in members)
-        metrics[f"{split}/top1_gain"] = metrics[f"{split}/top1"] - best
-        arrays |= {f"logits/{split}": logits.astype(np.float32), f"labels/{split}": labels, f"groups/{split}": groups}
-    return metrics, arrays

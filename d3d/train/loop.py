@@ -20,10 +20,12 @@ from d3d.data.clips import ClipSet
 from d3d.data.load import Data
 from d3d.progress import EVERY, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
-from d3d.train.config import TrainConfig
+from d3d.study.parameters import TrainConfig
+from d3d.study.schema import flat
 from d3d.train.networks import Teacher
+from d3d.train.objective import Objective
 from d3d.train.states import States
-from d3d.train.step import Step, Told, steps_an_epoch
+from d3d.train.step import Step, StepMetrics, steps_per_epoch
 from d3d.train.team import ALONE, Team
 
 
@@ -84,12 +86,12 @@ def fit(
     """
     clips = data.splits["train"]
     _check(config, clips, len(data.classes), team)
-    step = Step(model, config, clips, teacher=teacher, team=team, capture=capture)
+    step = Step(model, config, clips, Objective(config, teacher), team=team, capture=capture)
     run = _Run(config, data, step, team, states, report)
     first = run.resume()
     if metrics:
         run.table = MetricsFile(metrics, keep=first)
-        run.table.append({"event": "start", "step": first, "params": asdict(config), "processes": team.size})
+        run.table.append({"event": "start", "step": first, "params": flat(config), "processes": team.size})
     with (
         Progress(len(run.plan) - first, "steps", report if team.first else silent) as run.progress,
         _signals(states is not None or team.size > 1) as run.asked,
@@ -118,14 +120,15 @@ class _Run:
         self.states, self.report = states, report
         clips = len(data.splits["train"])
         # One generator for a run: the order of the clips follows from the seed alone.
-        order = np.random.default_rng((config.seed, config.twin))
-        self.epoch = steps_an_epoch(clips, config, team)
+        seed = config.run.seed, config.run.twin
+        order = np.random.default_rng(seed)
+        self.epoch = steps_per_epoch(clips, config.optimiser, team)
         self.plan = [
-            (rows, (config.seed, config.twin, epoch))
-            for epoch in range(config.epochs)
+            (rows, (*seed, epoch))
+            for epoch in range(config.optimiser.epochs)
             for rows in np.array_split(order.permutation(clips), self.epoch)
         ]
-        self.rises = _warmup_cosine(config.warmup, len(self.plan))
+        self.lr_schedule = _warmup_cosine(config.optimiser.warmup, len(self.plan))
         self.tally = Tally()
         self.stop_after = len(self.plan)
         self.seen = 0.0  # clips since `began`
@@ -135,7 +138,7 @@ class _Run:
         found = self.team.share(self.states.latest() if self.states else None)
         if not found:
             return 0
-        self.step.restore(found.tensors)
+        self.step.sgd.restore(found.tensors)
         self.tally = Tally(**found.about["tally"])
         self.data.refused.update(found.about["refused"])
         self.report(f"going on after step {found.step} of {len(self.plan)}")
@@ -145,17 +148,17 @@ class _Run:
         """The steps from `first` on. Raises Stopped where a signal came to any process."""
         clips, done, last = self.data.splits["train"], first, len(self.plan)
         mine = [(self.step.share_of(rows), draw) for rows, draw in self.plan[first:]]
-        coming = iter(clips.batches(mine, self.step.streams)) if clips.redrawn else None
+        coming = iter(clips.batches(mine, self.step.objective.streams)) if clips.redrawn else None
         self.saved = self.wrote = self.began = time.monotonic()
         while done < min(last, self.stop_after + 1):
             batch = next(coming) if coming else None
             rows, rate = self.plan[done][0], self._rate(done)
-            for told in self.step(done, rows, rate=rate, batch=batch, stop=bool(self.asked)):
-                self._settle(told)
+            for metrics in self.step(done, rows, rate=rate, batch=batch, stop=bool(self.asked)):
+                self._settle(metrics)
             done += 1
             if self.table and done == first + 1:
                 self.table.append({"event": "first step", "step": done})
-            if self.states and done < last and time.monotonic() - self.saved > self.config.save_every:
+            if self.states and done < last and time.monotonic() - self.saved > self.config.run.save_every:
                 self._save(done)
         self._save(done)
         # A signal may have come after the last step told of those before it.
@@ -164,21 +167,22 @@ class _Run:
             self._stop(done)
 
     def _rate(self, position: int) -> float:
-        return self.config.learning_rate * self.rises(position)
+        return self.config.optimiser.learning_rate * self.lr_schedule(position)
 
-    def _settle(self, told: Told) -> None:
+    def _settle(self, metrics: StepMetrics) -> None:
         """Counts a step that is done."""
-        terms, at = told.terms, told.position + 1
+        position, terms = metrics
+        at = position + 1
         if terms["stop"]:
-            # Where every process has been told, however far each is.
-            self.stop_after = min(self.stop_after, told.position + self.step.lag)
+            # A step that every process will have heard of it by, however far each is.
+            self.stop_after = min(self.stop_after, position + self.step.lag)
         if not math.isfinite(terms["loss"]):
-            self._fail(told)
+            self._fail(metrics)
         self.tally.add(terms)
         self.progress.step(clips=terms["clips"])
         self.seen += terms["clips"]
         if at % self.epoch == 0:
-            self._end_epoch(told.position)
+            self._end_epoch(position)
         elif self.table and self.tally.clips and time.monotonic() - self.wrote > EVERY:
             self.table.append({"step": at, "epoch": at / self.epoch, **self.tally.means()})
             self.wrote = time.monotonic()
@@ -193,28 +197,28 @@ class _Run:
             rates = {"learning_rate": self._rate(position), "clips_per_second": round(speed, 1)}
             self.table.append({"step": position + 1} | row | rates)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
-        self.progress.say(f"epoch {row['epoch']:3d}/{self.config.epochs}  {shown}  {speed:,.0f} clips/s")
+        self.progress.say(f"epoch {row['epoch']:3d}/{self.config.optimiser.epochs}  {shown}  {speed:,.0f} clips/s")
         self.wrote = self.began = time.monotonic()
         self.seen = 0.0
 
-    def _fail(self, told: Told) -> None:
+    def _fail(self, metrics: StepMetrics) -> None:
         if not self.team.first:
             sys.exit(1)  # the first process says it
-        terms = ", ".join(f"{name} {told.terms[name]:.4g}" for name in ("loss", "cross_entropy", "distance"))
+        terms = ", ".join(f"{name} {metrics.values[name]:.4g}" for name in ("loss", "cross_entropy", "distance"))
         raise FloatingPointError(
-            f"the loss is not finite at step {told.position + 1} of {len(self.plan)} (epoch "
-            f"{told.position // self.epoch + 1}): {terms}; lower learning_rate; "
+            f"the loss is not finite at step {metrics.position + 1} of {len(self.plan)} (epoch "
+            f"{metrics.position // self.epoch + 1}): {terms}; lower learning_rate; "
             + (self.states.newest() if self.states else "no state was saved before")
         )
 
     def _save(self, done: int) -> None:
         """Waits for the steps under way; then saves, where a disk that takes nothing is only reported."""
-        for told in self.step.rest():
-            self._settle(told)
+        for metrics in self.step.drain():
+            self._settle(metrics)
         self.saved = time.monotonic()
         if not self.states:
             return
-        tensors = self.step.state()
+        tensors = self.step.sgd.state()
         if bad := [name for name, x in tensors.items() if x.is_floating_point() and not torch.isfinite(x).all()]:
             raise FloatingPointError(
                 f"{bad[0]} is not finite after step {done}: lower learning_rate; {self.states.newest()}"
@@ -233,12 +237,13 @@ class _Run:
 
 
 def _check(config: TrainConfig, clips: ClipSet, classes: int, team: Team) -> None:
-    if len(clips) < config.batch_size:
-        raise ValueError(f"batch_size is {config.batch_size}, there are {len(clips)} training clips: ask for no more")
-    if config.batch_size < 2 * config.accumulate * team.size:
+    batch_size, accumulate = config.optimiser.batch_size, config.optimiser.accumulate
+    if len(clips) < batch_size:
+        raise ValueError(f"batch_size is {batch_size}, there are {len(clips)} training clips: ask for no more")
+    if batch_size < 2 * accumulate * team.size:
         raise ValueError(
-            f"batch_size {config.batch_size} is too small for {team.size} processes in {config.accumulate} parts: "
-            f"batch norm needs two clips each, at least {2 * config.accumulate * team.size}"
+            f"batch_size {batch_size} is too small for {team.size} processes in {accumulate} parts: "
+            f"batch norm needs two clips each, at least {2 * accumulate * team.size}"
         )
     low, high = int(clips.labels.min()), int(clips.labels.max())
     if low < 0 or high >= classes:

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from d3d.data.clips import Batch
 from d3d.data.load import Data
-from d3d.s3dg.checkpoints import STREAMS, load_checkpoint, read_about
+from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_about
 from d3d.s3dg.network import S3DG, fold, s3dg
-from d3d.study.arms import MAX_SEED
-from d3d.train.config import DistillConfig, TrainConfig
+from d3d.study.parameters import MAX_SEED, TrainConfig
 from d3d.train.evaluate import infer, infer_features, predict
 from d3d.train.losses import distance
 
@@ -30,20 +29,21 @@ def build(
     A checkpoint of other classes gets a new classifier for these, drawn by the seed, which `report` is told. Raises
     ValueError for a checkpoint of another stream or width.
     """
+    stream, width = config.network.stream, config.network.width
     fresh = s3dg(
         len(data.classes),
-        in_channels=STREAMS[config.stream],
-        width=config.width,
-        dropout=config.dropout,
-        seed=config.seed + MAX_SEED * config.twin,
+        in_channels=CHANNELS[stream],
+        width=width,
+        dropout=config.network.dropout,
+        seed=config.run.seed + MAX_SEED * config.run.twin,
     )
-    if not (checkpoint := getattr(config, "student", "")):
+    if not (checkpoint := config.distillation.student):
         return fresh.to(device)
     found, about = load_checkpoint(checkpoint)
-    if about.stream != config.stream:
-        raise ValueError(f"student {checkpoint} is a {about.stream} stream, the run trains {config.stream!r}")
-    if about.width != config.width:
-        raise ValueError(f"student {checkpoint} has width {about.width}, the run says {config.width}")
+    if about.stream != stream:
+        raise ValueError(f"student {checkpoint} is a {about.stream} stream, the run trains {stream!r}")
+    if about.width != width:
+        raise ValueError(f"student {checkpoint} has width {about.width}, the run says {width}")
     state = found.state_dict()
     if about.classes != data.classes:
         report(
@@ -83,7 +83,7 @@ class Teacher:
 
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
     """The stream that the teacher needs as input; none where there is no teacher."""
-    return (read_about(config.teacher).stream,) if getattr(config, "lambda_", 0) else ()
+    return (read_about(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
 
 
 def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
@@ -91,22 +91,23 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
 
     Raises ValueError for one of other classes or input, or whose features are not as many as the student's.
     """
-    if not isinstance(config, DistillConfig) or config.lambda_ == 0:
+    own = config.distillation
+    if own.lambda_ == 0:
         return None
-    model, about = load_checkpoint(config.teacher, classes=data.classes, device=device)
-    shown = config.input_of(about.stream)
+    model, about = load_checkpoint(own.teacher, classes=data.classes, device=device)
+    shown = config.data.input_of(about.stream)
     if other := [name for name, value in about.input.items() if shown.get(name, value) != value]:
         raise ValueError(
-            f"teacher {config.teacher} was trained on another input: "
+            f"teacher {own.teacher} was trained on another input: "
             + ", ".join(f"{name} {about.input[name]}" for name in other)
             + "; this run shows "
             + ", ".join(f"{name} {shown[name]}" for name in other)
         )
-    of = distance(config.distance).of
-    if of == "features" and about.width != config.width:
+    of = distance(own.distance).of
+    if of == "features" and about.width != config.network.width:
         raise ValueError(
-            f"teacher {config.teacher} has width {about.width}, the student {config.width}: "
-            f"distance {config.distance!r} compares as many features of both"
+            f"teacher {own.teacher} has width {about.width}, the student {config.network.width}: "
+            f"distance {own.distance!r} compares as many features of both"
         )
     model, clips = fold(model), data.splits["train"]
     if clips.redrawn:

@@ -1,46 +1,30 @@
-"""One loop for streams, distillation and fine-tuning, on a CPU, a GPU, or many.
+"""One run: loads, trains, scores and writes, for streams, distillation and fine-tuning, on one process or several."""
 
-    d3d train --config FILE                                         # one process
-    torchrun --standalone --nproc-per-node 4 -m d3d.train --config FILE       # four GPUs of one host
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m d3d.train --config FILE
-
-FILE is YAML: `experiment: train` or `distill`, and parameters of that notebook (or a whole profile). What comes of it
-lies in <results>/<experiment>/: <arm>-seed<seed>.json the record, .npz predictions and curves, .safetensors the
-weights, .jsonl the metrics as they came. A run that was killed goes on from its last state, .state/, when it is
-started again.
-"""
-
-import argparse
 import hashlib
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from d3d import files
 from d3d.data.load import Data, load
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import S3DG
-from d3d.study import arms as study
-from d3d.study import notebooks, records
+from d3d.study import plan
+from d3d.study.experiments import params_of
+from d3d.study.parameters import FREE, TrainConfig
 from d3d.study.records import Record
-from d3d.train.config import CONFIGS, DistillConfig, TrainConfig
+from d3d.study.run import begin
 from d3d.train.evaluate import accuracy, predict
-from d3d.train.loop import Stopped, fit, silent
+from d3d.train.loop import fit, silent
 from d3d.train.networks import build, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
-from d3d.train.team import ALONE, Team, joined
-
-__all__ = ["DistillConfig", "TrainConfig", "build", "fit", "load_teacher", "run", "score", "teacher_streams"]
+from d3d.train.team import ALONE, Team
 
 
 def _say(line: str) -> None:
@@ -96,28 +80,25 @@ def run(
 ) -> Record | None:
     """Loads, trains, scores and writes; the record, on the first process. Raises as what it calls."""
     report = report if team.first else silent
-    if config.processes > 1 and config.processes != team.size:
+    if config.run.processes > 1 and config.run.processes != team.size:
         raise ValueError(
-            f"processes is {config.processes}, running are {team.size}: "
-            f"start it with torchrun --nproc-per-node {config.processes}, or leave the parameter out"
+            f"processes is {config.run.processes}, running are {team.size}: "
+            f"start it with torchrun --nproc-per-node {config.run.processes}, or leave the parameter out"
         )
-    path = study.run_path(experiment, asdict(config))
+    params = params_of(experiment, config)
+    path = plan.run_path(experiment, params)
     if team.first:
         files.writable(path.parent)
-    source = notebooks.source_hash(experiment)
-    made = records.provenance(
-        source=source,
-        notebook=str(notebooks.notebook(experiment)),
-        device=torch.cuda.get_device_name() if team.device != "cpu" else "cpu",
-    ) | {"processes": team.size}
-    this = notebooks.Run(experiment, config, team.device, made)
+    this = begin(experiment, config, team.device, torch.cuda.get_device_name() if team.device != "cpu" else "cpu")
+    made = this.provenance
+    made["processes"] = team.size
     # torchrun gives each process one thread, which is no reason to decode with one.
-    workers = config.workers or (0 if team.size == 1 else team.cores())
+    workers = config.data.files.workers or (0 if team.size == 1 else team.cores())
     with this.phase("data"):
         data = load(
-            config,
-            seed=config.seed,
-            streams=(config.stream,),
+            config.data,
+            seed=config.run.seed,
+            streams=(config.network.stream,),
             teacher=teacher_streams(config),
             device=team.device,
             workers=workers,
@@ -129,41 +110,42 @@ def run(
     model = build(config, data, team.device, report=report)
     with this.phase("teacher"):
         teacher = load_teacher(config, data, team.device)
-    fixed = _facts(config, data, source, team)
+    fixed = _facts(experiment, config, data, made["source"], team)
     states = _states(path, fixed, report) if team.first else None
     with this.phase("train"):
         metrics = f"{path}.jsonl" if team.first else None
         history = fit(model, config, data, teacher=teacher, team=team, states=states, metrics=metrics, report=report)
     with this.phase("evaluate"):
-        found, arrays = score(model, data, config.stream, team=team)
+        found, arrays = score(model, data, config.network.stream, team=team)
     if not team.first:
         return None
     save_checkpoint(
         f"{path}.safetensors",
         model,
-        stream=config.stream,
+        stream=config.network.stream,
         classes=data.classes,
-        input=config.input_of(config.stream),
+        input=config.data.input_of(config.network.stream),
     )
     record = this.write(
-        study.arm_of(experiment, asdict(config)),
+        plan.arm_of(experiment, params),
         found,
-        arrays=arrays | curves(history),
+        arrays=arrays | curves(history) | ({"siblings": np.array(data.siblings)} if data.siblings else {}),
         files=data.files,
-        stand_in=config.dataset == "sprites",
+        stand_in=config.data.files.dataset == "sprites",
     )
     states.clear()
     return record
 
 
-def _facts(config: TrainConfig, data: Data, source: str, team: Team) -> dict[str, Any]:
+def _facts(experiment: str, config: TrainConfig, data: Data, source: str, team: Team) -> dict[str, Any]:
     """What must be the same in all processes of a run, and when it is gone on with.
 
     Raises ValueError where processes differ.
     """
     table = data.splits["train"].table
     rows = table[[c for c in ("path", "label", "start", "end") if c in table]]
-    facts = config.fixed() | {
+    fixed = {name: value for name, value in params_of(experiment, config).items() if name not in FREE}
+    facts = fixed | {
         CODE: source,
         "classes": list(data.classes),
         "training clips": f"{len(rows)}, {hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]}",
@@ -172,7 +154,7 @@ def _facts(config: TrainConfig, data: Data, source: str, team: Team) -> dict[str
     if team.device == "cpu":
         facts["threads"] = torch.get_num_threads()
     for name in ("teacher", "student"):
-        if weights := getattr(config, name, ""):
+        if weights := getattr(config.distillation, name):
             facts[f"{name}'s weights"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
     for rank, others in enumerate(team.gather(facts)):
         if differ := [name for name in facts if facts[name] != others.get(name)]:
@@ -192,72 +174,3 @@ def _states(path: Path, fixed: dict[str, Any], report: Callable[[str], None]) ->
     for left in path.parent.glob(f".{path.name}.*"):
         left.unlink()  # killed while it wrote
     return states
-
-
-def read_config(path: str | Path) -> tuple[str, TrainConfig]:
-    """The experiment and its parameters from a YAML file. Raises ValueError or OSError naming what is wrong."""
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must map parameters to values, such as `epochs: 8`")
-    for name, value in content.items():
-        plain = isinstance(value, str | bool | int | float | list | dict)
-        if not isinstance(name, str) or name.startswith("_") or not plain:
-            raise ValueError(f"{path} sets {name!r} to {value!r}: it must map parameters to values")
-    experiment = content.pop("experiment", "train")
-    if experiment not in tuple(CONFIGS):
-        raise ValueError(f"experiment in {path} must be one of {', '.join(CONFIGS)}, not {experiment!r}")
-    return experiment, CONFIGS[experiment](**notebooks.parameters(experiment, notebooks.defaults(experiment) | content))
-
-
-def _end_with(pid: int) -> None:
-    """Asks this process to stop once the process that follows it is gone."""
-    while True:
-        time.sleep(1)
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d train", description="Trains or distils one network.")
-    parser.add_argument("--config", required=True, help="YAML: experiment (train or distill) and its parameters")
-    given = parser.parse_args(argv)
-    if follower := os.environ.get("D3D_FOLLOWER"):
-        threading.Thread(target=_end_with, args=(int(follower),), daemon=True).start()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _stop)
-    try:
-        experiment, config = read_config(given.config)
-        if not torch.cuda.is_available():
-            # Other threads, other last digits.
-            torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        with joined() as team:
-            run(experiment, config, team=team)
-    except Stopped as stopped:
-        _leave(128 + stopped.signum, f"{parser.prog}: {stopped}")
-    except torch.OutOfMemoryError:
-        _leave(
-            1,
-            f"{parser.prog}: the GPU's memory does not hold a step of batch_size {config.batch_size} in "
-            f"{config.accumulate} parts: raise accumulate",
-        )
-    except (ValueError, OSError, FloatingPointError) as error:
-        _leave(1, f"{parser.prog}: {error}")
-
-
-def _stop(signum: int, _: object) -> None:
-    """Outside of training, where there is nothing to save."""
-    raise Stopped(signum, f"stopped by {signal.Signals(signum).name}; start it again to go on")
-
-
-def _leave(code: int, sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
-    if "WORLD_SIZE" in os.environ:
-        # To take leave of the others can block where one of them is gone; torchrun ends them.
-        os._exit(code)
-    sys.exit(code)

@@ -1,1 +1,14 @@
-"""."""
+"""The only place where video files are opened and where annotation files and tables of clips are read."""
+
+from d3d.public import public
+
+PUBLIC = {
+    "read_clip": "decode",
+    "read_frames": "decode",
+    "check": "decode",
+    "VideoError": "decode",
+    "read_table": "tables",
+    "write_table": "tables",
+}
+__all__ = list(PUBLIC)
+__getattr__ = public(__name__, PUBLIC)

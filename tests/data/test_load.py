@@ -1,15 +1,16 @@
 """Tables of clips: what a split holds, and what becomes of damaged files."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from d3d.data import sprites
-from d3d.data.load import DataConfig, load
+from d3d.data.load import load
+from d3d.data.sprite_classes import CLASSES
 from d3d.data.sprite_clips import sprite_clips
 from d3d.flow.estimate import tvl1_clip
+from d3d.study.schema import changed
+from tests import configs
 from tests.video.test_decode import noise_video
 
 SMALL = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16}
@@ -33,37 +34,38 @@ def folder(tmp_path):
 
 
 def test_sprites_come_as_rendered():
-    data = load(DataConfig(**SMALL, flow="exact"), seed=3, streams=("rgb", "flow"))
+    data = load(configs.data(**SMALL, flow="exact"), seed=3, streams=("rgb", "flow"))
     assert set(data.splits) == {"train", "val", "iid", "decorrelated", "shuffled", "reversed", "frozen"}
     assert set(data.tests) == set(data.splits) - {"train"}
+    assert data.classes[data.siblings[data.classes.index("right")]] == "left"
     clips = data.splits["train"]
-    rendered = sprites.render(DataConfig(**SMALL), "train/3", range(24))
+    rendered = sprites.render(configs.data(**SMALL).clip, "train/3", range(24))
     assert torch.equal(clips.flow, rendered.flow.half())
     assert (clips.inputs("rgb", slice(None)) - rendered.rgb).abs().max() <= 0.5 / 255 + 1e-6
-    assert clips.labels.tolist() == [i % len(sprites.CLASSES) for i in range(24)]
+    assert clips.labels.tolist() == [i % len(CLASSES) for i in range(24)]
 
 
 def test_the_seed_chooses_training_clips_and_leaves_test_clips():
-    a, b = (load(DataConfig(**SMALL), seed=s) for s in (0, 1))
+    a, b = (load(configs.data(**SMALL), seed=s) for s in (0, 1))
     assert not torch.equal(a.splits["train"].rgb, b.splits["train"].rgb)
     for split in a.tests:
         assert torch.equal(a.splits[split].rgb, b.splits[split].rgb)
 
 
 def test_the_temporal_stream_sees_tvl1_of_the_frames_in_8_bits():
-    config = DataConfig(**SMALL | {"size": 32}, noise=0.0)
+    config = configs.data(**SMALL | {"size": 32}, noise=0.0)
     clips = load(config, seed=3, streams=("flow",)).splits["train"]
     frames = (clips.rgb.float() / 255)[:2]
     assert torch.equal(clips.flow[:2], tvl1_clip(frames).half())
     # It is an estimate: near the truth, and not the truth.
-    truth = sprites.render(config, "train/3", range(24)).flow
+    truth = sprites.render(config.clip, "train/3", range(24)).flow
     error = (clips.flow - truth).norm(dim=1).mean()
     assert 0.01 < error < 0.7 * truth.norm(dim=1).mean()
 
 
 def test_tvl1_is_kept_and_computed_once(tmp_path, monkeypatch):
-    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
-    fresh = sprite_clips(replace(config, flow_cache=""), "iid", 16, flow=True)
+    config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
+    fresh = sprite_clips(changed(config, flow_cache=""), "iid", 16, flow=True)
     first = sprite_clips(config, "iid", 16, flow=True)
     monkeypatch.setattr("d3d.flow.estimate.tvl1_clip", None)  # not called again
     again = sprite_clips(config, "iid", 16, flow=True)
@@ -76,13 +78,13 @@ def test_tvl1_is_kept_and_computed_once(tmp_path, monkeypatch):
 
 
 def test_flow_of_other_code_makes_room(tmp_path, monkeypatch):
-    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
-    other = replace(config, noise=0.2)
+    config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
+    other = changed(config, noise=0.2)
     for made in (config, other):
         sprite_clips(made, "iid", 16, flow=True)
     half = next((tmp_path / "flow").glob("*.npy"))
     half.with_name(f".{half.name}.123").write_bytes(b"killed while it wrote")
-    monkeypatch.setattr("d3d.data.sprite_clips.SOURCES", ("flow/estimate",))
+    monkeypatch.setattr("d3d.data.sprite_clips.SOURCES", ("d3d.flow.estimate",))
     for made in (config, other):
         sprite_clips(made, "iid", 16, flow=True)
     names = sorted(path.name for path in (tmp_path / "flow").iterdir())
@@ -96,25 +98,25 @@ def test_a_full_disk_costs_no_run(tmp_path, monkeypatch, capsys):
         raise OSError(28, "no space left")
 
     monkeypatch.setattr("d3d.data.sprite_clips.write_atomic", full)
-    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
+    config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
     assert sprite_clips(config, "iid", 16, flow=True).flow is not None
     assert "flow is not kept: [Errno 28] no space left" in capsys.readouterr().out
 
 
 def test_other_knobs_are_other_flow(tmp_path):
-    config = DataConfig(**SMALL, flow_cache=str(tmp_path / "flow"))
-    for changed in ({}, {"noise": 0.2}, {"rho": 0.1}):
-        sprite_clips(replace(config, **changed), "iid", 16, flow=True)
+    config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
+    for knobs in ({}, {"noise": 0.2}, {"rho": 0.1}):
+        sprite_clips(changed(config, **knobs), "iid", 16, flow=True)
     sprite_clips(config, "iid", 16, played="backwards", flow=True)
     sprite_clips(config, "val", 16, flow=True)
     assert len(list((tmp_path / "flow").glob("*.npy"))) == 5
     # What the networks make of flow does not change it.
-    sprite_clips(replace(config, bound=1.0), "val", 16, flow=True)
+    sprite_clips(changed(config, bound=1.0), "val", 16, flow=True)
     assert len(list((tmp_path / "flow").glob("*.npy"))) == 5
 
 
 def test_stress_splits_are_the_clips_of_iid_filmed_otherwise():
-    config = DataConfig(**SMALL | {"frames": 6, "test_clips": 64}, noise=0.0, flow="exact")
+    config = configs.data(**SMALL | {"frames": 6, "test_clips": 64}, noise=0.0, flow="exact")
     data = load(config, seed=0, streams=("rgb", "flow"))
     iid, frozen, shuffled, back = (data.splits[name] for name in ("iid", "frozen", "shuffled", "reversed"))
     assert (frozen.rgb == frozen.rgb[:, :, :1]).all()
@@ -131,7 +133,7 @@ def test_stress_splits_are_the_clips_of_iid_filmed_otherwise():
     assert names["right"] == "left"
     assert names["counterorbit"] == "orbit"
     assert names["sway"] == "sway"
-    assert [sprites.CLASSES[i].name for i in back.labels.tolist()] == back.table["class"].tolist()
+    assert [CLASSES[i].name for i in back.labels.tolist()] == back.table["class"].tolist()
     moved = (
         back.table[["velocity_x", "angular_velocity"]]
         + iid.table.loc[kept, ["velocity_x", "angular_velocity"]].to_numpy()
@@ -140,13 +142,13 @@ def test_stress_splits_are_the_clips_of_iid_filmed_otherwise():
 
 
 def test_a_teacher_sees_the_training_clips_only():
-    data = load(DataConfig(**SMALL, flow="exact"), seed=3, teacher=("flow",))
+    data = load(configs.data(**SMALL, flow="exact"), seed=3, teacher=("flow",))
     assert data.splits["train"].flow is not None
     assert all(clips.flow is None for clips in data.tests.values())
 
 
 def test_flow_is_clipped_and_scaled():
-    clips = load(DataConfig(**SMALL, amplitude=6.0, bound=2.0, flow="exact"), seed=0, streams=("flow",)).splits["iid"]
+    clips = load(configs.data(**SMALL, amplitude=6.0, bound=2.0, flow="exact"), seed=0, streams=("flow",)).splits["iid"]
     shown = clips.inputs("flow", slice(None))
     assert shown.abs().max() == 1
     below = clips.flow.abs() < 2
@@ -154,21 +156,21 @@ def test_flow_is_clipped_and_scaled():
 
 
 def test_a_folder_of_class_folders(folder):
-    data = load(DataConfig(dataset="folder", root=str(folder), frames=8, size=32), seed=0)
+    config = configs.data(dataset="folder", root=str(folder), frames=8, size=32)
+    data = load(config, seed=0)
     assert data.classes == ("juggle", "wave")
     assert data.files["found"] == 13
     assert data.files["decoded"] == 10
     assert sorted(name.split("/")[-1] for name in data.refused) == ["cut.avi", "gone.mp4", "notes.txt"]
     assert "is cut" in next(v for k, v in data.refused.items() if k.endswith("cut.avi"))
-    train, test = data.splits["train"], data.splits["test"]
+    train, test = data.splits["train"], data.splits["folder/test"]
     assert sorted(train.labels.tolist()) == [0] * 4 + [1] * 4
     assert sorted(test.labels.tolist()) == [0, 1]
     (batch,) = train.batches([(np.arange(8), ())], ("rgb",))
     assert batch.inputs["rgb"].shape == (8, 3, 8, 32, 32)
     assert not set(train.table["path"]) & set(test.table["path"])
-    assert set(
-        load(DataConfig(dataset="folder", root=str(folder), frames=8, size=32), seed=9).splits["test"].table["path"]
-    ) == set(test.table["path"])
+    again = load(config, seed=9).splits["folder/test"]
+    assert set(again.table["path"]) == set(test.table["path"])
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -176,17 +178,17 @@ def test_a_damaged_file_never_empties_a_split(folder, keep):
     for name in ("juggle", "wave"):
         for path in sorted((folder / name).glob("[0-9].*"))[keep:]:
             path.unlink()
-    config = DataConfig(dataset="folder", root=str(folder), frames=4, size=32)
+    config = configs.data(dataset="folder", root=str(folder), frames=4, size=32)
     if keep == 1:
         with pytest.raises(ValueError, match="too few videos to hold any out"):
             load(config, seed=0)
     else:
-        assert np.bincount(load(config, seed=0).splits["test"].labels).tolist() == [1, 1]
+        assert np.bincount(load(config, seed=0).splits["folder/test"].labels).tolist() == [1, 1]
 
 
 def test_what_a_folder_lacks_is_named(tmp_path, folder):
     def config(root):
-        return DataConfig(dataset="folder", root=str(root), frames=4, size=32)
+        return configs.data(dataset="folder", root=str(root), frames=4, size=32)
 
     with pytest.raises(FileNotFoundError, match="absent' does not exist"):
         load(config(tmp_path / "absent"), seed=0)
@@ -222,24 +224,24 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
         ({"dataset": "kinetics"}, "dataset must be one of sprites, folder, ucf101, .*, not 'kinetics'"),
         ({"dataset": "folder"}, "dataset 'folder' needs root"),
         ({"root": "clips"}, "root is only for video files, not for dataset 'sprites'"),
-        ({"dataset": "ava", "root": "x"}, "dataset 'ava' has several labels a clip"),
+        ({"dataset": "ava", "root": "x"}, "dataset 'ava' has several labels per clip"),
         ({"dataset": "folder", "root": "x", "flow": "exact"}, "flow 'exact' is known of sprites only"),
-        ({"dataset": "folder", "root": "x", "fps": 0.0}, "fps must be positive, not 0.0"),
+        ({"dataset": "folder", "root": "x", "fps": 0.0}, "fps must be positive, it is 0.0"),
         (
             {"dataset": "folder", "root": "x", "short_side": 20},
             r"short_side must be 0 \(size\) or at least size \(64\)",
         ),
         ({"dataset": "folder", "root": "x", "view_crops": 0}, "view_crops must be at least 1, not 0"),
         ({"dataset": "folder", "root": "x", "damaged": "hide"}, "damaged must be one of skip, raise, not 'hide'"),
-        ({"rho": 2.0}, r"rho is a probability and must lie in \[0, 1\], not 2.0"),
-        ({"bound": 0.0}, "bound must be positive"),
+        ({"rho": 2.0}, r"rho must lie in \[0, 1\], not 2.0"),
+        ({"bound": 0.0}, "bound must be positive, it is 0.0"),
         ({"flow": "raft"}, "flow must be one of tvl1, exact, not 'raft'"),
-        ({"test_clips": 3}, "test_clips must be at least 16"),
+        ({"test_clips": 3}, "test_clips must be at least 16, not 3"),
     ],
 )
 def test_a_value_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        DataConfig(**values)
+        configs.data(**values)
 
 
 def test_real_clips(real_clips, tmp_path):
@@ -249,6 +251,6 @@ def test_real_clips(real_clips, tmp_path):
             (tmp_path / name / path.name).symlink_to(path)
     source = next(real_clips.glob("v_Soccer*.avi"))
     (tmp_path / "juggle" / "half.avi").write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-    data = load(DataConfig(dataset="folder", root=str(tmp_path), frames=8, size=32), seed=0)
+    data = load(configs.data(dataset="folder", root=str(tmp_path), frames=8, size=32), seed=0)
     assert (data.files["found"], data.files["decoded"]) == (6, 5)
     assert [name.split("/")[-1] for name in data.refused] == ["half.avi"]

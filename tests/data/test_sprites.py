@@ -1,7 +1,5 @@
 """The controlled data: what is promised about a clip holds in its pixels."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,11 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from d3d.data.sprites import CLASSES, FAMILIES, PROGRAMS, SHAPES, TEXTURES, SpriteConfig, _noise, render
+from d3d.data.sprite_classes import CLASSES, FAMILIES, PROGRAMS, SHAPES, TEXTURES
+from d3d.data.sprites import _noise, render
 from d3d.flow.fields import occluded, warp
+from d3d.study.schema import changed
+from tests import configs
 
-CLEAN = SpriteConfig(noise=0.0)
-STILL = replace(CLEAN, camera=0.0)
+CLEAN = configs.clip(noise=0.0)
+STILL = changed(CLEAN, camera=0.0)
 
 
 def inside(mask: torch.Tensor, by: int) -> torch.Tensor:
@@ -83,7 +84,7 @@ def test_the_order_of_the_moments_is_the_only_change(played):
 
 
 def test_noise_is_fresh_in_every_frame_of_a_frozen_clip():
-    shown = render(replace(CLEAN, noise=0.1), "iid", range(4), played="frozen").rgb
+    shown = render(changed(CLEAN, noise=0.1), "iid", range(4), played="frozen").rgb
     assert (shown[:, :, 1:] - shown[:, :, :-1]).std() > 0.1
 
 
@@ -116,8 +117,8 @@ def test_flow_carries_each_frame_onto_the_next(t):
     index=st.integers(0, 2**40),
 )
 def test_flow_is_exact_whatever_the_configuration(rho, frames, size, amplitude, contrast, camera, index):
-    config = SpriteConfig(
-        rho=rho, frames=frames, size=size, amplitude=amplitude, contrast=contrast, camera=camera, noise=0
+    config = configs.clip(
+        rho=rho, frames=frames, size=size, amplitude=amplitude, contrast=contrast, camera=camera, noise=0.0
     )
     clip = render(config, "val", range(index, index + 4))
     good = plain(clip, (frames - 1) // 2)
@@ -131,7 +132,7 @@ def test_flow_is_exact_whatever_the_configuration(rho, frames, size, amplitude, 
 
 def test_flow_is_what_poses_say():
     """Every program, camera included: a pixel of the target goes where the pose of the next frame puts it."""
-    clip = render(replace(CLEAN, camera=1.0), "iid", range(32))
+    clip = render(changed(CLEAN, camera=1.0), "iid", range(32))
     for i in range(32):
         for t in (0, 6, 14):
             (x, y, radius, angle), (x2, y2, radius2, angle2) = clip.pose[i, t : t + 2]
@@ -145,8 +146,8 @@ def test_flow_is_what_poses_say():
 
 def test_autocast_does_not_reach_the_renderer():
     with torch.autocast("cpu", torch.bfloat16):
-        inside = render(SpriteConfig(size=16, frames=2), "iid", range(2))
-    assert torch.equal(inside.rgb, render(SpriteConfig(size=16, frames=2), "iid", range(2)).rgb)
+        inside = render(configs.clip(size=16, frames=2), "iid", range(2))
+    assert torch.equal(inside.rgb, render(configs.clip(size=16, frames=2), "iid", range(2)).rgb)
 
 
 def test_the_last_field_is_repeated():
@@ -156,7 +157,7 @@ def test_the_last_field_is_repeated():
 
 @pytest.mark.parametrize("size", [20, 64])
 def test_a_clip_depends_on_its_index_alone(size):
-    config = SpriteConfig(size=size)
+    config = configs.clip(size=size)
     alone = render(config, "iid", [5])
     among = render(config, "iid", range(40))
     assert (alone.rgb[0] - among.rgb[5]).abs().max() < 1e-6
@@ -166,7 +167,7 @@ def test_a_clip_depends_on_its_index_alone(size):
 
 
 def test_splits_and_training_seeds_share_no_clip():
-    clips = [render(SpriteConfig(), s, [3]).rgb for s in ("train/0", "train/1", "val", "iid", "decorrelated")]
+    clips = [render(configs.clip(), s, [3]).rgb for s in ("train/0", "train/1", "val", "iid", "decorrelated")]
     for i, a in enumerate(clips):
         for b in clips[i + 1 :]:
             assert not torch.equal(a, b)
@@ -214,7 +215,7 @@ def test_velocity_is_how_the_target_moves(program):
 
 
 def test_the_camera_carries_everything():
-    clip = render(replace(CLEAN, amplitude=0.0, camera=1.5), "iid", range(16))
+    clip = render(changed(CLEAN, amplitude=0.0, camera=1.5), "iid", range(16))
     drift = torch.tensor(clip.table[["camera_x", "camera_y"]].to_numpy(np.float32, copy=True))[..., None, None, None]
     assert (clip.flow - drift).abs().max() < 1e-4
     assert drift.norm(dim=1).max() > 0.5
@@ -249,7 +250,7 @@ def sprite_coordinates(clip, i: int, t: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def test_texture_shape_and_hue_are_what_the_pixels_show():
-    clip = render(replace(STILL, size=128, extent=0.25, frames=2), "iid", range(48))
+    clip = render(changed(STILL, size=128, extent=0.25, frames=2), "iid", range(48))
     for i, row in clip.table.iterrows():
         z, grey = sprite_coordinates(clip, i, 0)
         mask = clip.mask[i, 0]
@@ -294,7 +295,7 @@ def test_every_program_moves_the_target(program):
 @settings(max_examples=10, deadline=None)
 @given(amplitude=st.floats(0, 10), frames=st.integers(2, 40), index=st.integers(0, 2**30))
 def test_a_growing_sprite_stays_within_a_factor_of_two(amplitude, frames, index):
-    config = replace(STILL, amplitude=amplitude, frames=frames, size=16, extent=0.28)
+    config = changed(STILL, amplitude=amplitude, frames=frames, size=16, extent=0.28)
     clip = render(config, "val", range(index, index + 16))
     grows = clip.table["program"].isin(["expand", "contract", "pulse"]).to_numpy()
     radius = clip.pose[grows, :, 2]
@@ -304,7 +305,7 @@ def test_a_growing_sprite_stays_within_a_factor_of_two(amplitude, frames, index)
 
 def test_where_a_target_is_and_how_it_is_turned_tells_nothing_of_its_motion():
     """In any frame: position, size and angle of the motion classes have the same distribution in each of them."""
-    small = SpriteConfig(size=16, frames=8, amplitude=2.0, noise=0.0)
+    small = configs.clip(size=16, frames=8, amplitude=2.0, noise=0.0)
     clip = render(small, "decorrelated", range(16 * 400))
     motion = (clip.table["group"] == "motion").to_numpy()
     label = clip.table["label"].to_numpy()[motion]
@@ -318,10 +319,10 @@ def test_where_a_target_is_and_how_it_is_turned_tells_nothing_of_its_motion():
 
 
 def test_rho_decides_how_often_a_clip_shows_its_own_family():
-    small = SpriteConfig(size=16, frames=2)
+    small = configs.clip(size=16, frames=2)
     own = np.array([c.family for c in CLASSES])
     for rho, split, expected in [(0.0, "iid", 0.0), (0.5, "iid", 0.5), (1.0, "iid", 1.0), (1.0, "decorrelated", 0.0)]:
-        table = render(replace(small, rho=rho), split, range(2000)).table
+        table = render(changed(small, rho=rho), split, range(2000)).table
         shows = table["family"].to_numpy() == own[table["label"]]
         defined = (table["group"] == "appearance").to_numpy()
         assert shows[defined].all()
@@ -364,7 +365,7 @@ def test_groups_mean_what_they_say():
     index=st.integers(0, 2**40),
 )
 def test_any_configuration_renders(rho, frames, size, amplitude, contrast, noise, index):
-    config = SpriteConfig(rho=rho, frames=frames, size=size, amplitude=amplitude, contrast=contrast, noise=noise)
+    config = configs.clip(rho=rho, frames=frames, size=size, amplitude=amplitude, contrast=contrast, noise=noise)
     clip = render(config, "val", [index])
     assert clip.rgb.shape == (1, 3, frames, size, size)
     assert clip.flow.shape == (1, 2, frames, size, size)
@@ -374,8 +375,8 @@ def test_any_configuration_renders(rho, frames, size, amplitude, contrast, noise
 
 
 def test_noise_is_near_normal():
-    quiet = render(replace(CLEAN, contrast=0.2), "iid", range(16)).rgb
-    noisy = render(replace(CLEAN, contrast=0.2, noise=0.02), "iid", range(16)).rgb
+    quiet = render(changed(CLEAN, contrast=0.2), "iid", range(16)).rgb
+    noisy = render(changed(CLEAN, contrast=0.2, noise=0.02), "iid", range(16)).rgb
     difference = (noisy - quiet)[(quiet > 0.1) & (quiet < 0.9)] / 0.02
     assert difference.mean().abs() < 0.01
     assert difference.std() == pytest.approx(1, abs=0.01)
@@ -399,7 +400,7 @@ def test_noise_is_the_hash_it_says():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_renders_the_same_clip():
-    here, there = render(SpriteConfig(), "iid", range(32)), render(SpriteConfig(), "iid", range(32), device="cuda")
+    here, there = render(configs.clip(), "iid", range(32)), render(configs.clip(), "iid", range(32), device="cuda")
     assert (there.rgb.cpu() - here.rgb).abs().max() < 1e-4
     assert (there.layer.cpu() != here.layer).float().mean() < 1e-5
     same = (there.layer.cpu() == here.layer)[:, None]
@@ -409,16 +410,17 @@ def test_a_gpu_renders_the_same_clip():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rho": 1.2}, r"rho is a probability and must lie in \[0, 1\], not 1.2"),
-        ({"rho": -0.1}, "rho is a probability"),
+        ({"rho": 1.2}, r"rho must lie in \[0, 1\], not 1.2"),
+        ({"rho": -0.1}, r"rho must lie in \[0, 1\], not -0.1"),
         ({"contrast": 0.0}, r"contrast must lie in \(0, 1\], not 0.0"),
-        ({"size": 8}, "at least 2 frames of 16 pixels, not 16 of 8"),
-        ({"noise": -1.0}, "noise must not be negative"),
+        ({"size": 8}, "size must be at least 16, not 8"),
+        ({"frames": 1}, "frames must be at least 2, not 1"),
+        ({"noise": -1.0}, "noise must not be negative, it is -1.0"),
     ],
 )
 def test_a_knob_out_of_range_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        SpriteConfig(**change)
+        configs.clip(**change)
 
 
 def test_an_unknown_split_is_named():

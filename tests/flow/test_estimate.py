@@ -20,6 +20,7 @@ from d3d.flow import estimate as flow_module
 from d3d.flow import opencv as tvl1_cpu
 from d3d.flow.estimate import tvl1, tvl1_clip
 from d3d.flow.fields import colours, endpoint_error, occluded, score, warp
+from tests import configs
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -48,7 +49,7 @@ def square(x: float, y: float, size: int = 48) -> torch.Tensor:
 
 
 def test_on_a_cpu_it_is_opencv_with_its_defaults():
-    clip = sprites.render(sprites.SpriteConfig(size=32, frames=2), "iid", range(3)).rgb
+    clip = sprites.render(configs.clip(size=32, frames=2), "iid", range(3)).rgb
     a, b = clip[:, :, 0], clip[:, :, 1]
     grey = [
         torch.from_numpy(np.stack([cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in x.permute(0, 2, 3, 1).numpy()]))
@@ -90,13 +91,13 @@ def test_direction_and_scale_follow_the_convention():
 
 def test_worker_processes_give_the_same_in_the_same_order(monkeypatch):
     monkeypatch.setattr(tvl1_cpu, "CHUNK_PIXELS", 2 * 32 * 32)
-    clip = sprites.render(sprites.SpriteConfig(size=32, frames=2), "iid", range(5)).rgb
+    clip = sprites.render(configs.clip(size=32, frames=2), "iid", range(5)).rgb
     a, b = clip[:, :, 0], clip[:, :, 1]
     assert torch.equal(tvl1(a, b, workers=2), tvl1(a, b, workers=1))
 
 
 def test_a_clip_has_as_many_fields_as_frames():
-    clip = sprites.render(sprites.SpriteConfig(size=24, frames=3), "iid", range(2)).rgb
+    clip = sprites.render(configs.clip(size=24, frames=3), "iid", range(2)).rgb
     flow = tvl1_clip(clip)
     assert flow.shape == (2, 2, 3, 24, 24)
     assert torch.equal(flow[:, :, 0], tvl1(clip[:, :, 0], clip[:, :, 1]))
@@ -133,7 +134,7 @@ def test_the_kernels_are_opencvs_algorithm(tile, halo, median, tmp_path):
     pytest.importorskip("triton")
     parameters = {"tau": 0.25, "lambda_": 0.15, "theta": 0.3, "scales": 2, "warps": 2, "scale_step": 0.8}
     parameters |= {"epsilon": 1e-6, "inner": 12, "outer": 1, "median": median}
-    clip = sprites.render(sprites.SpriteConfig(size=38, frames=2, noise=0.02), "iid", [0, 5]).rgb[:, :, :, :33]
+    clip = sprites.render(configs.clip(size=38, frames=2, noise=0.02), "iid", [0, 5]).rgb[:, :, :, :33]
     a, b = clip[:, :, 0], clip[:, :, 1]
     grey = [(x * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1) for x in (a, b)]
     torch.save({"a": grey[0], "b": grey[1], "parameters": parameters}, tmp_path / "pair")
@@ -178,7 +179,7 @@ def test_the_kernels_take_a_single_pair():
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_gpu_takes_any_number_of_pairs(count, monkeypatch):
     monkeypatch.setattr(flow_module, "CHUNK_PIXELS", 2 * 40 * 44)
-    clip = sprites.render(sprites.SpriteConfig(size=44, frames=2), "iid", range(count)).rgb[:, :, :, :40]
+    clip = sprites.render(configs.clip(size=44, frames=2), "iid", range(count)).rgb[:, :, :, :40]
     a, b = clip[:, :, 0], clip[:, :, 1]
     assert endpoint_error(tvl1(a.cuda(), b.cuda()).cpu(), tvl1(a, b)).mean() < 0.15
 
@@ -186,7 +187,7 @@ def test_a_gpu_takes_any_number_of_pairs(count, monkeypatch):
 @gpu
 @pytest.mark.parametrize("size", [64, 256])
 def test_a_gpu_matches_opencv_on_sprites(size):
-    clip = sprites.render(sprites.SpriteConfig(size=size, frames=2), "iid", range(16))
+    clip = sprites.render(configs.clip(size=size, frames=2), "iid", range(16))
     a, b = clip.rgb[:, :, 0], clip.rgb[:, :, 1]
     found, want = tvl1(a.cuda(), b.cuda()).cpu(), tvl1(a, b)
     assert endpoint_error(found, want).mean() < 0.15

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from d3d.data.load import DataConfig, load
+from d3d.data.load import load
 from d3d.probing import attribution
 from d3d.s3dg.network import s3dg
 from d3d.train.evaluate import calibrate
+from tests import configs
 
 
 class Linear(nn.Module):
@@ -89,7 +90,7 @@ def test_grad_cam_has_the_clips_size_and_names_a_wrong_endpoint():
 
 
 def test_explaining_a_split():
-    split = load(DataConfig(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["iid"]
+    split = load(configs.data(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["iid"]
     metrics, arrays = attribution.explain(
         calibrate(s3dg(16, width=0.1), split, "rgb"), split, clips=3, steps=4, endpoint="Mixed_3c"
     )
@@ -101,8 +102,11 @@ def test_explaining_a_split():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"clips": 999}, "clips must lie between 1 and test_clips"), ({"steps": 1}, "steps must be at")],
+    [
+        ({"clips": 999}, r"clips must lie between 1 and test_clips \(256\), not 999"),
+        ({"steps": 1}, "steps must be at least 2, not 1"),
+    ],
 )
 def test_a_value_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        attribution.AttributionConfig(**values)
+        configs.attributing(**values)

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from d3d.data.sprite_clips import SpriteDataConfig, sprite_clips
+from d3d.data.sprite_clips import sprite_clips
 from d3d.flow.fields import endpoint_error
 from d3d.probing import decoders
 from d3d.probing import linear as probes
 from d3d.s3dg.network import s3dg
+from tests import configs
 
-CONFIG = SpriteDataConfig(frames=8, size=32, extent=0.28, amplitude=2.0, noise=0.0, camera=0.0, flow="exact", bound=2.0)
+CONFIG = configs.data(frames=8, size=32, extent=0.28, amplitude=2.0, noise=0.0, camera=0.0, flow="exact", bound=2.0)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from d3d.data import sprites
-from d3d.data.sprites import CLASSES
+from d3d.data.sprite_classes import CLASSES, siblings
 from d3d.probing import leaks
-from d3d.probing.leaks import LeakConfig, pair_accuracy, siblings
+from d3d.probing.leaks import pair_accuracy
+from d3d.study.schema import changed
+from tests import configs
 
-TINY = LeakConfig(frames=3, size=16, train_clips=320, leak_clips=320, epochs=1)
+TINY = configs.leaking(frames=3, size=16, train_clips=320, leak_clips=320, epochs=1)
 
 
 def test_siblings_are_what_appearance_or_motion_alone_tells_apart():
@@ -57,20 +59,20 @@ def test_a_planted_leak_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("wrong", "message"),
     [
         ({"frames": 2}, "frames must be at least 3, not 2"),
-        ({"leak_clips": 3}, "leak_clips must be at least 16"),
-        ({"train_clips": 3}, "train_clips must be at least 16"),
+        ({"leak_clips": 3}, "leak_clips must be at least 16, not 3"),
+        ({"train_clips": 3}, "train_clips must be at least 16, not 3"),
     ],
 )
-def test_what_the_controls_need_is_named(change, message):
+def test_what_the_controls_need_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **change)
+        changed(TINY, **wrong)
 
 
 def test_three_poses_tell_the_motion():
-    found = leaks.pose(replace(TINY, train_clips=1600, leak_clips=800, amplitude=1.0))
+    found = leaks.pose(changed(TINY, train_clips=1600, leak_clips=800, amplitude=1.0))
     assert found["three/motion_pairs"] > 0.7
     assert found["first/motion_pairs"] == pytest.approx(0.5, abs=4 * np.sqrt(0.25 / 400))
 
@@ -103,6 +105,6 @@ def test_the_network_sees_one_frame(monkeypatch):
 
 
 def test_a_network_trains_on_single_frames():
-    found = leaks.one_frame(replace(TINY, train_clips=32, leak_clips=32, width=0.1))
+    found = leaks.one_frame(changed(TINY, train_clips=32, leak_clips=32, width=0.1))
     assert set(found) == {f"{m}/{p}_pairs" for m in ("first", "middle", "last") for p in ("motion", "appearance")}
     assert all(0 <= value <= 1 for value in found.values())

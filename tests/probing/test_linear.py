@@ -6,16 +6,18 @@ import torch
 
 from d3d.data.sprite_classes import CLASSES
 from d3d.data.sprite_clips import sprite_clips
-from d3d.data.sprites import SpriteConfig, render
+from d3d.data.sprites import render
 from d3d.probing import linear as probes
+from d3d.probing import probe
 from d3d.s3dg.network import s3dg
-from d3d.study import arms as study
-from d3d.train.config import TrainConfig
+from d3d.study.parameters import MAX_SEED
+from d3d.study.run import Run
+from tests import configs
 
 
 @pytest.fixture(scope="module")
 def tables():
-    config = SpriteConfig(size=16, frames=16, rho=0.0)
+    config = configs.clip(size=16, frames=16, rho=0.0)
     return render(config, "train/0", range(400)).table, render(config, "iid", range(200)).table
 
 
@@ -90,7 +92,7 @@ def test_categories_are_told_by_their_largest_column(tables):
 def test_what_size_alone_tells_is_no_motion():
     """At a given speed a small sprite grows faster: its radius tells its expansion, and that is not motion."""
     rng = np.random.default_rng(3)
-    config = SpriteConfig(size=64, frames=6, amplitude=0.75)
+    config = configs.clip(size=64, frames=6, amplitude=0.75)
     tables = [render(config, split, range(960)).table for split in ("train/0", "iid")]
     known = []
     for table in tables:
@@ -117,7 +119,7 @@ def test_time_order_is_told_where_it_is_in_the_features(tables):
     assert probes.linear(*noise_of(rng, 3, mixed), names=("time_order",))["time_order/accuracy"] < 0.65
 
 
-CONFIG = probes.ProbeConfig(frames=6, size=32, train_clips=64, test_clips=64, flow="exact", noise=0.0)
+CONFIG = configs.data(frames=6, size=32, train_clips=64, test_clips=64, flow="exact", noise=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +137,9 @@ def test_half_of_the_mixed_clips_have_their_frames_shuffled(sets):
 
 
 def test_no_network_was_trained_on_the_probes_clips(sets):
-    assert torch.equal(sets.fit.rgb, sprite_clips(CONFIG, f"train/{study.MAX_SEED}", 64).rgb)
-    with pytest.raises(ValueError, match=f"seed must lie between 0 and {study.MAX_SEED - 1}"):
-        TrainConfig(seed=study.MAX_SEED)
+    assert torch.equal(sets.fit.rgb, sprite_clips(CONFIG, f"train/{MAX_SEED}", 64).rgb)
+    with pytest.raises(ValueError, match=rf"seed must lie in \[0, {MAX_SEED - 1}\]"):
+        configs.training(seed=MAX_SEED)
 
 
 def test_features_are_means_over_time_and_space(sets):
@@ -160,12 +162,17 @@ def test_every_endpoint_that_computes_is_probed(sets):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"test_clips": 48}, "test_clips must be at least 64, four a class, not 48"),
-        ({"endpoint": "Mixed_4g"}, "endpoint must be one of Conv2d_1a_7x7, .*, not 'Mixed_4g'"),
-        ({"decoder_epochs": 0}, "decoder_epochs must be at least 1"),
-        ({"pictures": 999}, "pictures must lie between 0 and test_clips"),
+        ({"test_clips": 48}, "test_clips must be at least 64, four per class, not 48"),
+        ({"decoder_epochs": 0}, "decoder_epochs must be at least 1, not 0"),
+        ({"pictures": 999}, r"pictures must lie between 0 and test_clips \(256\), not 999"),
     ],
 )
 def test_a_value_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        probes.ProbeConfig(**values)
+        configs.probing(**values)
+
+
+def test_an_endpoint_that_is_not_probed_is_named():
+    config = configs.probing(endpoint="Mixed_4g")
+    with pytest.raises(ValueError, match=r"endpoint must be one of Conv2d_1a_7x7, .*, not 'Mixed_4g'"):
+        probe.run(Run("probe", config, "cpu", {}))

@@ -1,6 +1,5 @@
 """The networks that probes look into."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +7,22 @@ import pytest
 import torch
 
 from d3d.data import sprite_classes
-from d3d.data.sprite_clips import SpriteDataConfig, sprite_clips
+from d3d.data.sprite_clips import sprite_clips
 from d3d.probing.networks import arm_network
 from d3d.s3dg import checkpoints
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import s3dg
-from d3d.study import arms as study
-from d3d.study import records
+from d3d.study import plan, records
+from d3d.study.parameters import DataConfig
+from d3d.study.schema import make
 from d3d.train.evaluate import predict
+from tests import configs
 
 
 def test_arms_are_found_by_their_weights(tmp_path, capsys):
-    fit = sprite_clips(SpriteDataConfig(frames=4, size=16), "train/0", 32)
+    fit = sprite_clips(configs.data(frames=4, size=16), "train/0", 32)
     classes = tuple(c.name for c in sprite_classes.CLASSES)
-    save_checkpoint(study.weights(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
+    save_checkpoint(plan.weights(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
     (rgb, stream), (tuned, _), (random, _) = (
         arm_network(tmp_path, arm, 0, width=0.1, fit=fit) for arm in ("rgb", "tuned", "random")
     )
@@ -35,15 +36,14 @@ def test_arms_are_found_by_their_weights(tmp_path, capsys):
 @pytest.mark.parametrize("arm", ["d3d", pytest.param("rgb", marks=pytest.mark.slow)])
 def test_the_committed_networks_do_what_their_records_say(arm):
     """On the first clips of iid, which the records' 4,000 are the rest of, within four standard errors."""
-    path = Path(study.weights("results/portable", arm, 0))
-    record = records.read(path.with_suffix(".json"))
-    known = {f.name for f in fields(SpriteDataConfig)}
-    clips = sprite_clips(SpriteDataConfig(**{k: v for k, v in record.params.items() if k in known}), "iid", 64)
+    path = Path(plan.weights("results/portable", arm, 0))
+    (record,) = (r for r in records.read_all("results/portable.jsonl", [path.parent.name]) if r.arm == arm)
+    clips = sprite_clips(make(DataConfig, record.params), "iid", 64)
     model, about = checkpoints.load_checkpoint(path)
     found = (predict(model, clips, about.stream).argmax(1) == clips.labels.numpy()).mean()
     assert found == pytest.approx(record.metrics["iid/top1"], abs=4 * np.sqrt(0.25 / 64))
 
 
 def test_the_committed_weights_are_few():
-    found = [Path(study.weights("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
+    found = [Path(plan.weights("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
     assert sum(path.stat().st_size for path in found) < 3_000_000

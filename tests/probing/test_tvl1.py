@@ -6,10 +6,10 @@ import torch
 from d3d.flow.estimate import tvl1
 from d3d.flow.fields import endpoint_error
 from d3d.probing import tvl1 as tvl1_study
-from d3d.probing.tvl1 import FlowConfig
-from d3d.study import arms as study
+from d3d.study import arms
+from tests import configs
 
-SMALL = FlowConfig(frames=4, size=24, pairs=2)
+SMALL = configs.estimating(frames=4, size=24, pairs=2)
 
 
 def test_frames_follow_each_other_and_parts_cover_them():
@@ -24,7 +24,7 @@ def test_frames_follow_each_other_and_parts_cover_them():
 
 def test_the_default_arm_is_the_default():
     found = tvl1_study.variants(SMALL)
-    assert list(found) == list(study.TVL1_VARIANTS)
+    assert list(found) == list(arms.TVL1_VARIANTS)
     given = tvl1_study.frames(SMALL)
     want = endpoint_error(tvl1(given.a, given.b), given.truth).mean().item()
     assert found["default"]["epe"] == pytest.approx(want, rel=1e-6)
@@ -38,7 +38,7 @@ def test_on_a_cpu_ours_is_opencvs():
 
 def test_flow_comes_out_in_pixels_of_the_networks_size(monkeypatch):
     """With a solver that knows the truth, every size gives it back but for what resizing loses."""
-    video = tvl1_study.frames(FlowConfig(frames=4, size=48, pairs=2, amplitude=3.0, camera=1.0))
+    video = tvl1_study.frames(configs.estimating(frames=4, size=48, pairs=2, amplitude=3.0, camera=1.0))
 
     def solver(a, b):
         factor = a.shape[-1] / 48
@@ -46,7 +46,7 @@ def test_flow_comes_out_in_pixels_of_the_networks_size(monkeypatch):
 
     monkeypatch.setattr(tvl1_study, "tvl1", solver)
     found = tvl1_study.sizes(SMALL)
-    assert list(found) == list(study.TVL1_SIZES)
+    assert list(found) == list(arms.TVL1_SIZES)
     assert found["size_2"]["epe"] == pytest.approx(0, abs=1e-5)
     assert found["size_1"]["epe"] == pytest.approx(0, abs=1e-5)
     assert 0 < found["size_0.5"]["epe"] < 0.5 * video.truth.norm(dim=1).mean()
@@ -54,4 +54,4 @@ def test_flow_comes_out_in_pixels_of_the_networks_size(monkeypatch):
 
 def test_no_pairs_are_refused():
     with pytest.raises(ValueError, match="pairs must be at least 1, not 0"):
-        FlowConfig(pairs=0)
+        configs.estimating(pairs=0)

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from d3d.report import comparisons
-from d3d.report.ledger import Claim, Claims, Condition, Finding, judge
-from d3d.report.stats import Interval, interval
-from d3d.study import records
+from d3d.report.ledger import Claim, Claims, Condition, Finding, judge, measure
+from d3d.report.stats import Interval
+from d3d.study import archive, records
 from d3d.study.records import Record
 
 TOP1 = "iid/top1"
@@ -25,40 +25,15 @@ def finding(low, high, n=10, *, above=None, below=None):
     return Finding(Condition("a - b", TOP1, above, below), Interval((low + high) / 2, low, high, n), (low, high))
 
 
-def test_a_contrast_is_computed_seed_by_seed():
-    found = comparisons.measured(table({"a": [0.5, 0.9], "b": [0.2, 0.5]}), "(a - b) / b", TOP1)
-    assert found.values == pytest.approx((1.5, 0.8))
-    assert found.interval == interval(found.values)
-
-
 def test_what_has_no_record_is_not_measured():
-    assert comparisons.measured(table({"a": [0.5]}), "a - b", TOP1).interval is None
-    assert comparisons.paired(table({"a": [0.5]}), "a", TOP1)[1].interval is None
+    assert measure(table({"a": [0.5]}), Condition("a - b", TOP1)).interval is None
+    assert comparisons.versus(table({"a": [0.5]}), ["a"], TOP1, base="b")[0][1].interval is None
 
 
 def test_a_gap_of_zero_gives_no_share_and_no_warning():
-    found = comparisons.measured(table({"a": [0.5, 0.6], "b": [0.5, 0.5]}), "a / (b - 0.5)", TOP1)
+    found = measure(table({"a": [0.5, 0.6], "b": [0.5, 0.5]}), Condition("a / (b - 0.5)", TOP1))
     assert not np.isfinite(found.interval.mean)
     assert comparisons.rows([("share", found)]).empty
-
-
-@pytest.mark.parametrize(
-    ("given", "word"),
-    [
-        (finding(0.01, 0.03, above=0.0), "holds"),
-        (finding(-0.03, -0.01, above=0.0), "fails"),
-        (finding(-0.01, 0.01, above=0.0), "open"),
-        (finding(-0.005, 0.01, above=-0.01), "holds"),
-        (finding(-0.03, -0.01, below=0.0), "holds"),
-        (finding(0.01, 0.03, below=0.0), "fails"),
-        (finding(0.01, 0.03, n=9, above=0.0), "open"),
-        (finding(0.01, 0.03), "open"),
-        (Finding(Condition("a", TOP1, 0.0), None), "open"),
-        (Finding(Condition("a", TOP1, 0.0), Interval(1.0, float("nan"), float("nan"), 1), (1.0,)), "open"),
-    ],
-)
-def test_whether_a_condition_holds(given, word):
-    assert comparisons.outcome(given, 10) == word
 
 
 def test_a_linear_condition_is_read_as_the_share_that_it_means():
@@ -69,7 +44,7 @@ def test_a_linear_condition_is_read_as_the_share_that_it_means():
     found = judge(Claims(claims.claims[:1], 3), rows)
     asks = comparisons.share(found, "H1")
     assert (asks.metric, asks.above) == (TOP1, 0.1)
-    assert comparisons.measured(rows, asks.contrast, asks.metric).values == pytest.approx((0.25, 0.75))
+    assert measure(rows, Condition(asks.contrast, asks.metric)).values == pytest.approx((0.25, 0.75))
     without = judge(Claims((Claim("H2", "", "", "", conditions=conditions[:1]),), 3), rows)
     with pytest.raises(KeyError, match="H2 asks for no share"):
         comparisons.share(without, "H2")
@@ -77,7 +52,7 @@ def test_a_linear_condition_is_read_as_the_share_that_it_means():
 
 def test_arms_whose_names_hold_a_point_are_paired_by_seed():
     rows = table({"d3d": [0.5, 0.6, 0.9], "d3d_lambda_0.1": [0.4, 0.7]})
-    label, found = comparisons.paired(rows, "d3d_lambda_0.1", TOP1)
+    ((label, found),) = comparisons.versus(rows, ["d3d_lambda_0.1"], TOP1, base="d3d")
     assert label == "D3D, λ = 0.1 − D3D"
     assert found.values == pytest.approx((-0.1, 0.1))
 
@@ -110,10 +85,10 @@ def test_a_contrast_over_endpoints():
 
 
 def test_ablations_are_found_in_the_records():
-    arms = ["d3d", "d3d_rgb", "d3d_d3d", "d3d_kl", "d3d_lambda_10", "d3d_lambda_0.3", "d3d_lambda_2", "rgb"]
+    arms = ["d3d", "d3d_rgb", "d3d_d3d", "d3d_kl", "d3d_lambda_10", "d3d_lambda_0.3", "d3d_lambda_3", "rgb"]
     rows = table({arm: [0.5] for arm in arms})
     assert comparisons.ablations(rows) == ["d3d_kl"]
-    assert comparisons.ablations(rows, lambdas=True) == ["d3d_lambda_0.3", "d3d_lambda_2", "d3d_lambda_10"]
+    assert comparisons.variants(rows) == ["d3d_kl", "d3d_lambda_0.3", "d3d_lambda_3", "d3d_lambda_10"]
 
 
 def test_lambda_comes_from_the_records(tmp_path):
@@ -153,9 +128,6 @@ def test_scores_as_text():
 
 
 def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparisons, "REGIME", tmp_path / "regime")
-    monkeypatch.setattr(comparisons, "TUNING", tmp_path / "lambda")
-    monkeypatch.setattr(comparisons, "SETTLED", tmp_path / "settled")
 
     def record(experiment, arm, seed, seconds, params, folder="h200"):
         made = {"started": "2026-01-01", "seconds": seconds, "device": "gpu"}
@@ -168,7 +140,9 @@ def test_a_run_that_writes_many_records_is_counted_once(tmp_path, monkeypatch):
     record("train", "rgb", 100, 360.0, {"arm": "rgb"}, "regime/a1")
     record("distill", "d3d", 100, 720.0, {"arm": "d3d"}, "lambda/first")
     record("train", "rgb", 0, 180.0, {"arm": "rgb"}, "settled")
-    found = comparisons.spent(tmp_path / "h200").set_index("experiment")
+    for name, folder in {"REGIME": "regime", "TUNING": "lambda", "SETTLED": "settled"}.items():
+        monkeypatch.setattr(comparisons, name, archive.pack(tmp_path / folder))
+    found = comparisons.compute_table(tmp_path / "h200").set_index("experiment")
     search, schedule = "search for the knobs", "search for the students' schedule"
     assert found["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1, "exploration": 1}
     hours = {"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2, "exploration": 0.05}
@@ -186,9 +160,9 @@ def test_an_exploration_is_told_in_halves():
     assert told["D3D − two-stream\nsettled, seeds 0 to 4"].interval is None
 
 
-def test_a_gpu_that_runs_share_is_held_once(tmp_path):
+def test_a_gpu_that_runs_share_is_counted_once(tmp_path):
     """Ten minutes, ten more that overlap them by five, a run within them, and an hour later thirty minutes."""
     for seed, (start, minutes) in enumerate([("10:00:00", 10), ("10:05:00", 10), ("10:06:00", 2), ("11:00:00", 30)]):
         made = {"started": f"2026-01-01T{start}+00:00", "seconds": 60.0 * minutes, "device": "gpu"}
         records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, made))
-    assert comparisons.held(tmp_path) == pytest.approx(0.75)
+    assert comparisons.busy_hours(tmp_path) == pytest.approx(0.75)

@@ -3,7 +3,7 @@
 import pytest
 
 from d3d.report import cost
-from d3d.study.arms import BENCH
+from d3d.study.plan import BENCH
 from d3d.study.records import Record, write
 
 

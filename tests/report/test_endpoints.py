@@ -1,10 +1,11 @@
-"""Figures over endpoints; how to renew the baselines stands in tests/test_plots.py."""
+"""Figures over endpoints; how to renew the baselines stands in tests/report/test_plots.py."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from d3d.report import endpoints
+from d3d.report.labels import endpoints_of
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 NAMES = ["Mixed_4f", "Conv2d_2c_3x3", "Mixed_3c"]
@@ -57,8 +58,8 @@ def test_endpoint_contrasts():
 
 
 def test_endpoints_stand_from_shallow_to_deep():
-    assert endpoints.names_of(table()) == ORDER
-    assert endpoints.names_of(table()[:0]) == []
+    assert endpoints_of(table()) == ORDER
+    assert endpoints_of(table()[:0]) == []
 
 
 def test_every_seed_is_a_line_and_the_mean_is_by_hand():

@@ -1,6 +1,6 @@
 """Every figure of the book against its baseline in tests/figures. To renew them:
 
-pytest -o addopts= tests/test_plots.py tests/test_endpoints.py tests/test_pictures.py --mpl-generate-path=tests/figures
+pytest -o addopts= tests/report tests/test_pictures.py --mpl-generate-path=tests/figures
 """
 
 import numpy as np
@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PolyCollection
 
-from d3d.data.sprites import SpriteConfig, render
+from d3d.data.sprite_classes import CLASSES, FAMILIES
+from d3d.data.sprites import render
 from d3d.report import plots
+from tests.configs import clip
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 ARMS = ["rgb", "flow", "rgb_longer", "d3d"]
@@ -43,7 +45,8 @@ def test_chance():
 @figure
 def test_accuracy():
     groups = ["", "motion/", "appearance/", "both/"]
-    return plots.accuracy(table([f"{s}/{g}top1" for s in ("iid", "decorrelated") for g in groups]), arms=ARMS)
+    rows = table([f"{s}/{g}top1" for s in ("iid", "decorrelated") for g in groups])
+    return plots.accuracy(rows, arms=ARMS, classes=16)
 
 
 @figure
@@ -53,10 +56,8 @@ def test_metrics():
 
 @figure
 def test_families():
-    tables = {
-        f"ρ = {rho:g}": render(SpriteConfig(rho=rho, size=16, frames=2), "iid", range(160)).table for rho in (0.0, 1.0)
-    }
-    return plots.families(tables)
+    tables = {f"ρ = {rho:g}": render(clip(rho=rho, size=16, frames=2), "iid", range(160)).table for rho in (0.0, 1.0)}
+    return plots.families(tables, classes=[c.name for c in CLASSES], names=FAMILIES)
 
 
 @figure
@@ -150,8 +151,8 @@ def test_means_over_lambda_are_of_the_seeds_that_all_have():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda none: plots.accuracy(none, arms=ARMS),
-        lambda none: plots.metrics(none, arms=ARMS, titles={"a": "first"}, chance=True),
+        lambda none: plots.accuracy(none, arms=ARMS, classes=16),
+        lambda none: plots.metrics(none, arms=ARMS, titles={"a": "first"}, classes=16),
         lambda none: plots.curves({}),
         lambda none: plots.differences(pd.DataFrame()),
         lambda none: plots.lambdas(

@@ -47,11 +47,11 @@ def sentences(changes=(), *, seeds=10):
 
 
 def test_numbers():
-    assert prose.number_text(None) == "not measured"
-    assert prose.number_text(Interval(-0.5, float("nan"), float("nan"), 1)) == "−0.500 (one value)"
-    assert prose.number_text(Interval(0.5, -0.25, 1.25, 4)) == "0.500 [−0.250, 1.250]"
-    assert prose.number_text(Interval(0.5, -0.25, 1.25, 4), signed=True) == "+0.500 [−0.250, +1.250]"
-    assert prose.number_text(Interval(float("inf"), float("nan"), float("nan"), 4)) == "not defined"
+    assert labels.number_text(None) == "not measured"
+    assert labels.number_text(Interval(-0.5, float("nan"), float("nan"), 1)) == "−0.500 (one value)"
+    assert labels.number_text(Interval(0.5, -0.25, 1.25, 4)) == "0.500 [−0.250, 1.250]"
+    assert labels.number_text(Interval(0.5, -0.25, 1.25, 4), signed=True) == "+0.500 [−0.250, +1.250]"
+    assert labels.number_text(Interval(float("inf"), float("nan"), float("nan"), 4)) == "not defined"
 
 
 def test_where_all_holds():
@@ -113,12 +113,12 @@ def test_with_too_few_seeds_nothing_is_claimed():
     said = sentences(seeds=2)
     opening = "With 2 of 10 seeds it is not judged yet whether the two streams complement each other: "
     assert said["streams"].startswith(opening)
-    opening = "Whether the spatial stream is missing motion that it could hold stays open: 2 of 10 seeds. "
+    opening = "Whether the spatial stream is missing motion that it could hold is undecided: 2 of 10 seeds. "
     assert said["missing"].startswith(opening)
     assert said["distillation"].startswith("It is not shown that distillation puts motion into ")
     assert ", and it is not shown that D3D is on par with two-stream. " in said["distillation"]
     assert said["ensembles"].startswith("It is not shown that ensembles add to D3D. ")
-    assert "A1 to A3 are inconclusive. Of this study's hypotheses, H1 to H4 are inconclusive and" in said["verdict"]
+    assert "A1 to A3 are undecided. Of this study's hypotheses, H1 to H4 are undecided and" in said["verdict"]
 
 
 def test_where_nothing_is_measured_it_says_so():
@@ -126,8 +126,8 @@ def test_where_nothing_is_measured_it_says_so():
     opening = "Whether the spatial stream is missing motion that it could hold is not measured. "
     assert said["missing"].startswith(opening)
     assert said["verdict"] == (
-        "Of the paper's claims, A1 to A3 are not measured. Of this study's hypotheses, H1 to H9 are not measured; of "
-        "the rows of the paper's tables, B1 to B11 are waiting for data."
+        "Of the paper's claims, A1 to A3 are waiting for data. Of this study's hypotheses, H1 to H9 are waiting for "
+        "data; of the rows of the paper's tables, B1 to B11 are waiting for data."
     )
 
 
@@ -159,9 +159,9 @@ def test_why():
     assert reason((0.5, 0.1), (0.2, 0.1)).startswith(
         "2 of 2 conditions hold; closest to its bound: a1 in iid top-1: +0.205 ["
     )
-    assert reason((0.5, 0.1), (0.0, 0.1)).startswith("1 of 2 conditions hold; fails: a1 in iid top-1: +0.005 [")
+    assert reason((0.5, 0.1), (0.0, 0.1)).startswith("1 of 2 conditions hold; refuted: a1 in iid top-1: +0.005 [")
     assert reason((0.5, 0.1), (0.0, 0.1)).endswith("], asked > 0.1")
-    assert reason((0.5, 0.1), (0.095, 0.1)).startswith("1 of 2 conditions hold; open: a1 in iid top-1: +0.100 [")
+    assert reason((0.5, 0.1), (0.095, 0.1)).startswith("1 of 2 conditions hold; undecided: a1 in iid top-1: +0.100 [")
     assert reason((0.5, 0.1), seeds=3) == "3 of 10 seeds"
     assert reason((0.5, 0.1), seeds=0) == "not measured: iid top-1"
     assert reason((0.5, 0.1), judged=False) == "reported, not judged"
@@ -173,7 +173,7 @@ def test_the_ledger_in_plain_words():
         f"H{i}" for i in range(1, 10)
     ]
     assert lines[2].endswith("| **supported on sprites** | as H1 |")
-    assert "| **not measured** | not measured: " in lines[9]
+    assert "| **waiting for data** | not measured: " in lines[9]
 
 
 def test_every_comparison_is_listed_with_whether_it_was_a_test():
@@ -191,7 +191,7 @@ def test_every_comparison_is_listed_with_whether_it_was_a_test():
         "error of decoded flow on the target, Mixed_4f",
         "10",
     ]
-    assert by_claim[0][5:] == ["> 0", "test: holds"]
+    assert by_claim[0][5:] == ["> 0", "test: supported"]
     assert by_claim[-1] == [
         "B11",
         "D3D + RGB",
@@ -199,7 +199,7 @@ def test_every_comparison_is_listed_with_whether_it_was_a_test():
         "0",
         "not measured",
         "> 0.781",
-        "test: not measured",
+        "test: needs data",
     ]
     said = {line[6] for line in lines[2:] if line[0] in ("—", "H7", "H8")}
     assert said == {"reported", "explored: the study", *(f"explored: settled, seeds {n}" for n in ("0 to 4", "5 to 9"))}
@@ -237,17 +237,11 @@ def test_metrics_in_words(metric, text, unit):
     assert (labels.metric_label(metric), labels.unit(metric)) == (text, unit)
 
 
-def test_every_arm_has_a_label_and_a_colour():
-    from d3d.study import arms as study
-
-    assert {*study.ARMS, *study.ABLATIONS, *study.FUSIONS, *study.PROBED} <= set(labels.ARMS)
-    assert labels.label(study.lambda_arm(0.3)) == "D3D, λ = 0.3"
-    assert labels.colour(study.lambda_arm(0.3)) == labels.colour("d3d")
-    # What shares a figure is told apart: all but D3D's variants, which stand in rows of their own.
-    apart = {*study.ARMS, *study.FUSIONS, *study.PROBED}
-    assert len({tuple(labels.colour(arm)) for arm in apart}) == len(apart)
-    assert set(study.PROBED) == set(labels.MARKERS)
-    assert len(set(labels.MARKERS.values())) == len(labels.MARKERS)
+def test_an_arm_without_an_entry_keeps_its_name():
+    """A reader's own, named by `-p arm`."""
+    assert (labels.label("mine"), labels.colour("mine"), labels.marker("mine")) == ("mine", "0.5", "o")
+    assert labels.label("d3d_lambda_0.3") == "D3D, λ = 0.3"
+    assert labels.colour("d3d_lambda_0.3") == labels.colour("d3d")
 
 
 def test_what_waits_for_data_is_no_verdict():

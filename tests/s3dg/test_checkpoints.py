@@ -68,5 +68,3 @@ def test_foreign_weights_are_named(tmp_path, meta):
     save_file({"x": np.zeros(3)}, path, metadata=meta)
     with pytest.raises(CheckpointError, match=r"foreign.safetensors is no checkpoint of this package"):
         checkpoints.load_checkpoint(path)
-
-

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from d3d.study import launch, notebooks, records
+from d3d.study import launch, records
+from d3d.study.experiments import defaults
 
 TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 32, "epochs": 2, "batch_size": 8, "width": 0.1}
 TINY |= {"flow": "exact"}
@@ -38,7 +39,7 @@ def test_the_curves_say_what_the_rows_say():
 
 
 def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
-    given = notebooks.defaults("train") | TINY | {"results": str(tmp_path), "arm": "mine"}
+    given = defaults("train") | TINY | {"results": str(tmp_path), "arm": "mine"}
     record = launch.train("train", given)
     assert record == records.read(tmp_path / "train/mine-seed0.json")
     assert record.params == given
@@ -52,7 +53,7 @@ def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
 
 
 def test_the_sentence_of_a_failure_is_the_exception(tmp_path, capsys):
-    given = notebooks.defaults("distill") | TINY | {"results": str(tmp_path), "teacher": "none.safetensors"}
+    given = defaults("distill") | TINY | {"results": str(tmp_path), "teacher": "none.safetensors"}
     with pytest.raises(launch.TrainingError, match=r"^no checkpoint at none.safetensors: train that network first"):
         launch.train("distill", given)
     assert not list(tmp_path.rglob("*.json"))
@@ -60,7 +61,7 @@ def test_the_sentence_of_a_failure_is_the_exception(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_an_interrupted_kernel_lets_the_run_save(tmp_path):
-    given = notebooks.defaults("train") | TINY | {"results": str(tmp_path), "epochs": 2000}
+    given = defaults("train") | TINY | {"results": str(tmp_path), "epochs": 2000}
     code = f"from d3d.study import launch; launch.train('train', {given!r})"
     kernel = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
@@ -77,6 +78,6 @@ def test_an_interrupted_kernel_lets_the_run_save(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_from_a_kernel(tmp_path, capsys):
-    given = notebooks.defaults("train") | TINY | {"results": str(tmp_path), "processes": 2, "sync_norm": True}
+    given = defaults("train") | TINY | {"results": str(tmp_path), "processes": 2, "sync_norm": True}
     assert launch.train("train", given).provenance["processes"] == 2
     assert "on 2 x cpu" in capsys.readouterr().out

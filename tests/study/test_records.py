@@ -59,8 +59,8 @@ def test_all_records_make_one_tidy_table(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 1, "experiment": "tr', "is no whole JSON file"),
-        ("", "is no whole JSON file"),
+        ('{"schema": 1, "experiment": "tr', "is no whole JSON"),
+        ("", "is no whole JSON"),
         ('{"rows": []}', "names no schema"),
         ("[1, 2]", "names no schema"),
         ('{"schema": 99}', "has schema 99, this version reads 1"),
@@ -144,32 +144,6 @@ def test_provenance_names_what_made_a_run(monkeypatch):
         monkeypatch.setenv("D3D_DIRTY", text)
         found = records.provenance(source="abc", notebook="n", device="cpu")
         assert (found["commit"], found["dirty"]) == ("f00", dirty)
-
-
-LOGITS = {"logits/iid": np.zeros((2, 3))}
-
-
-def test_pairs_for_fusion(tmp_path):
-    for seed in (0, 1, 5, 6, 9):
-        records.write(tmp_path, record(seed=seed), LOGITS)
-    records.write(tmp_path, record(arm="flow", seed=5), LOGITS)
-    records.write(tmp_path, record(arm="flow", seed=6))  # made elsewhere: its logits are not here
-    records.write(tmp_path, record(experiment="probe", arm="flow", seed=0))
-
-    def seeds(first, second):
-        return [(a.seed, b.seed) for a, b in records.pairs(tmp_path, first, second, same=("rho", "frames"))]
-
-    assert seeds("rgb", "flow") == [(5, 5)]
-    # Of the seeds 2k and 2k + 1, whichever are there: 5 and 6 belong to two pairs.
-    assert seeds("rgb", "rgb") == [(0, 1)]
-    assert seeds("flow", "flow") == []
-
-
-def test_networks_of_other_clips_are_not_fused(tmp_path):
-    records.write(tmp_path, record(), LOGITS)
-    records.write(tmp_path, record(arm="flow", params={"rho": 0.9, "frames": 8}), LOGITS)
-    with pytest.raises(RecordError, match=r"rgb-seed0 and flow-seed0 saw other clips: they differ in rho"):
-        records.pairs(tmp_path, "rgb", "flow", same=("rho", "frames"))
 
 
 def test_runs_of_other_parameters_are_not_averaged(tmp_path):

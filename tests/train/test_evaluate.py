@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from d3d.data.load import DataConfig, load
+from d3d.data.load import load
 from d3d.s3dg.network import s3dg
-from d3d.train.evaluate import accuracy, calibrate, fuse, score_fusion
+from d3d.train.evaluate import accuracy, calibrate, fuse
+from d3d.train.fuse import score_fusion
+from tests import configs
 
 
 def test_accuracy_by_hand():
@@ -66,7 +68,7 @@ def test_fusion_by_logits_is_their_mean():
 
 
 def test_an_untrained_network_passes_something_on_once_calibrated():
-    clips = load(DataConfig(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["train"]
+    clips = load(configs.data(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["train"]
     model = s3dg(16, width=0.1)
     weights = {name: value.clone() for name, value in model.named_parameters()}
     calibrate(model, clips, "rgb", batch_size=16)

@@ -10,26 +10,27 @@ import torch
 from d3d.data.load import Data, load
 from d3d.s3dg import checkpoints
 from d3d.s3dg.network import s3dg
+from d3d.study.schema import changed
 from d3d.train import loop
 from d3d.train import run as train
 from d3d.train.evaluate import predict
-from d3d.train.run import DistillConfig, TrainConfig
-from d3d.train.step import steps_an_epoch
+from d3d.train.step import steps_per_epoch
 from d3d.train.team import Team
+from tests import configs
 
 TINY = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16, "epochs": 2, "batch_size": 10, "width": 0.1}
 
 
 @pytest.fixture(scope="module")
 def data():
-    return load(TrainConfig(**TINY), seed=0, streams=("rgb", "flow"))
+    return load(configs.training(**TINY).data, seed=0, streams=("rgb", "flow"))
 
 
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
     """A flow stream's checkpoint on the same classes."""
     path = tmp_path_factory.mktemp("teacher") / "flow-seed0.safetensors"
-    config = TrainConfig(**TINY, stream="flow")
+    config = configs.training(**TINY, stream="flow")
     model = train.build(config, data)
     train.fit(model, config, data, report=lambda line: None)
     checkpoints.save_checkpoint(path, model, stream="flow", classes=data.classes)
@@ -47,13 +48,13 @@ def same(a, b):
 
 
 def test_a_seed_gives_the_same_bits(data):
-    config = TrainConfig(**TINY)
+    config = configs.training(**TINY)
     first, history = fitted(config, data)
     torch.rand(100)
     again, history_again = fitted(config, data)
     assert same(first, again)
     assert history == history_again
-    assert not same(first, fitted(replace(config, seed=1), data)[0])
+    assert not same(first, fitted(changed(config, seed=1), data)[0])
 
 
 def test_training_learns_what_is_there(data):
@@ -62,21 +63,23 @@ def test_training_learns_what_is_there(data):
     bits = torch.stack([labels >> i & 1 for i in range(3)], 1)
     rgb = (bits * 200).to(torch.uint8).view(-1, 3, 1, 1, 1).expand(-1, 3, 4, 16, 16)
     coloured = Data(data.classes[:8], {"train": replace(data.splits["train"], rgb=rgb, labels=labels)})
-    history = fitted(TrainConfig(**TINY | {"epochs": 40, "width": 0.5, "batch_size": 24}, dropout=0.0), coloured)[1]
+    history = fitted(configs.training(**TINY | {"epochs": 40, "width": 0.5, "batch_size": 24}, dropout=0.0), coloured)[
+        1
+    ]
     assert [row["epoch"] for row in history] == list(range(1, 41))
     assert history[-1]["cross_entropy"] < 0.5 * history[0]["cross_entropy"]
     assert history[-1]["top1"] > 0.6
 
 
 def test_lambda_0_is_training_without_a_teacher(data):
-    config = DistillConfig(**TINY, lambda_=0.0)
+    config = configs.distilling(**TINY, lambda_=0.0)
     assert train.load_teacher(config, data) is None
     assert train.teacher_streams(config) == ()
-    assert same(fitted(config, data)[0], fitted(TrainConfig(**TINY), data)[0])
+    assert same(fitted(config, data)[0], fitted(configs.training(**TINY), data)[0])
 
 
 def test_distillation_brings_the_student_to_the_teacher(data, teacher):
-    config = replace(DistillConfig(**TINY, teacher=teacher, lambda_=30.0, learning_rate=0.02), epochs=30, dropout=0.0)
+    config = configs.distilling(**TINY | {"epochs": 30}, teacher=teacher, lambda_=30.0, learning_rate=0.02, dropout=0.0)
     assert train.teacher_streams(config) == ("flow",)
     found = train.load_teacher(config, data)
     assert found.outputs.shape == (24, 16)
@@ -90,7 +93,7 @@ def test_a_student_starts_from_its_checkpoint(data, tmp_path):
     model = s3dg(16, width=0.1, seed=7)
     path = tmp_path / "rgb.safetensors"
     checkpoints.save_checkpoint(path, model, stream="rgb", classes=data.classes)
-    start = train.build(DistillConfig(**TINY, student=str(path), lambda_=0.0), data)
+    start = train.build(configs.distilling(**TINY, student=str(path), lambda_=0.0), data)
     assert same(start.state_dict(), model.state_dict())
 
 
@@ -98,13 +101,13 @@ def test_a_student_of_another_width_is_refused(data, tmp_path):
     path = tmp_path / "rgb.safetensors"
     checkpoints.save_checkpoint(path, s3dg(16, width=0.3), stream="rgb", classes=data.classes)
     with pytest.raises(ValueError, match=r"rgb.safetensors has width 0.3, the run says 0.1"):
-        train.build(DistillConfig(**TINY, student=str(path), lambda_=0.0), data)
+        train.build(configs.distilling(**TINY, student=str(path), lambda_=0.0), data)
 
 
 def test_a_twin_sees_the_same_clips_with_other_weights_and_order(data):
-    config, twin = TrainConfig(**TINY), TrainConfig(**TINY, twin=1)
+    config, twin = configs.training(**TINY), configs.training(**TINY, twin=1)
     assert not same(train.build(config, data).state_dict(), train.build(twin, data).state_dict())
-    assert torch.equal(load(twin, seed=0).splits["train"].rgb, data.splits["train"].rgb)
+    assert torch.equal(load(twin.data, seed=0).splits["train"].rgb, data.splits["train"].rgb)
     assert fitted(config, data)[1] != fitted(twin, data)[1]
 
 
@@ -113,14 +116,14 @@ def test_a_twin_sees_the_same_clips_with_other_weights_and_order(data):
     [(9537, 16, 8, 596), (24, 10, 1, 3), (9, 2, 1, 4), (6000, 128, 1, 47)],
 )
 def test_an_epoch_has_two_clips_a_part_in_every_step(clips, batch_size, processes, steps):
-    config = TrainConfig(**TINY | {"batch_size": batch_size})
-    assert steps_an_epoch(clips, config, Team(0, processes)) == steps
+    config = configs.training(**TINY | {"batch_size": batch_size})
+    assert steps_per_epoch(clips, config.optimiser, Team(0, processes)) == steps
     assert clips // steps // processes >= 2
 
 
 @pytest.mark.parametrize(("clips", "batch_size"), [(9, 2), (3, 2), (5, 4)])
 def test_no_batch_is_of_one_clip(data, clips, batch_size):
-    config = TrainConfig(**TINY | {"batch_size": batch_size, "epochs": 1})
+    config = configs.training(**TINY | {"batch_size": batch_size, "epochs": 1})
     assert len(fitted(config, Data(data.classes, {"train": few(data, clips)}))[1]) == 1
 
 
@@ -131,11 +134,11 @@ def few(data, clips):
 
 def test_a_batch_larger_than_the_set_is_refused(data):
     with pytest.raises(ValueError, match="batch_size is 10, there are 9 training clips: ask for no more"):
-        fitted(TrainConfig(**TINY), Data(data.classes, {"train": few(data, 9)}))
+        fitted(configs.training(**TINY), Data(data.classes, {"train": few(data, 9)}))
 
 
 def test_a_batch_too_small_for_the_processes_is_refused(data):
-    config = TrainConfig(**TINY, accumulate=2)
+    config = configs.training(**TINY, accumulate=2)
     with pytest.raises(ValueError, match=r"batch_size 10 is too small for 3 processes in 2 parts: .* at least 12"):
         loop._check(config, data.splits["train"], 16, Team(0, 3))
 
@@ -144,12 +147,12 @@ def test_labels_out_of_range_are_refused(data):
     clips = data.splits["train"]
     wrong = Data(data.classes[:8], {"train": replace(clips, labels=torch.arange(24) % 9)})
     with pytest.raises(ValueError, match=r"labels must lie between 0 and 7, those of the training clips reach 0..8"):
-        fitted(TrainConfig(**TINY), wrong)
+        fitted(configs.training(**TINY), wrong)
 
 
 def test_a_student_of_another_stream_is_refused(data, teacher):
     with pytest.raises(ValueError, match="is a flow stream, the run trains 'rgb'"):
-        train.build(DistillConfig(**TINY, student=teacher, lambda_=0.0), data)
+        train.build(configs.distilling(**TINY, student=teacher, lambda_=0.0), data)
 
 
 def test_a_teacher_with_other_classes_is_refused(data, tmp_path):
@@ -158,12 +161,12 @@ def test_a_teacher_with_other_classes_is_refused(data, tmp_path):
     with pytest.raises(
         ValueError, match=r"other.safetensors was trained on 3 classes \(a, b, c\), the data set has 16 \(right"
     ):
-        train.load_teacher(DistillConfig(**TINY, teacher=str(path)), data)
+        train.load_teacher(configs.distilling(**TINY, teacher=str(path)), data)
 
 
 def test_a_teacher_of_another_input_is_refused(data, tmp_path):
     path = tmp_path / "flow.safetensors"
-    shown = TrainConfig(**TINY | {"frames": 8}, flow="exact").input_of("flow")
+    shown = configs.training(**TINY | {"frames": 8}, flow="exact").data.input_of("flow")
     checkpoints.save_checkpoint(
         path, s3dg(16, in_channels=2, width=0.1), stream="flow", classes=data.classes, input=shown
     )
@@ -171,18 +174,18 @@ def test_a_teacher_of_another_input_is_refused(data, tmp_path):
         ValueError,
         match=r"flow.safetensors was trained on another input: frames 8, flow exact; this run shows frames 4, flow tvl",
     ):
-        train.load_teacher(DistillConfig(**TINY, teacher=str(path)), data)
+        train.load_teacher(configs.distilling(**TINY, teacher=str(path)), data)
 
 
 def test_a_teacher_of_other_features_is_refused(data, tmp_path):
     path = tmp_path / "flow.safetensors"
     checkpoints.save_checkpoint(path, s3dg(16, in_channels=2, width=0.3), stream="flow", classes=data.classes)
     with pytest.raises(ValueError, match=r"has width 0.3, the student 0.1: distance 'features' compares as many"):
-        train.load_teacher(DistillConfig(**TINY, teacher=str(path), distance="features"), data)
+        train.load_teacher(configs.distilling(**TINY, teacher=str(path), distance="features"), data)
 
 
 def test_features_are_compared_where_asked(data, teacher):
-    config = DistillConfig(**TINY, teacher=teacher, distance="features")
+    config = configs.distilling(**TINY, teacher=teacher, distance="features")
     found = train.load_teacher(config, data)
     width = s3dg(16, width=0.1).pooled_shape((4, 16, 16))[0]
     assert found.outputs.shape == (24, width)
@@ -195,13 +198,13 @@ def test_a_student_of_other_classes_gets_a_new_classifier(data, tmp_path):
     path, told = tmp_path / "kinetics.safetensors", []
     source = s3dg(400, width=0.1, seed=9)
     checkpoints.save_checkpoint(path, source, stream="rgb", classes=tuple(map(str, range(400))))
-    config = DistillConfig(**TINY, student=str(path), lambda_=0.0)
+    config = configs.distilling(**TINY, student=str(path), lambda_=0.0)
     model = train.build(config, data, report=told.append)
     assert told == [f"student {path} knows 400 other classes: it gets a new classifier for the 16 of this data set"]
     head = "Conv2d_0c_1x1."
     state, was = model.state_dict(), source.state_dict()
     assert all(torch.equal(x, was[name]) for name, x in state.items() if not name.startswith(head))
-    fresh = train.build(TrainConfig(**TINY), data).state_dict()
+    fresh = train.build(configs.training(**TINY), data).state_dict()
     assert all(torch.equal(x, fresh[name]) for name, x in state.items() if name.startswith(head))
 
 
@@ -238,23 +241,23 @@ def test_processes_that_run_something_else_are_refused(data):
     team = Others(0, 2)
     object.__setattr__(team, "said", lambda value: [value, value | {"learning_rate": 7.0}])
     with pytest.raises(ValueError, match=r"processes 0 and 1 do not run the same: learning_rate is 0.1 and 7.0"):
-        train._facts(TrainConfig(**TINY), data, "code", team)
+        train._facts("train", configs.training(**TINY), data, "code", team)
 
 
 def test_the_facts_of_a_run_know_data_and_weights(data, teacher):
-    config = DistillConfig(**TINY, teacher=teacher)
-    facts = train._facts(config, data, "code", Team())
+    config = configs.distilling(**TINY, teacher=teacher)
+    facts = train._facts("distill", config, data, "code", Team())
     assert "results" not in facts
     with open(teacher, "rb") as file:
         assert hashlib.sha256(file.read()).hexdigest().startswith(facts["teacher's weights"])
     fewer = replace(few(data, 9), table=data.splits["train"].table.iloc[:9])
     other = Data(data.classes, data.splits | {"train": fewer})
-    assert train._facts(config, other, "code", Team())["training clips"] != facts["training clips"]
+    assert train._facts("distill", config, other, "code", Team())["training clips"] != facts["training clips"]
 
 
 def test_processes_that_are_not_running_are_refused(data):
     with pytest.raises(ValueError, match="processes is 4, running are 1: start it with torchrun --nproc-per-node 4,"):
-        train.run("train", TrainConfig(**TINY, processes=4))
+        train.run("train", configs.training(**TINY, processes=4))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data):
@@ -262,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data):
         FloatingPointError,
         match=r"not finite at step \d of 6 \(epoch 1\): loss nan, cross_entropy nan, distance 0; lower learning_rate",
     ):
-        fitted(replace(TrainConfig(**TINY), learning_rate=1e30), data)
+        fitted(configs.training(**TINY, learning_rate=1e30), data)
 
 
 def test_warm_up_and_cosine_by_hand():
@@ -285,24 +288,24 @@ def test_scores_cover_every_test_clip(data):
     ("values", "message"),
     [
         ({"stream": "depth"}, "stream must be one of rgb, flow, not 'depth'"),
-        ({"epochs": 0}, "epochs must be positive, not 0"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
-        ({"batch_size": 1}, "batch_size must be at least 2 for batch norm, not 1"),
-        ({"seed": -1}, "seed must lie between 0 and 999, not -1"),
-        ({"seed": 1000}, "seed must lie between 0 and 999, not 1000"),
-        ({"twin": 2}, "twin must be 0 or 1, not 2"),
-        ({"workers": -1}, r"workers must be 0 \(as many as there are\) or more, not -1"),
-        ({"processes": -2}, "processes must be 0"),
-        ({"accumulate": 0}, r"accumulate must lie between 1 and half of batch_size \(16\), .*, not 0"),
-        ({"accumulate": 17}, "accumulate must lie between 1 and half"),
-        ({"save_every": 0.0}, "save_every must be positive, not 0.0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, not 1"),
+        ({"seed": -1}, r"seed must lie in \[0, 999\], not -1"),
+        ({"seed": 1000}, r"seed must lie in \[0, 999\], not 1000"),
+        ({"twin": 2}, r"twin must lie in \[0, 1\], not 2"),
+        ({"workers": -1}, "workers must not be negative, it is -1"),
+        ({"processes": -2}, "processes must not be negative, it is -2"),
+        ({"accumulate": 0}, "accumulate must be at least 1, not 0"),
+        ({"accumulate": 17}, r"accumulate must lie between 1 and half of batch_size \(16\), .*, not 17"),
+        ({"save_every": 0.0}, "save_every must be positive, it is 0.0"),
         ({"weight_decay": -0.1}, "weight_decay must not be negative, it is -0.1"),
         ({"noise": float("nan")}, "noise must not be negative, it is nan"),
     ],
 )
 def test_a_value_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**values)
+        configs.training(**values)
 
 
 @pytest.mark.parametrize(
@@ -310,10 +313,10 @@ def test_a_value_out_of_range_is_named(values, message):
     [
         ({}, "a student with lambda_ above 0 needs teacher"),
         ({"teacher": "t", "distance": "cosine"}, "distance must be one of mse, kl, features, not 'cosine'"),
-        ({"teacher": "t", "temperature": 0.0}, "temperature must be positive, not 0.0"),
-        ({"lambda_": -1.0}, "lambda_ must not be negative"),
+        ({"teacher": "t", "temperature": 0.0}, "temperature must be positive, it is 0.0"),
+        ({"lambda_": -1.0}, "lambda_ must not be negative, it is -1.0"),
     ],
 )
 def test_a_student_out_of_range_is_named(values, message):
     with pytest.raises(ValueError, match=message):
-        DistillConfig(**values)
+        configs.distilling(**values)

@@ -17,7 +17,7 @@ import yaml
 
 from d3d.progress import read_metrics
 from d3d.study import records
-from d3d.train import run as train
+from d3d.train import command
 from d3d.train.states import States
 from tests.flow.test_extract import moving_video
 
@@ -327,11 +327,11 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("learning_rat: 0.1", "'learning_rat' is no parameter of the notebook 'train', which takes "),
+        ("learning_rat: 0.1", "'learning_rat' is no parameter of 'train', which takes "),
         ("experiment: fuse", "must be one of train, distill, not 'fuse'"),
         ("- 1", "must map parameters to values"),
         ("a: [", "is no YAML file: "),
-        ("epochs: 0", "epochs must be positive, not 0"),
+        ("epochs: 0", "epochs must be at least 1, not 0"),
         ("results: 2024-05-01", "sets 'results' to datetime.date(2024, 5, 1): it must map parameters to values"),
         ("1: 2", "sets 1 to 2: it must map"),
         ("_epochs: 5", "sets '_epochs' to 5: it must map"),
@@ -345,7 +345,7 @@ def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, capsys, content, 
     if content:
         path.write_text(content)
     with pytest.raises(SystemExit, match="1"):
-        train.main(["--config", str(path)])
+        command.main(["--config", str(path)])
     (sentence,) = capsys.readouterr().err.splitlines()
     assert sentence.startswith("d3d train: ")
     assert expected in sentence

@@ -1,0 +1,143 @@
+"""The schema: each parameter declared once, checked against its range, and the same wherever it is shown."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d3d.data.sprite_classes import CLASSES
+from d3d.s3dg.checkpoints import CHANNELS
+from d3d.study import experiments, parameters, plan
+from d3d.study.experiments import EXPERIMENTS, from_namespace, params_of, read, take_only
+from d3d.study.records import ROOT
+from d3d.study.schema import ParameterError, changed, flat, make, parameters_of
+from d3d.train.losses import DISTANCES
+from d3d.video import annotations
+
+GROUPS = [c for c in vars(parameters).values() if dataclasses.is_dataclass(c) and isinstance(c, type)]
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_the_cell_of_a_notebook_is_generated(name):
+    """To renew one, paste what `parameter_cell` gives."""
+    cells = json.loads((ROOT / f"notebooks/experiments/{name}.ipynb").read_text())["cells"]
+    (cell,) = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    assert cell == experiments.parameter_cell(name)
+    namespace: dict[str, object] = {}
+    exec(cell, {}, namespace)
+    assert namespace == experiments.defaults(name)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda g: g.__name__)
+def test_a_parameter_is_declared_once(group):
+    """Within a configuration names are unique, and what two configurations share is one declaration."""
+    names = Counter(name for name, _ in parameters_of(group))
+    assert not [name for name, count in names.items() if count > 1]
+    leaves = [f.name for g in GROUPS for f in dataclasses.fields(g) if f.metadata]
+    assert len(leaves) == len(set(leaves))
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_an_experiment_takes_what_its_configuration_has(name):
+    entry = EXPERIMENTS[name]
+    assert len(set(entry.names)) == len(entry.names)
+    assert set(entry.names) <= {n for n, _ in parameters_of(entry.config)}
+    given = {"lambda_": 0.0} if name == "distill" else {}
+    config = read(name, given)
+    assert params_of(name, config) == experiments.defaults(name) | given
+
+
+def test_what_lies_elsewhere_agrees_with_the_schema():
+    """The schema imports no other room, so that a notebook's kernel and the graph start without torch."""
+    assert len(CLASSES) == parameters.SPRITE_CLASSES
+    assert set(parameters.STREAMS) == set(CHANNELS)
+    assert set(parameters.FILE_SETS) == set(annotations.DATASETS)
+    assert set(experiments.field_of("distill", "distance").metadata["choices"]) == set(DISTANCES)
+
+
+def test_a_stream_has_no_teacher_and_a_student_needs_one():
+    assert read("train", {}).distillation == parameters.NO_TEACHER
+    with pytest.raises(ValueError, match="a student with lambda_ above 0 needs teacher"):
+        read("distill", {})
+    assert read("distill", {"lambda_": 0.0}).distillation.lambda_ == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rho": 1.5}, r"rho must lie in \[0, 1\], not 1.5"),
+        ({"contrast": 0.0}, r"contrast must lie in \(0, 1\], not 0.0"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
+        ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive, it is 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative, it is -1.0"),
+        ({"workers": -1}, "workers must not be negative, it is -1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, it is nan"),
+        ({"camera": float("inf")}, "camera must be finite, not inf"),
+        ({"seed": 1000}, r"seed must lie in \[0, 999\], not 1000"),
+        ({"stream": "sound"}, "stream must be one of rgb, flow, not 'sound'"),
+        ({"dataset": "mnist"}, "dataset must be one of sprites, folder, .*, not 'mnist'"),
+        ({"dataset": "ava", "root": "x"}, "dataset 'ava' has several labels per clip"),
+        ({"dataset": "folder"}, "dataset 'folder' needs root"),
+        ({"root": "x"}, "root is only for video files"),
+        ({"dataset": "folder", "root": "x", "flow": "exact"}, "flow 'exact' is known of sprites only"),
+        ({"short_side": 8, "dataset": "folder", "root": "x"}, r"short_side must be 0 \(size\) or at least size \(32\)"),
+        ({"accumulate": 17}, r"accumulate must lie between 1 and half of batch_size \(16\)"),
+        ({"train_clips": 15}, "train_clips must be at least 16, not 15"),
+    ],
+)
+def test_a_value_out_of_range_is_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        read("train", given)
+
+
+@given(st.dictionaries(st.sampled_from(["seed", "epochs", "frames"]), st.integers(2, 99)))
+def test_flat_and_composed_are_one(given):
+    config = read("train", given)
+    assert make(type(config), flat(config)) == config
+    assert {name: flat(config)[name] for name in given} == given
+    assert changed(config, rho=0.25).data.clip.rho == 0.25
+    with pytest.raises(ParameterError, match="'epoch' is no parameter of this configuration"):
+        changed(config, epoch=3)
+    assert changed(changed(config, rho=0.25), rho=config.data.clip.rho) == config
+
+
+class TestNamespace:
+    """What a notebook's globals hold after its parameters were injected."""
+
+    def namespace(self, name, **given):
+        ipython = {"In": ["…"], "Out": {}, "_i": "x", "plan": plan, "start": read}
+        return experiments.defaults(name) | ipython | given
+
+    def test_it_gives_the_parameters(self):
+        found = from_namespace("train", self.namespace("train", seed=7, rho=1))
+        assert found == experiments.defaults("train") | {"seed": 7, "rho": 1.0}
+        assert isinstance(found["rho"], float)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"learning_rat": 0.1}, "'learning_rat' is no parameter of 'train', which takes .*learning_rate"),
+            ({"lambda_": 0.3}, "'lambda_' is no parameter of 'train'"),
+            ({"seeds": [0, 1], "lamda": 0.3}, "'lamda' is no parameter of any experiment"),
+            ({"seed": "three"}, "seed must be of type int like 0, not 'three'"),
+            ({"epochs": 2.5}, "epochs must be of type int"),
+            ({"stream": 3}, "stream must be of type str"),
+            ({"extends": "h200", "seeds": [0]}, "the profile extends 'h200', which papermill does not read"),
+        ],
+    )
+    def test_a_wrong_one_is_refused(self, given, message):
+        with pytest.raises(ParameterError, match=message):
+            from_namespace("train", self.namespace("train", **given))
+
+    def test_a_whole_profile_may_hold_what_others_take(self):
+        found = from_namespace("train", self.namespace("train", seeds=[0], arms=["rgb"], leak_clips=16, rho=0.25))
+        assert found["rho"] == 0.25
+
+    def test_a_chapter_takes_its_own_only(self):
+        take_only({"results": "x", "_i": "y", "plan": plan}, "results")
+        with pytest.raises(ParameterError, match="'resul' is no parameter of this chapter, which takes results"):
+            take_only({"resul": "x"}, "results")

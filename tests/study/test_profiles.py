@@ -1,0 +1,78 @@
+"""Profiles: what they may hold, and what they extend."""
+
+import pytest
+import yaml
+
+from d3d.study.experiments import EXPERIMENTS, read
+from d3d.study.plan import arms_of
+from d3d.study.profiles import read_profile
+from d3d.study.schema import ParameterError
+
+SMALL = {"seeds": [0, 1], "arms": ["rgb", "flow"]}
+
+
+def written(folder, name="mine", **content):
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("profile", ["smoke", "h200", "portable", "settled"])
+def test_the_profiles_here_are_in_range(profile):
+    content = read_profile(f"notebooks/params/{profile}.yaml")
+    for name in EXPERIMENTS:
+        read(name, content | ({"lambda_": 0.0} if name == "distill" else {}))
+        assert arms_of(name, content)
+
+
+def test_the_reported_seeds_are_the_plans():
+    assert read_profile("notebooks/params/h200.yaml")["seeds"] == list(range(10))
+
+
+def test_a_profile_extends_another(tmp_path):
+    written(tmp_path, "base", **SMALL, rho=0.25, epochs=4, students={"epochs": 2})
+    written(tmp_path, "middle", extends="base", epochs=5)
+    found = read_profile(written(tmp_path, extends="middle", seeds=[7], students={"epochs": 3}))
+    assert (found["rho"], found["epochs"], found["seeds"], found["students"]) == (0.25, 5, [7], {"epochs": 3})
+    assert found["examined_seeds"] == [7]
+    assert "extends" not in found
+
+
+def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match=r"mine.yaml extends 'nothing', but there is no .*nothing.yaml"):
+        read_profile(written(tmp_path, extends="nothing"))
+    written(tmp_path, "a", extends="b")
+    with pytest.raises(ParameterError, match=r"b.yaml extends itself|a.yaml extends itself"):
+        read_profile(written(tmp_path, "b", extends="a"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (SMALL | {"learning_rat": 0.1}, r"'learning_rat' is no parameter of any experiment .*learning_rate"),
+        (SMALL | {"epochs": "x"}, "epochs must be of type int"),
+        (SMALL | {"seeds": ["a"]}, "seeds must list whole numbers"),
+        ({"epochs": 3}, "seeds must list whole numbers, not None"),
+        (SMALL | {"examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
+        (SMALL | {"ablation_seeds": [5]}, "ablation_seeds must be some of the seeds"),
+        (SMALL | {"ablation_seeds": 0}, "ablation_seeds must be some of the seeds, not 0"),
+        ({"seeds": [0]}, r"arms must list arms, each once, not \[\]"),
+        (SMALL | {"arms": "rgb"}, "arms must list arms, each once, not 'rgb'"),
+        (SMALL | {"arms": ["rgb", "rgb"]}, "arms must list arms, each once"),
+        (SMALL | {"arms": ["rbg"]}, "arms has no arm 'rbg': they are rgb, rgb_twin, flow"),
+        (SMALL | {"arms": ["two_stream"]}, "arms has no arm 'two_stream'"),
+        (SMALL | {"ablations": ["rgb"]}, "'rgb' stands among arms and ablations"),
+        (SMALL | {"students": {"epoch": 3}}, "'epoch' is no parameter of students"),
+        (SMALL | {"students": {"epochs": "x"}}, "epochs of students must be of type int"),
+        (SMALL | {"overrides": {"d3d_kl": {"lambda": 3}}}, "'lambda' is no parameter of d3d_kl"),
+        (SMALL | {"overrides": {"rgb_techer": {"lambda_": 3.0}}}, "overrides has no arm 'rgb_techer': they are rgb,"),
+        (SMALL | {"overrides": {"rgb_teacher": 0.3}}, "rgb_teacher must map parameters to values, not 0.3"),
+        ([1], "must map parameters to values"),
+    ],
+)
+def test_a_wrong_profile_is_refused_by_name(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParameterError, match=message) as error:
+        read_profile(path)
+    assert "mine.yaml" in str(error.value)

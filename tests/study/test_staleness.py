@@ -1,0 +1,162 @@
+"""Staleness by meaning: what changes a hash and what does not."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from d3d.study import arms, plan, records, staleness
+from d3d.study.arms import ARMS
+from d3d.study.experiments import EXPERIMENTS, defaults
+from d3d.study.records import ROOT
+from d3d.study.run import start
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A copy of package and notebooks that a test may change."""
+    for folder in ("d3d", "notebooks"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(staleness, "ROOT", tmp_path)
+    return tmp_path
+
+
+def hashes():
+    return {name: staleness.source_hash(name) for name in EXPERIMENTS}
+
+
+def stale(before):
+    return {name for name, value in hashes().items() if value != before[name]}
+
+
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        ("data/sprites", set(EXPERIMENTS) - {"fuse"}),
+        ("train/objective", {"train", "distill", "leak"}),
+        ("train/losses", {"train", "distill", "leak"}),
+        ("flow/kernels", set(EXPERIMENTS) - {"fuse"}),
+        ("data/file_clips", {"train", "distill", "leak", "attribution"}),
+        ("probing/linear", {"probe"}),
+        ("probing/attribution", {"attribution"}),
+        ("train/fuse", {"fuse"}),
+        ("study/arms", set()),
+        ("study/plan", set()),
+        ("study/records", set()),
+        ("report/plots", set()),
+        ("report/ledger", set()),
+        ("pictures", set()),
+        ("progress", set()),
+    ],
+)
+def test_code_makes_stale_what_computes_with_it(tree, module, changed):
+    before = hashes()
+    with open(tree / "d3d" / f"{module}.py", "a") as file:
+        file.write("\nCHANGED = True\n")
+    assert stale(before) == changed
+
+
+def test_comments_docstrings_and_formatting_do_not(tree):
+    before = hashes()
+    for path in (tree / "d3d").rglob("*.py"):
+        code = path.read_text()
+        # No Triton kernel, whose text a compiler reads, is spared either: a comment is one.
+        code = re.sub(r'^"""', '"""More words. ', code, count=1) + "\n# A comment at the end.\n"
+        path.write_text(code.replace("\n\n\n", "\n\n\n\n# Between.\n\n"))
+    assert stale(before) == set()
+
+
+def test_a_docstring_in_a_function_does_not(tree):
+    before = hashes()
+    path = tree / "d3d/train/losses.py"
+    path.write_text(path.read_text().replace('"""Mean squared error', '"""The mean squared error'))
+    assert stale(before) == set()
+
+
+def test_a_module_that_moves_makes_nothing_stale(tree):
+    before = hashes()
+    (tree / "d3d/train/losses.py").rename(tree / "d3d/train/distances.py")
+    for path in (tree / "d3d").rglob("*.py"):
+        path.write_text(path.read_text().replace("d3d.train.losses", "d3d.train.distances"))
+    assert stale(before) == set()
+    (tree / "d3d/s3dg/ops.py").rename(tree / "d3d/s3dg/operations.py")
+    network = tree / "d3d/s3dg/network.py"
+    network.write_text(
+        re.sub(r"\bops\.", "operations.", network.read_text()).replace(
+            "from d3d.s3dg import ops", "from d3d.s3dg import operations"
+        )
+    )
+    assert stale(before) == set()
+
+
+def test_a_record_knows_what_its_arm_is(monkeypatch):
+    """An ensemble of other members, another variant of TV-L1: the record is no longer that arm's."""
+
+    def record(experiment, arm):
+        made = {"source": staleness.source_hash(experiment), "made_from": plan.made_from(experiment, arm)}
+        return records.Record(experiment, arm, 0, {}, {}, True, made)
+
+    fused, variant, network = record("fuse", "two_stream"), record("tvl1", "warps_2"), record("distill", "d3d")
+    assert all(map(staleness.by_todays_code, (fused, variant, network)))
+    monkeypatch.setitem(ARMS, "two_stream", replace(ARMS["two_stream"], members=("rgb_twin", "flow")))
+    monkeypatch.setitem(arms.TVL1_VARIANTS, "warps_2", {"warps": 3})
+    monkeypatch.setitem(ARMS, "new", ARMS["d3d"])
+    assert [staleness.by_todays_code(r) for r in (fused, variant, network)] == [False, False, True]
+
+
+def test_a_number_deep_below_makes_stale(tree):
+    before = hashes()
+    path = tree / "d3d/flow/fields.py"
+    path.write_text(path.read_text().replace('mode="bicubic"', 'mode="bilinear"'))
+    assert {"train", "distill", "probe", "tvl1"} <= stale(before)
+
+
+def test_a_function_taken_from_another_module_makes_stale(tree):
+    before = hashes()
+    path = tree / "d3d/train/networks.py"
+    path.write_text(path.read_text().replace("import S3DG, fold, s3dg", "import S3DG, s3dg as fold, s3dg"))
+    assert {"train", "distill"} <= stale(before)
+
+
+def test_the_prose_of_a_chapter_does_not_and_its_code_does(tree):
+    path = tree / "notebooks/chapters/streams.ipynb"
+    before = staleness.notebook_hash("notebooks/chapters/streams.ipynb")
+    path.write_text(path.read_text().replace("# The two streams", "# Two streams"))
+    assert staleness.notebook_hash("notebooks/chapters/streams.ipynb") == before
+    with open(tree / "d3d/report/plots.py", "a") as file:
+        file.write("\nCHANGED = True\n")
+    assert staleness.notebook_hash("notebooks/chapters/streams.ipynb") != before
+
+
+def test_a_record_is_current_until_parameters_or_code_change(tmp_path, tree):
+    given = {"results": str(tmp_path / "r"), "seed": 1, "rho": 0.7}
+    run = start("train", defaults("train") | given)
+    run.write("rgb", {"iid/top1": 0.5})
+    path = tmp_path / "r/train/rgb-seed1.json"
+    assert staleness.is_current(path, "train", given)
+    assert staleness.is_current(path, "train", given | {"steps": 99})
+    assert not staleness.is_current(path, "train", given | {"rho": 0.8})
+    assert not staleness.is_current(path, "train", {"results": str(tmp_path / "r")})
+    assert not staleness.is_current(path.with_name("flow-seed1.json"), "train", given)
+    (tree / "d3d/train/losses.py").write_text("")
+    assert not staleness.is_current(path, "train", given)
+
+
+def test_an_edit_during_a_run_is_not_its_source(tmp_path, tree):
+    run = start("train", defaults("train") | {"results": str(tmp_path / "r")})
+    before = staleness.source_hash("train")
+    (tree / "d3d/train/losses.py").write_text("")
+    run.write("rgb", {"iid/top1": 0.5})
+    assert records.read(tmp_path / "r/train/rgb-seed0.json").provenance["source"] == before
+
+
+def test_age_tells_what_is_stale(tmp_path):
+    result = tmp_path / "result"
+    result.write_text("done")
+    stamp = staleness.write_stamp(tmp_path / "plan" / "stamp", "a", current=True)
+    assert Path(stamp).stat().st_mtime < result.stat().st_mtime
+    for content, current, younger in [("a", None, False), ("b", None, True), ("b", True, False), ("b", False, True)]:
+        staleness.write_stamp(stamp, content, current=current)
+        assert (Path(stamp).stat().st_mtime >= result.stat().st_mtime) == younger
