@@ -52,6 +52,11 @@ class Data:
         return found | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
 
     @property
+    def stand_in(self) -> bool:
+        """Whether the clips are rendered, and so stand in for video."""
+        return not self.counts
+
+    @property
     def tests(self) -> dict[str, ClipSet]:
         return {name: clips for name, clips in self.splits.items() if name != "train"}
 
@@ -73,14 +78,24 @@ def load(
     """
     if unknown := {*streams, *teacher} - set(STREAMS):
         raise ValueError(f"no stream {unknown.pop()!r}: the streams are {', '.join(STREAMS)}")
-    if config.files.dataset != "sprites":
-        return _files(config, streams, teacher, device, workers)
+    if render := RENDERED.get(config.files.dataset):
+        return render(config, seed, streams, teacher, device)
+    return _files(config, streams, teacher, device, workers)
+
+
+def _sprites(
+    config: DataConfig, seed: int, streams: tuple[str, ...], teacher: tuple[str, ...], device: torch.device | str
+) -> Data:
     flow = "flow" in (*streams, *teacher)
     splits = {"train": sprite_clips(config, f"train/{seed}", config.train_clips, flow=flow, device=device)}
     for name in (*SPLITS, *STRESS):
         tested = stress_clips if name in STRESS else sprite_clips
         splits[name] = tested(config, name, config.test_clips, flow="flow" in streams, device=device)
     return Data(tuple(c.name for c in CLASSES), splits, siblings=tuple(siblings().tolist()))
+
+
+# What renders the clips of a data set that is not of files; the schema lists their names too.
+RENDERED = {"sprites": _sprites}
 
 
 def checked(

@@ -11,6 +11,7 @@ from typing import Any
 from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
+RENDERED = ("sprites",)
 FILE_SETS = ("folder", "ucf101", "hmdb51", "kinetics400", "kinetics600", "table", "ava")
 # Seeds of training stay below; from here on they are the twins' and the probes' own.
 MAX_SEED = 1000
@@ -54,7 +55,7 @@ class FilesConfig(Group):
     dataset: str = parameter(
         "sprites",
         "sprites | folder (one per class) | ucf101 | hmdb51 | kinetics400 | kinetics600 | table",
-        choices=("sprites", *FILE_SETS),
+        choices=(*RENDERED, *FILE_SETS),
     )
     root: str = parameter("", "video files: their folder, or the CSV file of dataset table")
     annotations: str = parameter("", "video files: folder of the set's annotation files; empty: root")
@@ -73,11 +74,11 @@ class FilesConfig(Group):
     def check(self) -> None:
         if self.dataset == "ava":
             raise ValueError("dataset 'ava' has several labels per clip, which no stream here is trained on")
-        if self.dataset != "sprites" and not self.root:
+        if self.dataset in FILE_SETS and not self.root:
             raise ValueError(f"dataset {self.dataset!r} needs root: the folder of its videos, or a table's CSV file")
         for name in ("root", "annotations"):
-            if self.dataset == "sprites" and getattr(self, name):
-                raise ValueError(f"{name} is only for video files, not for dataset 'sprites'")
+            if self.dataset in RENDERED and getattr(self, name):
+                raise ValueError(f"{name} is only for video files, not for dataset {self.dataset!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class DataConfig(Group):
     test_clips: int = parameter(256, "sprites: clips per test split, 16 or more", low=SPRITE_CLASSES)
 
     def check(self) -> None:
-        if self.files.dataset != "sprites" and self.flow.flow == "exact":
+        if self.files.dataset in FILE_SETS and self.flow.flow == "exact":
             raise ValueError(f"flow 'exact' is known of sprites only, dataset {self.files.dataset!r} has tvl1")
         if self.files.short_side and self.files.short_side < self.clip.size:
             raise ValueError(
@@ -103,7 +104,7 @@ class DataConfig(Group):
         shown: dict[str, Any] = {"frames": self.clip.frames, "size": self.clip.size}
         if stream == "flow":
             shown |= {"bound": self.flow.bound, "flow": self.flow.flow}
-        if self.files.dataset != "sprites":
+        if self.files.dataset in FILE_SETS:
             shown |= {"fps": self.files.fps, "short_side": self.files.short_side or self.clip.size}
         return shown
 

@@ -131,7 +131,7 @@ def run(
         found,
         arrays=arrays | curves(history) | ({"siblings": np.array(data.siblings)} if data.siblings else {}),
         files=data.files,
-        stand_in=config.data.files.dataset == "sprites",
+        stand_in=data.stand_in,
     )
     states.clear()
     return record
