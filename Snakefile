@@ -12,7 +12,7 @@ import shlex
 from pathlib import Path
 
 from d3d.study import plan, profiles, staleness
-from d3d.study.experiments import EXPERIMENTS, params_of, read
+from d3d.study.experiments import EXPERIMENTS, values
 
 PROFILE = config.get("profile", "smoke")
 PARAMS = f"notebooks/params/{PROFILE}.yaml"
@@ -68,7 +68,7 @@ def stamp(experiment, arm=None, seed=None, only=None):
     """A file younger than the records of a run exactly where one of them is stale."""
     own = STUDY | overrides(experiment, arm, seed)
     current = all(staleness.is_current(path, experiment, own) for path in records_of(experiment, arm, seed, only))
-    content = f"{params_of(experiment, read(experiment, own))} {staleness.source_hash(experiment)}"
+    content = f"{values(experiment, own)} {staleness.source_hash(experiment)}"
     return staleness.write_stamp(STAMPED / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
 
 

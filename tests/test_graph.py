@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from d3d.study import archive, plan, records, staleness
-from d3d.study.experiments import EXPERIMENTS, params_of, read
+from d3d.study.experiments import EXPERIMENTS, values
 from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
 
@@ -43,7 +43,7 @@ def finished(tmp_path, monkeypatch):
                 own = plan.overrides(experiment, arm if of_network else "", seed, profile=profile, results=results)
                 made = {"source": staleness.source_hash(experiment), "seconds": 1.0}
                 made["made_from"] = plan.made_from(experiment, arm)
-                params = params_of(experiment, read(experiment, profile | own))
+                params = values(experiment, profile | own)
                 records.write(root / results, Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, made))
                 if of_network:
                     (root / plan.weights(results, arm, seed)).touch()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d3d.study import records
-from d3d.study.experiments import EXPERIMENTS, params_of, read
+from d3d.study.experiments import EXPERIMENTS, values
 from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import made_from
 from d3d.study.records import ROOT, Record
@@ -52,7 +52,7 @@ def is_current(path: str | Path, experiment: str, given: Mapping[str, Any]) -> b
         record = records.read(path)
     except (OSError, records.RecordError):
         return False
-    return record.params == params_of(experiment, read(experiment, given)) and by_todays_code(record)
+    return record.params == values(experiment, given) and by_todays_code(record)
 
 
 def by_todays_code(record: Record) -> bool:
