@@ -25,7 +25,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
-.PHONY: help book study test test-all bench lint serve readme clean
+.PHONY: help book study test test-all bench lint serve readme cells clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,9 @@ serve: ## show the built book on localhost
 readme: .venv/lock ## write the verdicts of the records into README.md
 	@$(BIN)/python -m d3d report readme
 	@$(BIN)/python -m d3d.pictures
+
+cells: .venv/lock ## write the parameter cells of the notebooks from the schema
+	@$(BIN)/python -m d3d.study.experiments
 
 clean: ## remove the built book and the smoke results; .venv and what is published stay
 	rm -rf book/_build book/chapters book/generated results/smoke .snakemake

@@ -11,18 +11,22 @@ is an archive: it is no target here and never stale.
 import shlex
 from pathlib import Path
 
+from d3d.files import write_atomic
 from d3d.study import plan, profiles, staleness
 from d3d.study.experiments import EXPERIMENTS, values
 
 PROFILE = config.get("profile", "smoke")
 PARAMS = f"notebooks/params/{PROFILE}.yaml"
-STUDY = profiles.read_profile(PARAMS)
+try:
+    STUDY = profiles.read_profile(PARAMS)
+except (ValueError, OSError) as error:
+    raise WorkflowError(str(error)) from None
 RESULTS = f"results/{PROFILE}"
 STAMPED = Path(".snakemake/plan")
 # The profile with what it extends, as papermill takes it.
 WHOLE = f"{RESULTS}/profile.yaml"
-Path(RESULTS).mkdir(parents=True, exist_ok=True)
-Path(WHOLE).write_text(profiles.dump(STUDY))
+if not Path(WHOLE).is_file() or Path(WHOLE).read_text() != profiles.dump(STUDY):
+    write_atomic({Path(WHOLE): profiles.dump(STUDY).encode()})
 # What a chapter shows; an experiment that is not published is shown as this machine made it.
 SHOWN = {"rerun": RESULTS, "attention": str(plan.shown("attribution"))}
 ASKED = str(config.get("seeds", "")).split()

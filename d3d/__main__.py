@@ -10,7 +10,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("d3d.train.command", "train or distil one network"),
-    "data": ("d3d.data.load", "what of a set of videos is there, and whole; a table of it"),
+    "data": ("d3d.data.command", "what of a set of videos is there, and whole; a table of it"),
     "flow": ("d3d.flow.extract", "TV-L1 flow of a whole set of videos"),
     "convert": ("d3d.s3dg.weights", "the authors' checkpoints as safetensors"),
     "predict": ("d3d.s3dg.predict", "the five likeliest classes of a video"),

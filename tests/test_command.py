@@ -55,7 +55,8 @@ def test_claims_are_judged_on_a_readers_own_records(tmp_path):
     done = d3d("report", "claims", "--results", str(tmp_path), cwd=ROOT)
     words = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert words["B1"].split()[1] == "supported"
-    assert "+0.981 [+0.979, +0.983], asked > 0.96" in words["B1"]
+    assert "0.981 [0.979, 0.983], asked > 0.96" in words["B1"]
+    assert done.stdout.startswith(f"From 9 records of 3 seeds in {tmp_path}.")
     assert words["B4"].split()[1:3] == ["needs", "data"]
 
 
@@ -100,7 +101,7 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path):
 
 
 def test_training_has_a_flag_per_parameter(tmp_path):
-    """What the file says, then what the flags say, then the schema's defaults."""
+    """Flags override the file, the file the schema's defaults."""
     path = tmp_path / "run.yaml"
     path.write_text("experiment: distill\nlambda_: 0.0\nepochs: 3\nseed: 1\n")
     experiment, config = read_config(path, None, {"epochs": 5, "sync_norm": True})
@@ -127,3 +128,15 @@ def test_a_wrong_flag_ends_in_a_sentence(flags, sentence):
     assert done.returncode in (1, 2)
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["absent", "empty", "README.md", "cut"])
+def test_where_there_are_no_records_claims_say_so(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "README.md").write_text("# no records")
+    (tmp_path / "cut" / "train").mkdir(parents=True)
+    (tmp_path / "cut" / "train" / "rgb-seed0.json").write_text('{"schema": 1, ')
+    done = d3d("report", "claims", "--results", str(tmp_path / name), cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert name in done.stderr

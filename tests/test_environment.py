@@ -102,3 +102,12 @@ def test_conda_installs_the_lock():
 
 def test_the_readme_tells_todays_verdicts():
     assert (ROOT / "README.md").read_text() == report.readme(), "README.md is stale: run `make readme`"
+
+
+def test_paths_that_texts_name_are_there():
+    """In scripts, docs and docstrings."""
+    texts = [ROOT / ".ci/run", ROOT / "Makefile", ROOT / "Snakefile", *ROOT.glob("*.md"), *(ROOT / "book").glob("*.md")]
+    texts += [p for folder in ("d3d", "tests", "benchmarks") for p in (ROOT / folder).rglob("*.py")]
+    named = re.compile(r"(?<![\w/.])((?:d3d|tests|benchmarks)/[\w/]+\.py)\b")
+    missing = {(p.name, path) for p in texts for path in named.findall(p.read_text()) if not (ROOT / path).is_file()}
+    assert {m for m in missing if m[0] not in ("test_staleness.py", "test_graph.py")} == set()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from d3d.data import command
 from d3d.data import load as datasets
 from d3d.flow import extract as flow_extract
 from d3d.s3dg.checkpoints import save_checkpoint
@@ -51,7 +52,7 @@ def test_from_official_files_to_d3d(tmp_path, name, capsys):
         paths[-2].unlink()
     lost = name != "folder"
 
-    datasets.main([*options(given), "--out", str(tmp_path / "table.csv")])
+    command.main([*options(given), "--out", str(tmp_path / "table.csv")])
     told = capsys.readouterr().out
     assert f"{int(lost)} missing, 1 refused" in told
     assert f"{paths[0].name} cannot be opened as a video" in told or f"{paths[0].name} is cut" in told
@@ -101,8 +102,8 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
     official.folder(root, film)
     module = [sys.executable, "-m"]
     given = ["--dataset", "folder", "--root", str(root)]
-    for command in (["d3d", "data", *given], ["d3d", "flow", *given, "--out", str(flow), *SIZES]):
-        done = subprocess.run([*module, *command], capture_output=True, text=True, check=False)
+    for asked in (["d3d", "data", *given], ["d3d", "flow", *given, "--out", str(flow), *SIZES]):
+        done = subprocess.run([*module, *asked], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     common = TINY | {"dataset": "folder", "root": root, "results": results, "epochs": 1}
     runs = [("train", {"stream": "rgb"}), ("train", {"stream": "flow", "flow_cache": flow})]

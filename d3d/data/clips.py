@@ -5,7 +5,7 @@ for batch in clips.batches([(index, ())], ("rgb", "flow")):       # (): views fo
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -96,3 +96,35 @@ class Clips:
         """A batch a step; all views are the same."""
         for rows, _ in steps:
             yield self.at(torch.from_numpy(rows).to(self.labels.device), streams)
+
+
+@dataclass(frozen=True)
+class Data:
+    """`splits["train"]` and the splits to test on. Of files: `counts` of clips listed, found and missing, the names of
+    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow. siblings:
+    of each class the other of its pair, -1 where it has none."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, ClipSet]
+    counts: dict[str, int] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    flow: dict[str, float] = field(default_factory=dict)
+    siblings: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> dict[str, object]:
+        """What became of the files, for the record; empty for rendered clips."""
+        if not self.counts:
+            return {}
+        found = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}
+        return found | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether the clips are rendered, and so stand in for video."""
+        return not self.counts
+
+    @property
+    def tests(self) -> dict[str, ClipSet]:
+        return {name: clips for name, clips in self.splits.items() if name != "train"}

@@ -2,63 +2,25 @@
 
 data = load(config.data, seed=3, streams=("rgb", "flow"), device="cuda")
 data.splits["iid"].inputs("rgb", index)
-d3d data --dataset ucf101 --root UCF-101 --annotations ucfTrainTestlist     # what is there?
 """
 
-import argparse
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from zlib import crc32
 
 import pandas as pd
 import torch
 
-from d3d.data.clips import ClipSet
+from d3d.data.clips import Data
 from d3d.data.sprite_classes import CLASSES, siblings
 from d3d.data.sprite_clips import STRESS, sprite_clips, stress_clips
 from d3d.data.sprites import SPLITS
 from d3d.progress import Progress
 from d3d.study.parameters import STREAMS, DataConfig
 from d3d.video import annotations
-from d3d.video.tables import write_table
-
-DAMAGED = ("skip", "raise")
-
-
-@dataclass(frozen=True)
-class Data:
-    """`splits["train"]` and the splits to test on. Of files: `counts` of clips listed, found and missing, the names of
-    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow. siblings:
-    of each class the other of its pair, -1 where it has none."""
-
-    classes: tuple[str, ...]
-    splits: dict[str, ClipSet]
-    counts: dict[str, int] = field(default_factory=dict)
-    missing: tuple[str, ...] = ()
-    refused: dict[str, str] = field(default_factory=dict)
-    flow: dict[str, float] = field(default_factory=dict)
-    siblings: tuple[int, ...] = ()
-
-    @property
-    def files(self) -> dict[str, object]:
-        """What became of the files, for the record; empty for rendered clips."""
-        if not self.counts:
-            return {}
-        found = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}
-        return found | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
-
-    @property
-    def stand_in(self) -> bool:
-        """Whether the clips are rendered, and so stand in for video."""
-        return not self.counts
-
-    @property
-    def tests(self) -> dict[str, ClipSet]:
-        return {name: clips for name, clips in self.splits.items() if name != "train"}
 
 
 def load(
@@ -211,35 +173,3 @@ def _files(
         raise ValueError(f"root {files.root!r} has too few videos to hold any out for testing: give a class two")
     flow = summary(config.flow.flow_cache) if "flow" in table else {}
     return Data(listing.classes, splits, listing.counts, listing.missing, refused, flow)
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="d3d data", description="What of a set of videos is there, and whole; and a table of it."
-    )
-    parser.add_argument("--dataset", required=True, choices=annotations.DATASETS, help="the layout of root")
-    parser.add_argument("--root", required=True, help="folder of the videos, or the table's CSV file")
-    parser.add_argument("--annotations", default="", help="folder of the set's annotation files (default: root)")
-    parser.add_argument("--split", type=int, default=1, help="1, 2 or 3 of UCF101 and HMDB51")
-    parser.add_argument("--out", help="write a table of what is whole, which dataset 'table' reads unchecked")
-    parser.add_argument("--damaged", choices=DAMAGED, default="skip", help="what to do with a file that is not whole")
-    given = parser.parse_args(argv)
-    try:
-        listing = annotations.read(given.dataset, given.root, annotations=given.annotations, split=given.split)
-        table, refused = checked(listing.table, damaged=given.damaged)
-        if given.out:
-            write_table(given.out, replace(listing, table=table))
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
-    print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} refused")
-    for line in [
-        *(f"missing: {name}" for name in listing.missing[:20]),
-        *(f"refused: {why}" for why in refused.values()),
-    ]:
-        print(line)
-    splits = table["split"].replace("", "not split").value_counts(sort=False)
-    print(", ".join(f"{name} {count} clips" for name, count in splits.items()), end="; ")
-    hours = table.drop_duplicates("path")["seconds"].sum() / 3600
-    print(f"{len(listing.classes)} classes; {hours:.2f} h of video")
-    if given.out:
-        print(f"-> {given.out}")

@@ -6,7 +6,7 @@
 
 A cache holds manifest.json, one Matroska file (FFV1, grey, every frame a key frame) a video at <path below root>.mkv,
 and a line a video in videos-<shard>.jsonl. Frame t of such a file is the field that carries frame t onto t + 1, x above
-y, in 8 bits over ± bound. `d3d flow` makes one (d3d/flow_extract.py).
+y, in 8 bits over ± bound. `d3d flow` makes one (d3d/flow/extract.py).
 """
 
 import json

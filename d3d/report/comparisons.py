@@ -96,7 +96,8 @@ def variants(table: pd.DataFrame) -> list[str]:
 
 def _of_lambda(arm: Arm) -> bool:
     """Whether an arm is D3D but for its weight lambda."""
-    return set(arm.overrides) == {"lambda_"}
+    d3d = ARMS["d3d"]
+    return set(arm.overrides) == {"lambda_"} and (arm.start, arm.teacher) == (d3d.start, d3d.teacher)
 
 
 def lambdas(results: str | Path, metrics: Sequence[str]) -> pd.DataFrame:

@@ -27,7 +27,7 @@ UNITS = {
     "r2": "R²", "r2_within": "R²", "selectivity": "R²",
 }  # fmt: skip
 # The name of an arm: a word that may end in a number with a point.
-NAME = r"[a-z]\w*(?:\.\d+)?"
+NAME = r"\b[a-z]\w*(?:\.\d+)?"
 
 
 def label(arm: str) -> str:

@@ -23,6 +23,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ SUPPORTED, REFUTED, ZERO, UNDECIDED = "supported", "refuted", "practically zero"
 REPORTED, NEEDS_DATA = "reported", "needs data"
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 FUNCTIONS: dict[str, Callable] = {
-    "max": lambda *a: pd.concat(a, axis=1).max(axis=1),
-    "min": lambda *a: pd.concat(a, axis=1).min(axis=1),
+    "max": lambda *a: reduce(np.maximum, a),
+    "min": lambda *a: reduce(np.minimum, a),
 }
 
 
@@ -119,16 +120,19 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Claims:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ledger of claims at {path}: run this at the root of the repository")
-    content = yaml.safe_load(path.read_text())
-    margins = content.get("margins", {})
-    claims = tuple(_claim(fields, margins) for fields in content["claims"])
+    try:
+        content = yaml.safe_load(path.read_text())
+        margins, seeds = content.get("margins") or {}, int(content["seeds"])
+        claims = tuple(_claim(fields, margins) for fields in content["claims"])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ClaimError(f"{path} must hold seeds and a list of claims: {' '.join(str(error).split())}") from None
     ids = [claim.id for claim in claims]
     for claim in claims:
-        if claim.follows and claim.follows not in ids:
-            raise ClaimError(f"claim {claim.id} follows {claim.follows!r}, which is no claim")
+        if claim.follows and claim.follows not in {c.id for c in claims if not c.follows}:
+            raise ClaimError(f"claim {claim.id} follows {claim.follows!r}, which is no claim with a rule of its own")
     if len(set(ids)) != len(ids):
         raise ClaimError(f"{path} lists a claim twice: {', '.join(sorted({i for i in ids if ids.count(i) > 1}))}")
-    return Claims(claims, content["seeds"])
+    return Claims(claims, seeds)
 
 
 def verdicts(results: str | Path) -> list[Verdict]:
@@ -207,13 +211,15 @@ def condition_text(finding: Finding) -> str:
     condition, (bound, side) = finding.condition, finding.condition.asked
     asks = f", asked {'>' if side > 0 else '<'} {bound:g}".replace("-", "−") if side else ""
     what = f"{contrast_label(condition.contrast)} in {metric_label(condition.metric)}:"
-    return f"{what} {number_text(finding.interval, signed=True)}{asks}"
+    # A level, unlike a difference, has no sign worth printing.
+    signed = " - " in condition.contrast or condition.metric.endswith("_gain")
+    return f"{what} {number_text(finding.interval, signed=signed)}{asks}"
 
 
 def measure(table: pd.DataFrame, condition: Condition) -> Finding:
     """What the records say on a condition, seed by seed; any contrast, whether a claim has it or not."""
     rows = table[table["metric"] == condition.metric]
-    tree, names = _parsed(condition.contrast)
+    tree, names = _checked(condition.contrast)
     arms = sorted(names.values())
     if missing := [arm for arm in arms if arm not in set(rows["arm"])]:
         # Where no network has the metric, naming every arm would say no more.
@@ -231,6 +237,20 @@ def measure(table: pd.DataFrame, condition: Condition) -> Finding:
 def arms_of(contrast: str) -> set[str]:
     """The arms that a contrast names."""
     return set(_parsed(contrast)[1].values())
+
+
+def _checked(contrast: str) -> tuple[ast.expr, dict[str, str]]:
+    """`_parsed`, tried on numbers. Raises ClaimError for what is no contrast."""
+    try:
+        tree, names = _parsed(contrast)
+        found = _evaluate(tree, dict.fromkeys(names, pd.Series([1.0])))
+    except ClaimError:
+        raise
+    except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
+        raise ClaimError(f"{contrast!r} is no contrast such as d3d - rgb") from None
+    if not isinstance(found, pd.Series):
+        raise ClaimError(f"{contrast!r} names no arm: a contrast is such as d3d - rgb")
+    return tree, names
 
 
 def _parsed(contrast: str) -> tuple[ast.expr, dict[str, str]]:
@@ -269,6 +289,8 @@ def _claim(fields: dict[str, Any], margins: dict[str, float]) -> Claim:
     if not isinstance(rule, dict) or len(rule) != 1 or not set(rule) <= {"all", "report", "follows"}:
         raise ClaimError(f"claim {name} needs a rule with one of: all, report, follows; it has {rule!r}")
     kind, body = next(iter(rule.items()))
+    if not body:
+        raise ClaimError(f"claim {name} has an empty rule: {rule!r}")
     try:
         if kind == "follows":
             return Claim(**fields, follows=body)
@@ -281,13 +303,17 @@ def _claim(fields: dict[str, Any], margins: dict[str, float]) -> Claim:
 
 def _condition(claim: str, fields: dict[str, Any], margins: dict[str, float], *, judged: bool) -> Condition:
     condition = Condition(**fields)
+    bound = condition.above if condition.above is not None else condition.below
+    if not isinstance(condition.metric, str) or not isinstance(condition.contrast, str):
+        raise ClaimError(f"claim {claim}: contrast and metric must be text, not {fields!r}")
+    if bound is not None and type(bound) not in (int, float):
+        raise ClaimError(f"claim {claim}: a bound must be a number, not {bound!r}")
     condition = replace(condition, margin=margins.get(condition.metric.split("/")[-1]))
     bounds = (condition.above is not None) + (condition.below is not None)
     if bounds != judged:
         raise ClaimError(f"claim {claim}: a judged condition has one of above and below, a reported one neither")
     try:
-        tree, names = _parsed(condition.contrast)
-    except SyntaxError:
-        raise ClaimError(f"claim {claim}: {condition.contrast!r} is no contrast such as d3d - rgb") from None
-    _evaluate(tree, dict.fromkeys(names, pd.Series([1.0])))
+        _checked(condition.contrast)
+    except ClaimError as error:
+        raise ClaimError(f"claim {claim}: {error}") from None
     return condition

@@ -168,6 +168,8 @@ def rerun_text(mine: str | Path, published: str | Path) -> str:
 def compare(results: str | Path) -> str:
     """Top-1 of every network and ensemble below `results` on every test split, with Wilson's 95 % interval over its
     clips, as a Markdown table. Raises FileNotFoundError where there is none."""
+    if records.is_archive(results):
+        raise ValueError(f"{results} is published without logits: give the folder of a study that ran here")
     rows = []
     for record in records.read_all(results, (*TRAINED, "fuse")):
         arrays = records.read_arrays(results, record)
@@ -287,10 +289,20 @@ def parameters() -> str:
     return "\n".join(parts)
 
 
-def claims_text(results: Path) -> str:
-    """The verdict on every claim by the records of a working folder or a published study, a line each."""
-    lines = [f"  {v.claim.id:<4} {v.word:<26} {v.reason}" for v in verdicts(results)]
-    return "\n".join([banner(results), *lines])
+def claims_text(results: Path | None) -> str:
+    """The verdict on every claim, a line each, by the records of a working folder or a published study; by the book's
+    where none is named.
+
+    Raises FileNotFoundError where there is no record.
+    """
+    lines = [f"  {v.claim.id:<4} {v.word:<26} {v.reason}" for v in verdicts(results or shown())]
+    if results is None:
+        return "\n".join([banner(shown()), *lines])
+    found = records.read_all(results)
+    if not found:
+        raise FileNotFoundError(f"no records at {results}: give a folder that runs wrote, or a published .jsonl file")
+    seeds = len({r.seed for r in found})
+    return "\n".join([f"From {len(found)} records of {seeds} seed{'s' * (seeds > 1)} in {results}.", *lines])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -305,7 +317,7 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     try:
         if given.command == "claims":
-            print(claims_text(given.results or shown()))
+            print(claims_text(given.results))
         elif given.command == "compare":
             print(compare(given.results))
         elif given.command == "pages":

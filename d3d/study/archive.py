@@ -6,7 +6,7 @@ The .jsonl has a record per line, with its `cell` where the study is of several 
 `<experiment>/<arm>-seed<seed>/<array>`, small types: of a network, by test split, `prediction/<split>` the class,
 `margin/<split>` the logit of the clip's class minus the highest other, `sibling/<split>` minus that of the other class
 of its pair (nan where it has none); `curve/<name>` over epochs; what other experiments kept, as they kept it.
-`labels/<split>` stand once for all networks.
+Labels are stored once, as `labels/<split>/<digest>`; a run's `labels/<split>` is the digest.
 """
 
 import argparse
@@ -22,54 +22,68 @@ import numpy as np
 from d3d.files import write_atomic
 from d3d.progress import read_metrics
 from d3d.study import records
+from d3d.study.plan import TRAINED
 from d3d.study.records import Record, RecordError
 
 LARGEST = 16 * 2**20  # bytes that all published studies may take together
 
 
 def pack(folder: str | Path, out: str | Path = "") -> Path:
-    """Writes a finished folder of records as <out>.jsonl and <out>.npz, beside the folder unless said otherwise.
+    """Writes a finished folder of records, or of folders of them, as <out>.jsonl and <out>.npz.
 
-    Raises RecordError where the folder has no record, or one that is not whole or not comparable with the others.
+    out: the path without its ending; empty: beside the folder, with its name.
+    Raises RecordError where the folder has no record, or one that is not whole or not comparable with the others, and
+    where all that is published there would take more than LARGEST.
     """
-    folder = Path(folder)
-    path = Path(out or folder).with_suffix(".jsonl")
+    folder = Path(folder).resolve()
+    path = Path(out or folder)
+    path = path.with_name(f"{path.name.removesuffix('.jsonl')}.jsonl")
     cells = [folder] if any(folder.glob("*/*.json")) else sorted(p for p in folder.glob("*") if p.is_dir())
     lines: list[str] = []
     arrays: dict[str, np.ndarray] = {}
     for cell in cells:
+        name = cell.name if cell != folder else ""
         for record in records.read_all(cell):
-            own = dict(_arrays(cell, record)) if cell == folder else {}
-            labels = {name: own.pop(name) for name in list(own) if name.startswith("labels/")}
-            _share(arrays, labels, record)
-            arrays |= {f"{record.experiment}/{record.name}/{name}": x for name, x in own.items()}
+            own: dict[str, np.ndarray] = {}
+            for key, x in _arrays(cell, record):
+                own[key], shared = _pointer(key, x) if key.startswith("labels/") else (x, {})
+                arrays |= shared
+            arrays |= {f"{records.place_of(record, name)}{key}": x for key, x in own.items()}
             fields = asdict(replace(record, arrays=records.digest_of(own)))
-            fields |= {"cell": cell.name} if cell != folder else {}
-            lines.append(json.dumps(fields, sort_keys=True) + "\n")
+            lines.append(json.dumps(fields | ({"cell": name} if name else {}), sort_keys=True) + "\n")
     if not lines:
         raise RecordError(f"{folder} holds no records: give a folder that a study has written, such as results/smoke")
     contents = {path: "".join(lines).encode()}
     if arrays:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        contents = {path.with_suffix(".npz"): buffer.getvalue()} | contents
+        contents = {records.arrays_of(path): buffer.getvalue()} | contents
+    _keep_small(path.parent, contents)
     write_atomic(contents)
     return path
 
 
-def _share(arrays: dict[str, np.ndarray], labels: Mapping[str, np.ndarray], record: Record) -> None:
-    for name, x in labels.items():
-        if not np.array_equal(arrays.setdefault(name, x), x):
-            raise RecordError(
-                f"{record.experiment}/{record.name} was tested on other clips than the networks before it"
-            )
+def _pointer(key: str, labels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Labels that many networks share are stored once, by their digest, which stands in their place."""
+    digest = records.digest_of({key: labels})
+    return np.array(digest), {f"{key}/{digest}": labels}
+
+
+def _keep_small(folder: Path, contents: Mapping[Path, bytes]) -> None:
+    beside = [p for ending in ("jsonl", "npz") for p in folder.glob(f"*.{ending}") if p not in contents]
+    total = sum(p.stat().st_size for p in beside) + sum(map(len, contents.values()))
+    if total > LARGEST:
+        raise RecordError(
+            f"all that is published in {folder} would take {total / 2**20:.1f} MiB, over {LARGEST // 2**20}: "
+            "pack fewer runs, or move what is old elsewhere"
+        )
 
 
 def _arrays(folder: Path, record: Record) -> Iterator[tuple[str, np.ndarray]]:
     """What is published of a record's arrays, and of its curves."""
     try:
         found = records.read_arrays(folder, record)
-    except FileNotFoundError:  # left where they were made
+    except FileNotFoundError:  # not copied along with the record
         found = {}
     siblings = found.pop("siblings", None)
     for name, x in found.items():
@@ -81,9 +95,12 @@ def _arrays(folder: Path, record: Record) -> Iterator[tuple[str, np.ndarray]]:
             if siblings is not None:
                 yield f"sibling/{split}", sibling_margins(x, labels, siblings).astype(np.float16)
             yield f"labels/{split}", labels.astype(np.uint16)
-        elif kind not in ("labels", "groups", "curve"):
+        elif kind == "curve":
+            yield name, x.astype(np.float32)
+        elif kind not in ("labels", "groups"):
             yield name, x
-    yield from curves(read_metrics(folder / record.experiment / f"{record.name}.jsonl")).items()
+    if not any(name.startswith("curve/") for name in found):
+        yield from curves(read_metrics(folder / record.experiment / f"{record.name}.jsonl")).items()
 
 
 def curves(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
@@ -141,8 +158,17 @@ def main(argv: list[str] | None = None) -> None:
         path = pack(given.folder, given.out)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    files = [p for p in (path, path.with_suffix(".npz")) if p.is_file()]
+    files = [p for p in (path, records.arrays_of(path)) if p.is_file()]
+    found = [r for cell in records.read_cells(path).values() for r in cell]
     size = sum(p.stat().st_size for p in files)
-    count = sum(map(len, records.read_cells(path).values()))
-    names = ", ".join(map(str, files))
-    print(f"{count} records -> {names}, {size / 2**20:.2f} MiB of {LARGEST // 2**20} for all that is published")
+    print(f"{len(found)} records -> {', '.join(map(str, files))}, {size / 2**20:.2f} MiB")
+    bare = [r for r in found if r.experiment in (*TRAINED, "fuse") and not _predicts(path, r)]
+    if bare:
+        print(f"{len(bare)} networks have no predictions beside their records: only their metrics are published")
+
+
+def _predicts(path: Path, record: Record) -> bool:
+    try:
+        return any(name.startswith("prediction/") for name in records.read_arrays(path, record))
+    except FileNotFoundError:
+        return False

@@ -12,13 +12,18 @@ from typing import Any
 class Arm:
     """A network, or an ensemble of networks.
 
-    experiment: what makes it, train, distill, fuse or probe; empty for one that only a reader's own data can make.
-    label, short: its name in figures and prose, and in contrasts, which grow long.
-    colour, marker: of it in every figure, as matplotlib takes them.
-    stream: its input. start: the arm whose weights it starts from; a student without one takes as many steps as a
-    stream and a student together. teacher: the arm that it learns from. overrides: parameters of its own.
-    members: of an ensemble, two arms of one seed, or one arm twice: the seeds 2k and 2k + 1.
-    fused_by: the mean of their softmax or of their logits. examined: the experiments that look into it.
+    experiment: what makes it: train, distill, fuse or probe.
+    label: its name in figures and prose.
+    short: its name in contrasts, where the label is too long for them.
+    colour, marker: how every figure draws it, as matplotlib takes them.
+    stream: its input.
+    start: the arm whose weights it starts from; a student without one takes as many steps as a stream and a student
+        together.
+    teacher: the arm that it learns from.
+    overrides: parameters of its own.
+    members: of an ensemble, two arms of one seed, or one arm twice: its networks of the seeds 2k and 2k + 1.
+    fused_by: the mean of their softmax or of their logits.
+    examined: the experiments that look into it.
     """
 
     name: str
@@ -36,7 +41,7 @@ class Arm:
     examined: tuple[str, ...] = ()
 
     @property
-    def of_itself(self) -> bool:
+    def pairs_seeds(self) -> bool:
         """Whether it is an ensemble of one arm's networks of two seeds."""
         return bool(self.members) and len(set(self.members)) == 1
 
@@ -58,9 +63,12 @@ def _official(split: int) -> list[Arm]:
     """The arms of the paper's rows on one of a data set's three official splits."""
     where = f"split {split}"
     own = {"overrides": {"split": split}}
-    students = [
-        Arm(name=f"d3d_k{n}_s{split}", label=f"D3D from Kinetics-{n}, {where}", **D3D, **own) for n in (400, 600)
-    ]
+    # A teacher of another split has seen this one's test clips.
+    teacher = Arm(
+        name=f"flow_s{split}", experiment="train", label=f"flow, {where}", colour=ORANGE, stream="flow", **own
+    )
+    taught = D3D | own | {"teacher": teacher.name}
+    students = [Arm(name=f"d3d_k{n}_s{split}", label=f"D3D from Kinetics-{n}, {where}", **taught) for n in (400, 600)]
     both = tuple(arm.name for arm in students)
     fused = Arm(
         name=f"d3d_d3d_s{split}",
@@ -69,7 +77,7 @@ def _official(split: int) -> list[Arm]:
         colour=(0.53, 0.13, 0.33),
         members=both,
     )
-    return [*students, fused]
+    return [teacher, *students, fused]
 
 
 ARMS = {

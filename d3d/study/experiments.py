@@ -4,8 +4,10 @@ config = read("train", {"stream": "flow", "epochs": 12})      # the defaults for
 config.optimiser.epochs, config.data.clip.rho
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import Field, dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -161,7 +163,7 @@ def from_namespace(experiment: str, namespace: Mapping[str, Any]) -> dict[str, A
     own = EXPERIMENTS[experiment].names
     if "extends" in given:
         raise ParameterError(
-            f"the profile extends {given['extends']!r}, which papermill does not read: give the whole, which "
+            f"the profile extends {given['extends']!r}, which papermill does not follow: give it what "
             "`d3d profile FILE` prints"
         )
     if "seeds" not in given:
@@ -181,3 +183,18 @@ def parameter_cell(experiment: str) -> str:
             value = f'"{f.default}"' if isinstance(f.default, str) else repr(f.default)
             lines.append(f"{name} = {value}  # {f.metadata['help']}")
     return "\n".join(lines)
+
+
+def write_cells(folder: Path) -> None:
+    """Writes the parameter cells of the experiments' notebooks below `folder`."""
+    for experiment in EXPERIMENTS:
+        path = folder / f"{experiment}.ipynb"
+        notebook = json.loads(path.read_text())
+        for cell in notebook["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                cell["source"] = parameter_cell(experiment).splitlines(keepends=True)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    write_cells(Path("notebooks/experiments"))

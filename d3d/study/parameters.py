@@ -5,6 +5,7 @@ come from here. Groups are composed; the name of a parameter is unique among all
 hold them flat.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,10 @@ class RunConfig(Group):
     processes: int = parameter(1, "that train together, one per GPU; 0: one for each GPU", low=0)
     save_every: float = parameter(60.0, "seconds between states from which a killed run resumes", above=0)
     results: str = parameter("results/local", "folder of the records; weights and predictions lie beside them")
+
+    def check(self) -> None:
+        if self.arm and not re.fullmatch(r"[a-z]\w*(\.\d+)?", self.arm, re.ASCII):
+            raise ValueError(f"arm must be a name of small letters, digits and _, such as d3d_mine, not {self.arm!r}")
 
 
 NO_TEACHER = DistillationConfig(lambda_=0.0)

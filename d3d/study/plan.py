@@ -42,13 +42,13 @@ def seeds_of(experiment: str, profile: Mapping[str, Any], *, name: str = "") -> 
     if name in profile["ablations"]:
         return profile["ablation_seeds"]
     seeds = profile["examined_seeds"] if experiment in EXAMINE else profile["seeds"]
-    of_itself = name in ARMS and ARMS[name].of_itself
-    return [seed for seed in seeds if seed % 2 == 0 and seed + 1 in seeds] if of_itself else seeds
+    pairs = name in ARMS and ARMS[name].pairs_seeds
+    return [seed for seed in seeds if seed % 2 == 0 and seed + 1 in seeds] if pairs else seeds
 
 
 def seeds_used(name: str, seed: int) -> set[int]:
-    """The seeds whose networks a record is of: 2k and 2k + 1 where an arm is fused with itself."""
-    return {seed, seed + 1} if name in ARMS and ARMS[name].of_itself else {seed}
+    """The seeds of the networks that a record combines: 2k and 2k + 1 where an arm is fused with itself."""
+    return {seed, seed + 1} if name in ARMS and ARMS[name].pairs_seeds else {seed}
 
 
 def made_from(experiment: str, name: str) -> dict[str, Any]:
@@ -75,9 +75,10 @@ def arm_of(experiment: str, params: Mapping[str, Any]) -> str:
 
 
 def student_of(params: Mapping[str, Any]) -> str:
-    """The arm whose kind a student's run is, whatever it was filed as: by what taught it."""
+    """The main student (d3d, rgb_teacher, rgb_longer) that a run is a variant of, told by its teacher."""
     taught_by = Path(params["teacher"]).stem.split("-seed")[0] if params["lambda_"] else ""
-    return next(a.name for a in ARMS.values() if a.experiment == "distill" and a.teacher == taught_by)
+    main = (a for a in ARMS.values() if a.experiment == "distill" and not a.overrides)
+    return next((a.name for a in main if a.teacher == taught_by), "")
 
 
 def run_path(experiment: str, params: Mapping[str, Any]) -> Path:

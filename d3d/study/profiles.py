@@ -17,6 +17,7 @@ import yaml
 
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, PROFILE_KEYS, defaults, known_parameters
+from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import TRAINED
 from d3d.study.schema import ParameterError, refuse_unknown, same_kind
 
@@ -37,12 +38,17 @@ def read_profile(path: str | Path) -> dict[str, Any]:
 def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise ParameterError(f"{path} extends itself, through {above[-1]}")
-    content = yaml.safe_load(path.read_text())
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParameterError(f"{path} must map parameters to values")
     base = content.pop("extends", None)
     if base is None:
         return content
+    if not isinstance(base, str) or Path(base).name != base:
+        raise ParameterError(f"{path}: extends must name a profile beside it, such as h200, not {base!r}")
     found = path.with_name(f"{base}.yaml")
     if not found.is_file():
         raise ParameterError(f"{path} extends {base!r}, but there is no {found}")
@@ -55,33 +61,55 @@ def _check(profile: dict[str, Any]) -> None:
     for name, value in profile.items():
         if name in everywhere:
             profile[name] = same_kind(everywhere[name], name, value)
-    seeds = profile.get("seeds")
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise ParameterError(f"seeds must list whole numbers, not {seeds!r}")
-    for name in ("examined_seeds", "ablation_seeds"):
-        if not isinstance(profile.setdefault(name, seeds), list) or not set(profile[name]) <= set(seeds):
-            raise ParameterError(f"{name} must be some of the seeds, not {profile[name]}")
-    trained = [name for name, arm in ARMS.items() if arm.experiment in TRAINED]
-    for name in ("arms", "ablations"):
-        listed = profile.setdefault(name, [])
-        if not isinstance(listed, list) or len(set(listed)) < len(listed) or (name == "arms" and not listed):
-            raise ParameterError(f"{name} must list arms, each once, not {listed!r}")
-        for arm in listed:
-            _known(name, arm, trained)
-    if both := sorted(set(profile["arms"]) & set(profile["ablations"])):
-        raise ParameterError(f"{both[0]!r} stands among arms and ablations: leave it in one of them")
-    taken = defaults("distill")
-    for arm, own in {"students": profile.setdefault("students", {}), **(profile.setdefault("overrides", {}))}.items():
-        if arm != "students":
-            _known("overrides", arm, trained)
+    _check_seeds(profile)
+    _check_arms(profile)
+    students, overrides = profile.setdefault("students", {}), profile.setdefault("overrides", {})
+    if not isinstance(overrides, dict):
+        raise ParameterError(f"overrides must map arms to their parameters, not {overrides!r}")
+    for arm in overrides:
+        _known("overrides", arm)
+    for arm, own in {"students": students, **overrides}.items():
         if not isinstance(own, dict):
             raise ParameterError(f"{arm} must map parameters to values, not {own!r}")
-        refuse_unknown(own, taken, f"parameter of {arm}")
+        taken = defaults("distill" if arm == "students" else ARMS[arm].experiment)
+        refuse_unknown(own, set(taken) - {"seed", "results", "arm"}, f"parameter of {arm}")
         for name, value in own.items():
             own[name] = same_kind(taken[name], f"{name} of {arm}", value)
 
 
-def _known(key: str, arm: str, trained: list[str]) -> None:
+def _check_seeds(profile: dict[str, Any]) -> None:
+    seeds = profile.get("seeds")
+    if not _distinct(seeds, int) or not seeds or not all(0 <= s < MAX_SEED for s in seeds):
+        raise ParameterError(f"seeds must list whole numbers from 0 to {MAX_SEED - 1}, each once, not {seeds!r}")
+    for name in ("examined_seeds", "ablation_seeds"):
+        some = profile.setdefault(name, seeds)
+        if not _distinct(some, int) or not set(some) <= set(seeds):
+            raise ParameterError(f"{name} must be some of the seeds, not {some!r}")
+
+
+def _check_arms(profile: dict[str, Any]) -> None:
+    for name in ("arms", "ablations"):
+        listed = profile.setdefault(name, [])
+        if not _distinct(listed, str) or (name == "arms" and not listed):
+            raise ParameterError(f"{name} must list arms, each once, not {listed!r}")
+        for arm in listed:
+            _known(name, arm)
+    if both := sorted(set(profile["arms"]) & set(profile["ablations"])):
+        raise ParameterError(f"{both[0]!r} stands among arms and ablations: leave it in one of them")
+    listed = {*profile["arms"], *profile["ablations"]}
+    for arm in sorted(listed):
+        for needed in (ARMS[arm].start, ARMS[arm].teacher):
+            if needed and needed not in listed:
+                raise ParameterError(f"{arm!r} starts from or learns from {needed!r}: list that arm too")
+
+
+def _distinct(listed: Any, kind: type) -> bool:
+    """Whether something is a list of values of a kind, each once."""
+    return isinstance(listed, list) and all(type(x) is kind for x in listed) and len(set(listed)) == len(listed)
+
+
+def _known(key: str, arm: Any) -> None:
+    trained = [name for name, entry in ARMS.items() if entry.experiment in TRAINED]
     if arm not in trained:
         raise ParameterError(f"{key} has no arm {arm!r}: they are {', '.join(trained)}")
 

@@ -12,12 +12,16 @@ import json
 import os
 import platform
 import subprocess
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import numpy as np
 
@@ -92,7 +96,7 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except ValueError:
-        raise RecordError(f"{where} is no whole JSON: delete it and run `make study` again") from None
+        raise RecordError(f"{where} is no whole JSON, as a run's record is: delete it and run it again") from None
     if not isinstance(fields, dict) or "schema" not in fields:
         raise RecordError(f"{where} is no run record: it names no schema")
     return fields
@@ -102,9 +106,16 @@ def _record(fields: dict[str, Any], where: str) -> Record:
     if fields["schema"] != SCHEMA:
         raise RecordError(f"{where} has schema {fields['schema']!r}, this version reads {SCHEMA}: run it again")
     try:
-        return Record(**fields)
+        record = Record(**fields)
     except TypeError as error:
         raise RecordError(f"{where} is no run record: {str(error).removeprefix('Record.__init__() ')}") from None
+    for f in dataclass_fields(Record):
+        kind = get_origin(f.type) or f.type
+        if type(getattr(record, f.name)) is not kind:
+            raise RecordError(f"{where}: {f.name} must be of type {kind.__name__}, not {getattr(record, f.name)!r}")
+    if bad := [name for name, value in record.metrics.items() if type(value) not in (int, float)]:
+        raise RecordError(f"{where}: metric {bad[0]!r} must be a number, not {record.metrics[bad[0]]!r}")
+    return record
 
 
 def is_archive(results: str | Path) -> bool:
@@ -143,6 +154,9 @@ def comparable(found: list[Record], results: str | Path) -> list[Record]:
     """The records. Raises RecordError where runs of one arm were made with different parameters: their mean would mean
     nothing."""
     first: dict[tuple[str, str], Record] = {}
+    names = Counter((r.experiment, r.name) for r in found)
+    if doubled := [f"{experiment}/{name}" for (experiment, name), count in names.items() if count > 1]:
+        raise RecordError(f"{results} holds {doubled[0]} more than once: leave one")
     for record in found:
         other = first.setdefault((record.experiment, record.arm), record)
         if differing := [k for k in _shared(record) if _shared(record)[k] != _shared(other).get(k)]:
@@ -159,13 +173,13 @@ def _shared(record: Record) -> dict[str, Any]:
     return {name: value for name, value in record.params.items() if name not in own}
 
 
-def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
-    """The arrays beside a record.
+def read_arrays(results: str | Path, record: Record, *, cell: str = "") -> dict[str, np.ndarray]:
+    """The arrays beside a record; of a published study in several folders, of the one named `cell`.
 
     Raises FileNotFoundError where there are none, RecordError where they are cut or another run's.
     """
     if is_archive(results):
-        return _published_arrays(Path(results).with_suffix(".npz"), record)
+        return _published_arrays(arrays_of(results), record, cell)
     path = Path(results) / record.experiment / f"{record.name}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"no arrays at {path}, beside its record: run {record.experiment!r} again")
@@ -176,15 +190,30 @@ def read_arrays(results: str | Path, record: Record) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _published_arrays(path: Path, record: Record) -> dict[str, np.ndarray]:
-    start = f"{record.experiment}/{record.name}/"
+def arrays_of(archive: str | Path) -> Path:
+    """Where the arrays of a published study are."""
+    path = Path(archive)
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.npz")
+
+
+def place_of(record: Record, cell: str = "") -> str:
+    """What the names of a record's arrays begin with in a published study."""
+    return f"{cell}/{record.experiment}/{record.name}/" if cell else f"{record.experiment}/{record.name}/"
+
+
+def _published_arrays(path: Path, record: Record, cell: str) -> dict[str, np.ndarray]:
+    place = place_of(record, cell)
     if not record.arrays or not path.is_file():
-        raise FileNotFoundError(f"no arrays of {start[:-1]} in {path}: they were not published")
-    with np.load(path, allow_pickle=False) as file:
-        found = {name.removeprefix(start): file[name] for name in file.files if name.startswith(start)}
-    if digest_of(found) != record.arrays:
-        raise RecordError(f"{path} holds other arrays of {start[:-1]} than its record says: it is not of one piece")
-    return found
+        raise FileNotFoundError(f"no arrays of {place[:-1]} in {path}: they were not published")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name.removeprefix(place): file[name] for name in file.files if name.startswith(place)}
+            if digest_of(found) != record.arrays:
+                raise RecordError(f"{path} holds other arrays of {place[:-1]} than its record says")
+            shared = {name: file[f"{name}/{x}"] for name, x in found.items() if name.startswith("labels/")}
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise RecordError(f"{path} is no whole archive of arrays: {error}") from None
+    return found | shared
 
 
 def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
@@ -206,7 +235,8 @@ def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> 
 
 
 def load(results: str | Path, *, needs: Sequence[str] = ()):
-    """One tidy pandas table: a row per metric, with experiment, arm, seed, metric, value and stand_in.
+    """One tidy pandas table: a row per metric, with experiment, arm, seed, metric, value and stand_in; empty where
+    there is no record.
 
     Raises FileNotFoundError naming an experiment of `needs` that has no record.
     """
@@ -268,4 +298,4 @@ def headline(record: Record) -> str:
     """One line: the run, its first metric of interest, its seconds."""
     metric = next((m for end in HEADLINES for m in record.metrics if m.endswith(end)), next(iter(record.metrics), None))
     value = f"{metric} {record.metrics[metric]:.3f}" if metric else "no metric"
-    return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance['seconds']:6.1f} s"
+    return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance.get('seconds', 0):6.1f} s"

@@ -15,27 +15,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from d3d.study import records
-from d3d.study.experiments import EXPERIMENTS, values
+from d3d.study.experiments import EXPERIMENTS, defaults, values
 from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import made_from
 from d3d.study.records import ROOT, Record
+from d3d.study.schema import parameters_of
 
 PACKAGE = "d3d"
 # Rooms whose code changes no number of a run.
-APART = ("study", "report", "files", "progress", "pictures")
+NOT_HASHED = ("study", "report", "files", "progress", "pictures")
 _under_way: list[Path] = []  # files whose hash is being made
-# Parts of a syntax tree that say nothing, or are another in every version of Python.
+# Fields of a syntax tree without meaning, or that differ between versions of Python.
 SILENT = ("ctx", "kind", "type_comment", "type_ignores", "type_params")
 
 
 def source_hash(experiment: str) -> str:
-    """SHA-256, shortened, of the code that computes an experiment."""
-    return code_hash(EXPERIMENTS[experiment].module)
+    """SHA-256, shortened, of the code that computes an experiment, and of the parameters that its notebook cannot set,
+    which no record holds."""
+    entry = EXPERIMENTS[experiment]
+    neutral = {name: f.default for name, f in parameters_of(entry.config) if name not in entry.names}
+    return _short(f"{code_hash(entry.module)} {neutral}")
 
 
 def code_hash(*modules: str) -> str:
     """SHA-256, shortened, of modules of this package (`d3d.train.run`) and of all that they compute with."""
-    code = _Code(ROOT, APART, _state(ROOT))
+    code = _Code(ROOT, NOT_HASHED, _state(ROOT))
     return _short("".join([str(MAX_SEED), *(_module_hash(code, module) for module in modules)]))
 
 
@@ -52,14 +56,16 @@ def is_current(path: str | Path, experiment: str, given: Mapping[str, Any]) -> b
         record = records.read(path)
     except (OSError, records.RecordError):
         return False
-    return record.params == values(experiment, given) and by_todays_code(record)
+    # A parameter that the record does not know had the value that is now its default.
+    known = defaults(experiment) | record.params
+    return known == values(experiment, given) and by_todays_code(record)
 
 
 def by_todays_code(record: Record) -> bool:
     """Whether a record was made by the code that is here, and its arm is what it was."""
     made = record.provenance
     same_arm = made.get("made_from", {}) == made_from(record.experiment, record.arm)
-    return same_arm and made["source"] == source_hash(record.experiment)
+    return same_arm and made.get("source") == source_hash(record.experiment)
 
 
 def write_stamp(path: str | Path, content: str, *, current: bool | None = None) -> str:
@@ -135,15 +141,28 @@ def _meaning(code: _Code, source: str) -> str:
 
 
 def _imports(code: _Code, node: ast.AST) -> list[tuple[str, str, str | None]]:
-    """Local name, module and, where not the module itself is imported, the name in it, for this package's modules."""
+    """Local name, module and, where not the module itself is imported, the name in it, for this package's modules.
+
+    Raises ValueError for an import that cannot be followed to a module: what it computes would be missed.
+    """
+    if isinstance(node, ast.Import):
+        if any(alias.name.split(".")[0] == PACKAGE for alias in node.names):
+            raise ValueError(f"write `from d3d.room import module`, not `{ast.unparse(node)}`, which is not followed")
+        return []
+    if not isinstance(node, ast.ImportFrom) or (not node.level and (node.module or "").split(".")[0] != PACKAGE):
+        return []
+    if node.level:
+        raise ValueError(f"write `from d3d.room.module import name`, not `{ast.unparse(node)}`, which is not followed")
     found = []
-    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-        for alias in node.names:
-            module, local = f"{node.module}.{alias.name}", alias.asname or alias.name
-            if _path(code.root, module):
-                found.append((local, module, None))
-            elif _path(code.root, node.module):
-                found.append((local, node.module, alias.name))
+    holder = code.root.joinpath(*node.module.split("."))
+    for alias in node.names:
+        module, local = f"{node.module}.{alias.name}", alias.asname or alias.name
+        if (holder / f"{alias.name}.py").is_file():
+            found.append((local, module, None))
+        elif holder.with_suffix(".py").is_file():
+            found.append((local, node.module, alias.name))
+        else:
+            raise ValueError(f"{module} is no module, so `{ast.unparse(node)}` is not followed: name the module")
     return found
 
 

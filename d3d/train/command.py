@@ -1,7 +1,7 @@
 """The command of training, on a CPU, a GPU, or many.
 
     d3d train --stream flow --epochs 12                                       # a flag per parameter, d3d train --help
-    d3d train --config FILE --seed 3                                          # flags go before the file
+    d3d train --config FILE --seed 3                                          # flags override the file
     torchrun --standalone --nproc-per-node 4 -m d3d.train --config FILE       # four GPUs of one host
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m d3d.train --config FILE
 
@@ -36,7 +36,7 @@ from d3d.train.team import joined
 def read_config(
     path: str | Path | None, experiment: str | None = None, flags: Mapping[str, Any] | None = None
 ) -> tuple[str, TrainConfig]:
-    """The experiment and its parameters: of a YAML file where there is one, and flags, which go before it.
+    """The experiment and its parameters: of a YAML file where there is one, and of flags, which override it.
 
     Raises ValueError or OSError naming what is wrong.
     """

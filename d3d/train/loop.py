@@ -25,7 +25,7 @@ from d3d.study.schema import flat
 from d3d.train.networks import Teacher
 from d3d.train.objective import Objective
 from d3d.train.states import States
-from d3d.train.step import Step, StepMetrics, steps_per_epoch
+from d3d.train.step import COUNTS, Step, StepMetrics, steps_per_epoch
 from d3d.train.team import ALONE, Team
 
 
@@ -48,7 +48,7 @@ class Tally:
     def add(self, terms: dict[str, float]) -> None:
         """The means of a step count by its clips."""
         clips = terms["clips"]
-        for name in ("loss", "cross_entropy", "distance", "top1"):
+        for name in (name for name in terms if name not in COUNTS):
             self.sums[name] = self.sums.get(name, 0.0) + terms[name] * clips
         self.clips += clips
 
@@ -204,7 +204,7 @@ class _Run:
     def _fail(self, metrics: StepMetrics) -> None:
         if not self.team.first:
             sys.exit(1)  # the first process says it
-        terms = ", ".join(f"{name} {metrics.values[name]:.4g}" for name in ("loss", "cross_entropy", "distance"))
+        terms = ", ".join(f"{name} {metrics.values[name]:.4g}" for name in self.step.objective.losses)
         raise FloatingPointError(
             f"the loss is not finite at step {metrics.position + 1} of {len(self.plan)} (epoch "
             f"{metrics.position // self.epoch + 1}): {terms}; lower learning_rate; "

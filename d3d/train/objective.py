@@ -15,10 +15,11 @@ class Objective:
     """Losses and metrics of a batch; with a teacher the loss is cross-entropy + lambda_ · distance.
 
     config: a run's configuration.
-    teacher: what says of each clip what the student shall learn; None for a stream.
+    teacher: gives the student's target for each clip; None for a stream.
     """
 
-    names = ("loss", "cross_entropy", "distance", "top1")
+    losses = ("loss", "cross_entropy", "distance")
+    names = (*losses, "top1")
 
     def __init__(self, config: TrainConfig, teacher: Teacher | None = None) -> None:
         self.stream, self.dropout = config.network.stream, config.network.dropout
@@ -31,7 +32,7 @@ class Objective:
         return tuple(dict.fromkeys((self.stream, *(self.teacher.streams if self.teacher else ()))))
 
     def __call__(self, model: S3DG, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-        """By name a value per clip (B,); `loss` carries the gradient.
+        """Per-clip values (B,) by name; `loss` carries the gradient.
 
         mask: what dropout leaves of the pooled features, bool (B, C, T', H', W').
         """
@@ -41,10 +42,10 @@ class Objective:
             pooled = model.pooled(batch.inputs[self.stream])
             logits = model.classify(pooled * mask / (1 - self.dropout)).float()
         cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none")
-        apart = torch.zeros_like(cross_entropy)
+        distances = torch.zeros_like(cross_entropy)
         if self.teacher:
             student = logits if self.distance.of == "logits" else pooled.float().mean((2, 3, 4))
-            apart = self.distance.between(student, self.teacher(batch))
-        loss = cross_entropy + self.weight * apart
+            distances = self.distance.between(student, self.teacher(batch))
+        loss = cross_entropy + self.weight * distances
         top1 = (logits.argmax(1) == batch.labels).float()
-        return dict(zip(self.names, (loss, cross_entropy, apart, top1), strict=True))
+        return dict(zip(self.names, (loss, cross_entropy, distances, top1), strict=True))

@@ -11,10 +11,10 @@ ALIGNED = 64
 
 
 class Sgd:
-    """Momentum and weight decay as in torch.optim.SGD, whose import costs a second at every start and whose learning
-    rate is no tensor on a CPU.
+    """Momentum and weight decay as in torch.optim.SGD, which takes a second to import and keeps its learning rate as a
+    float.
 
-    extra: how many numbers lie behind the gradients in the same tensor, so that one sum over processes is enough.
+    extra: how many values follow the gradients in the same tensor, so that one sum over processes is enough.
     """
 
     def __init__(self, model: nn.Module, config: OptimiserConfig, device: torch.device, *, extra: int) -> None:

@@ -70,7 +70,7 @@ class Step:
         self.device = clips.labels.device
         on_gpu = self.device.type == "cuda"
         self.capture = on_gpu and not clips.redrawn and not synced if capture is None else capture
-        # The metrics of a step are known when so many later ones have been asked for.
+        # The metrics of a step are read this many steps later.
         self.lag = AHEAD if on_gpu else 0
         self.names = (*objective.names, *COUNTS)
         self.sgd = Sgd(model, config.optimiser, self.device, extra=len(self.names))
@@ -109,7 +109,7 @@ class Step:
         mine = torch.from_numpy(self.share_of(rows)) if batch is None else batch.index
         mask, total = self._dropout_mask(position, rows), len(rows)
         if batch is not None:
-            # Of files some may have been unreadable. What one process cannot train on none does.
+            # Some files may have been unreadable. If one process lacks clips, all skip the step.
             mask = mask[np.isin(self.share_of(rows), mine.cpu().numpy())]
             counts = torch.tensor([len(mine), len(mine) < 2 * self.config.optimiser.accumulate], device=self.device)
             total, lacking = self.team.sum_(counts).tolist()

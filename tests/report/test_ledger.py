@@ -138,6 +138,13 @@ def test_a_report_is_not_judged(tmp_path):
         ({"report": [{"contrast": "d3d", "metric": "m", "above": 0}]}, "a reported one neither"),
         ({"all": [{"contrast": "d3d", "metrik": "m", "above": 0}]}, "unexpected keyword argument 'metrik'"),
         ({"follows": "H9"}, "follows 'H9', which is no claim"),
+        ({"follows": "H1"}, "follows 'H1', which is no claim with a rule of its own"),
+        ({"all": []}, "claim H1 has an empty rule"),
+        ({"all": [{"contrast": "max()", "metric": "m", "above": 0}]}, "'max\\(\\)' is no contrast"),
+        ({"all": [{"contrast": "1 / 0", "metric": "m", "above": 0}]}, "claim H1: '1 / 0' is no contrast"),
+        ({"all": [{"contrast": "0.5", "metric": "m", "above": 0}]}, "'0.5' names no arm"),
+        ({"all": [{"contrast": "d3d", "metric": "m", "above": "x"}]}, "a bound must be a number, not 'x'"),
+        ({"all": [{"contrast": "d3d", "metric": 3, "above": 0}]}, "contrast and metric must be text"),
     ],
 )
 def test_a_rule_that_does_not_parse_names_its_claim(tmp_path, rule, message):
@@ -246,3 +253,23 @@ def test_an_arm_may_have_a_point_in_its_name():
 def test_without_a_ledger_there_is_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no ledger of claims at .*: run this at the root of the repository"):
         read_claims(tmp_path / "claims.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "- 1", "a: [", "claims: []", "seeds: 3", "seeds: 3\nclaims: 5"])
+def test_what_is_no_ledger_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "claims.yaml"
+    path.write_text(content)
+    with pytest.raises(ClaimError, match=r"claims.yaml must hold seeds and a list of claims"):
+        read_claims(path)
+
+
+@pytest.mark.parametrize("contrast", ["d3d -", "rgb − d3d", "lambda - rgb", "max()"])
+def test_what_is_no_contrast_is_refused(contrast):
+    with pytest.raises(ClaimError, match=r"is no contrast such as|is arithmetic on arms"):
+        measure(table({"d3d": [0.5], "rgb": [0.4]}), Condition(contrast, TOP1))
+
+
+def test_max_takes_numbers_too():
+    rows = table({"d3d": [0.5, 0.7], "rgb": [0.6, 0.6]})
+    assert measure(rows, Condition("max(d3d, rgb, 0.65)", TOP1)).values == pytest.approx((0.65, 0.7))
+    assert measure(rows, Condition("min(d3d, 1e-2 * rgb)", TOP1)).values == pytest.approx((0.006, 0.006))

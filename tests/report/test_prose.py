@@ -157,11 +157,11 @@ def reason(*findings, seeds=10, judged=True):
 
 def test_why():
     assert reason((0.5, 0.1), (0.2, 0.1)).startswith(
-        "2 of 2 conditions hold; closest to its bound: a1 in iid top-1: +0.205 ["
+        "2 of 2 conditions hold; closest to its bound: a1 in iid top-1: 0.205 ["
     )
-    assert reason((0.5, 0.1), (0.0, 0.1)).startswith("1 of 2 conditions hold; refuted: a1 in iid top-1: +0.005 [")
+    assert reason((0.5, 0.1), (0.0, 0.1)).startswith("1 of 2 conditions hold; refuted: a1 in iid top-1: 0.005 [")
     assert reason((0.5, 0.1), (0.0, 0.1)).endswith("], asked > 0.1")
-    assert reason((0.5, 0.1), (0.095, 0.1)).startswith("1 of 2 conditions hold; undecided: a1 in iid top-1: +0.100 [")
+    assert reason((0.5, 0.1), (0.095, 0.1)).startswith("1 of 2 conditions hold; undecided: a1 in iid top-1: 0.100 [")
     assert reason((0.5, 0.1), seeds=3) == "3 of 10 seeds"
     assert reason((0.5, 0.1), seeds=0) == "not measured: iid top-1"
     assert reason((0.5, 0.1), judged=False) == "reported, not judged"

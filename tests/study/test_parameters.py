@@ -23,7 +23,7 @@ GROUPS = [c for c in vars(parameters).values() if dataclasses.is_dataclass(c) an
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_the_cell_of_a_notebook_is_generated(name):
-    """To renew one, paste what `parameter_cell` gives."""
+    """`make cells` renews it."""
     cells = json.loads((ROOT / f"notebooks/experiments/{name}.ipynb").read_text())["cells"]
     (cell,) = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
     assert cell == experiments.parameter_cell(name)
@@ -78,6 +78,9 @@ def test_a_stream_has_no_teacher_and_a_student_needs_one():
         ({"weight_decay": -1.0}, "weight_decay must not be negative, it is -1.0"),
         ({"workers": -1}, "workers must not be negative, it is -1"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, it is nan"),
+        ({"arm": "../x"}, "arm must be a name of small letters, digits and _, such as d3d_mine, not '../x'"),
+        ({"arm": "a/b"}, "arm must be a name"),
+        ({"arm": "*"}, "arm must be a name"),
         ({"camera": float("inf")}, "camera must be finite, not inf"),
         ({"seed": 1000}, r"seed must lie in \[0, 999\], not 1000"),
         ({"stream": "sound"}, "stream must be one of rgb, flow, not 'sound'"),
@@ -128,7 +131,7 @@ class TestNamespace:
             ({"seed": "three"}, "seed must be of type int like 0, not 'three'"),
             ({"epochs": 2.5}, "epochs must be of type int"),
             ({"stream": 3}, "stream must be of type str"),
-            ({"extends": "h200", "seeds": [0]}, "the profile extends 'h200', which papermill does not read"),
+            ({"extends": "h200", "seeds": [0]}, "the profile extends 'h200', which papermill does not follow"),
         ],
     )
     def test_a_wrong_one_is_refused(self, given, message):

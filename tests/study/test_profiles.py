@@ -5,7 +5,7 @@ import yaml
 
 from d3d.study.experiments import EXPERIMENTS, read
 from d3d.study.plan import arms_of
-from d3d.study.profiles import read_profile
+from d3d.study.profiles import main, read_profile
 from d3d.study.schema import ParameterError
 
 SMALL = {"seeds": [0, 1], "arms": ["rgb", "flow"]}
@@ -52,7 +52,17 @@ def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
         (SMALL | {"learning_rat": 0.1}, r"'learning_rat' is no parameter of any experiment .*learning_rate"),
         (SMALL | {"epochs": "x"}, "epochs must be of type int"),
         (SMALL | {"seeds": ["a"]}, "seeds must list whole numbers"),
-        ({"epochs": 3}, "seeds must list whole numbers, not None"),
+        (SMALL | {"seeds": [0, 0]}, "seeds must list whole numbers from 0 to 999, each once"),
+        (SMALL | {"seeds": [-1]}, "seeds must list whole numbers from 0 to 999"),
+        (SMALL | {"examined_seeds": [[0]]}, "examined_seeds must be some of the seeds"),
+        (SMALL | {"arms": [["rgb"]]}, "arms must list arms, each once"),
+        (SMALL | {"arms": ["rgb", "d3d"]}, "'d3d' starts from or learns from 'flow': list that arm too"),
+        (SMALL | {"overrides": 3}, "overrides must map arms to their parameters, not 3"),
+        (SMALL | {"overrides": {"students": {}}}, "overrides has no arm 'students'"),
+        (SMALL | {"overrides": {"rgb": {"lambda_": 0.5}}}, "'lambda_' is no parameter of rgb"),
+        (SMALL | {"overrides": {"rgb": {"seed": 5}}}, "'seed' is no parameter of rgb"),
+        (SMALL | {"extends": "../x"}, "extends must name a profile beside it, such as h200, not '../x'"),
+        ({"epochs": 3}, "seeds must list whole numbers from 0 to 999, each once, not None"),
         (SMALL | {"examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
         (SMALL | {"ablation_seeds": [5]}, "ablation_seeds must be some of the seeds"),
         (SMALL | {"ablation_seeds": 0}, "ablation_seeds must be some of the seeds, not 0"),
@@ -76,3 +86,22 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path, content, message):
     with pytest.raises(ParameterError, match=message) as error:
         read_profile(path)
     assert "mine.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"a: !!python/object:x {}", b"", b"- 1"])
+def test_what_is_no_profile_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ParameterError, match=r"mine.yaml (is no YAML file|must map parameters to values)"):
+        read_profile(path)
+
+
+def test_the_command_prints_the_whole(tmp_path, capsys):
+    written(tmp_path, "base", **SMALL, rho=0.25)
+    main([str(written(tmp_path, extends="base", epochs=5))])
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(capsys.readouterr().out)
+    assert read_profile(whole) == read_profile(tmp_path / "mine.yaml")
+    assert "extends" not in yaml.safe_load(whole.read_text())
+    with pytest.raises(SystemExit, match="No such file"):
+        main([str(tmp_path / "none.yaml")])

@@ -28,6 +28,12 @@ def record(**changes) -> Record:
     return Record(**fields | changes)
 
 
+WHOLE = (
+    '{"schema": 1, "experiment": "train", "arm": "rgb", "seed": 0, "params": {"rho": 0.5}, "metrics": {"top1": 0.5}, '
+    '"stand_in": true, "provenance": {}}'
+)
+
+
 def test_a_record_comes_back_as_it_was(tmp_path):
     arrays = {"logits/iid": np.arange(6, dtype=np.float32).reshape(2, 3), "groups/iid": np.array(["a", "b"])}
     path = records.write(tmp_path, record(), arrays)
@@ -66,6 +72,10 @@ def test_all_records_make_one_tidy_table(tmp_path):
         ('{"schema": 99}', "has schema 99, this version reads 1"),
         ('{"schema": 1, "extra": 2}', "is no run record"),
         ('{"schema": 1, "arm": "rgb"}', "is no run record"),
+        (WHOLE.replace('"seed": 0', '"seed": "0"'), "seed must be of type int, not '0'"),
+        (WHOLE.replace('{"rho": 0.5}', "null"), "params must be of type dict, not None"),
+        (WHOLE.replace('{"top1": 0.5}', "[]"), r"metrics must be of type dict, not \[\]"),
+        (WHOLE.replace('"top1": 0.5', '"top1": "x"'), "metric 'top1' must be a number, not 'x'"),
     ],
 )
 def test_what_is_no_record_is_refused_by_name(tmp_path, content, message):

@@ -1,5 +1,6 @@
 """Staleness by meaning: what changes a hash and what does not."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from d3d.study import arms, plan, records, staleness
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, defaults
+from d3d.study.parameters import NetworkConfig
 from d3d.study.records import ROOT
 from d3d.study.run import start
 
@@ -39,6 +41,8 @@ def stale(before):
         ("train/losses", {"train", "distill", "leak"}),
         ("flow/kernels", set(EXPERIMENTS) - {"fuse"}),
         ("data/file_clips", {"train", "distill", "leak", "attribution"}),
+        ("data/command", set()),
+        ("train/command", set()),
         ("probing/linear", {"probe"}),
         ("probing/attribution", {"attribution"}),
         ("train/fuse", {"fuse"}),
@@ -111,6 +115,41 @@ def test_a_number_deep_below_makes_stale(tree):
     path = tree / "d3d/flow/fields.py"
     path.write_text(path.read_text().replace('mode="bicubic"', 'mode="bilinear"'))
     assert {"train", "distill", "probe", "tvl1"} <= stale(before)
+
+
+def test_a_parameter_that_a_notebook_cannot_set_makes_stale(tree, monkeypatch):
+    """Leak controls train with a dropout that no record holds."""
+    before = hashes()
+    monkeypatch.setattr(NetworkConfig.__dataclass_fields__["dropout"], "default", 0.5)
+    assert "leak" in stale(before)
+    assert "train" not in stale(before)  # whose records hold it
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import d3d.train.losses as losses",
+        "from .losses import distance",
+        "from d3d import train",
+        "from d3d.train import distance",
+    ],
+)
+def test_an_import_that_cannot_be_followed_is_refused(tree, line):
+    with open(tree / "d3d/train/objective.py", "a") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(ValueError, match="is not followed"):
+        staleness.source_hash("train")
+
+
+def test_a_parameter_that_came_later_leaves_a_record_current(tmp_path):
+    run = start("train", defaults("train") | {"results": str(tmp_path)})
+    run.write("rgb", {"iid/top1": 0.5})
+    path = tmp_path / "train/rgb-seed0.json"
+    content = json.loads(path.read_text())
+    del content["params"]["dropout"]
+    path.write_text(json.dumps(content))
+    assert staleness.is_current(path, "train", {"results": str(tmp_path)})
+    assert not staleness.is_current(path, "train", {"results": str(tmp_path), "dropout": 0.5})
 
 
 def test_a_function_taken_from_another_module_makes_stale(tree):
