@@ -107,6 +107,7 @@ def test_training_has_a_flag_per_parameter(tmp_path):
     experiment, config = read_config(path, None, {"epochs": 5, "sync_norm": True})
     assert (experiment, config.optimiser.epochs, config.run.seed) == ("distill", 5, 1)
     assert config.optimiser.sync_norm
+    assert read_config("notebooks/params/portable.yaml")[1].network.width == 0.14
     assert read_config(None, "train", {"stream": "flow"}) == ("train", read("train", {"stream": "flow"}))
     shown = d3d("train", "--help").stdout
     for name in (*EXPERIMENTS["train"].names, *EXPERIMENTS["distill"].names):

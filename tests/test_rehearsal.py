@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from d3d.data.sprite_classes import siblings
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import s3dg
-from d3d.study import plan, records
+from d3d.study import archive, plan, records
 from d3d.study.experiments import EXPERIMENTS
 from tests.video.test_decode import noise_video
 
@@ -66,8 +67,19 @@ def test_every_experiment_in_turn(tmp_path):
         for seed in plan.seeds_of(name, PROFILE, name=arm)
     }
     assert {(r.experiment, r.arm, r.seed) for r in records.read_all(results)} == expected
-    for record in records.read_all(results, plan.TRAINED):
+    networks = records.read_all(results, (*plan.TRAINED, "fuse"))
+    for record in networks:
         assert records.read_arrays(results, record)["siblings"].tolist() == siblings().tolist()
+    # What is published says of every clip what the metrics follow from.
+    path = archive.pack(results)
+    assert records.load(path).equals(records.load(results))
+    for record in records.read_all(path, (*plan.TRAINED, "fuse")):
+        arrays = records.read_arrays(path, record)
+        right = arrays["prediction/iid"] == arrays["labels/iid"]
+        assert right.mean() == pytest.approx(record.metrics["iid/top1"])
+        assert ((arrays["margin/iid"] > 0) <= right).all()
+        paired = siblings()[arrays["labels/iid"]] >= 0
+        assert (np.isnan(arrays["sibling/iid"]) == ~paired).all()
     table = records.load(results)
     assert table["stand_in"].all()
     assert table[table["metric"].str.endswith("top1")]["value"].between(0, 1).all()

@@ -28,6 +28,7 @@ import yaml
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, read
 from d3d.study.parameters import TrainConfig
+from d3d.study.profiles import read_profile
 from d3d.train.loop import Stopped
 from d3d.train.run import run
 from d3d.train.team import joined
@@ -55,6 +56,8 @@ def _content(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must map parameters to values, such as `epochs: 8`")
+    if "extends" in content:
+        return read_profile(path)
     for name, value in content.items():
         plain = isinstance(value, str | bool | int | float | list | dict)
         if not isinstance(name, str) or name.startswith("_") or not plain:

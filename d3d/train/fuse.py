@@ -72,4 +72,6 @@ def score_fusion(
         best = max(accuracy(m[f"logits/{split}"], labels, groups)["top1"] for m in members)
         metrics[f"{split}/top1_gain"] = metrics[f"{split}/top1"] - best
         arrays |= {f"logits/{split}": logits.astype(np.float32), f"labels/{split}": labels, f"groups/{split}": groups}
+    # With which a published study gives forced choices of ensembles too.
+    arrays |= {"siblings": first["siblings"]} if "siblings" in first else {}
     return metrics, arrays

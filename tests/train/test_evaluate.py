@@ -52,7 +52,9 @@ def test_two_networks_can_be_right_where_each_is_wrong():
     labels, groups = np.array([0]), np.array(["all"])
     a = {"logits/iid": np.log([[0.4, 0.5, 0.1]]), "labels/iid": labels, "groups/iid": groups}
     b = {"logits/iid": np.log([[0.4, 0.1, 0.5]]), "labels/iid": labels, "groups/iid": groups}
-    metrics, arrays_ = score_fusion([a, b])
+    pairs = {"siblings": np.array([1, 0, -1])}
+    metrics, arrays_ = score_fusion([a | pairs, b | pairs])
+    assert arrays_["siblings"].tolist() == [1, 0, -1]
     # Each member is wrong, so all of it is gained.
     assert metrics == {"iid/top1": 1.0, "iid/top1_gain": 1.0}
     assert np.allclose(np.exp(arrays_["logits/iid"]), [[0.4, 0.3, 0.3]])
