@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from d3d.data.sprite_classes import CLASSES
+from d3d.report import ledger
 from d3d.report.stats import share
 from d3d.study import records
 from d3d.study.records import ROOT
@@ -106,15 +107,9 @@ def test_the_front_page_has_every_verdict(visit):
     assert ids[0] == "A1"
     assert ids[-1] == "H9"
     verdicts = {rows.nth(i).locator("td").nth(3).inner_text() for i in range(23)}
-    assert verdicts <= {
-        "supported",
-        "not supported",
-        "supported on sprites",
-        "not supported on sprites",
-        "inconclusive",
-        "reported",
-        "needs data",
-    }
+    judged = {ledger.SUPPORTED, ledger.REFUTED, ledger.ZERO}
+    words = judged | {ledger.UNDECIDED, ledger.REPORTED, ledger.NEEDS_DATA}
+    assert verdicts <= words | {f"{word} on sprites" for word in judged}
     assert all(rows.nth(i).locator("td").nth(3).inner_text() == "needs data" for i in range(3, 14))
 
 
