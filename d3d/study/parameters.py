@@ -114,7 +114,9 @@ class DataConfig(Group):
 class NetworkConfig(Group):
     """The network."""
 
-    stream: str = parameter("rgb", "its input, rgb: the spatial stream | flow: the temporal stream", choices=STREAMS)
+    stream: str = parameter(
+        "rgb", "input of the network, rgb: the spatial stream | flow: the temporal stream", choices=STREAMS
+    )
     width: float = parameter(0.25, "multiplies S3D-G's channels; 1.0 is the paper's network", above=0)
     dropout: float = parameter(0.2, "before the classifier, in [0, 1)", low=0, below=1)
 
@@ -164,13 +166,13 @@ class RunConfig(Group):
     """One run: its name, its seed, where its record goes."""
 
     arm: str = parameter(
-        "", "name of the record; empty: the stream, or of a student d3d, rgb_longer where lambda_ is 0"
+        "", "name of the record; empty: the stream, or for a student d3d (rgb_longer where lambda_ is 0)"
     )
     seed: int = parameter(
         0, "0 to 999: chooses training sprites, weights and order; of a probe, whose networks", low=0, high=MAX_SEED - 1
     )
     twin: int = parameter(0, "1: the same clips, but other weights and another order", low=0, high=1)
-    processes: int = parameter(1, "that train together, one per GPU; 0: one for each GPU", low=0)
+    processes: int = parameter(1, "processes that train together, one per GPU; 0: one for each GPU", low=0)
     save_every: float = parameter(60.0, "seconds between states from which a killed run resumes", above=0)
     results: str = parameter("results/local", "folder of the records; weights and predictions lie beside them")
 
