@@ -27,8 +27,6 @@ STAMPED = Path(".snakemake/plan")
 WHOLE = f"{RESULTS}/profile.yaml"
 if not Path(WHOLE).is_file() or Path(WHOLE).read_text() != profiles.dump(STUDY):
     write_atomic({Path(WHOLE): profiles.dump(STUDY).encode()})
-# What a chapter shows; an experiment that is not published is shown as this machine made it.
-SHOWN = {"rerun": RESULTS, "attention": str(plan.shown("attribution"))}
 ASKED = str(config.get("seeds", "")).split()
 if strange := set(ASKED) - {str(seed) for seed in STUDY["seeds"]}:
     raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)!r}")
@@ -36,15 +34,13 @@ ONLY = [int(seed) for seed in ASKED] or STUDY["seeds"]
 # What is of no seed is left out where some seeds are asked for.
 WANTED = [name for name in EXPERIMENTS if not (ASKED and name == "tvl1")]
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
+# What a chapter shows; an experiment that is not published is shown as this machine made it.
+SHOWN = dict.fromkeys(CHAPTERS, str(plan.shown())) | {"rerun": RESULTS, "attention": str(plan.shown("attribution"))}
 TRAINED = [name for experiment in plan.TRAINED for name in plan.arms_of(experiment, STUDY)]
 
 
 def overrides(experiment, arm, seed):
     return plan.overrides(experiment, arm or "", seed or 0, profile=STUDY, results=RESULTS)
-
-
-def shown_in(chapter):
-    return SHOWN.get(chapter, str(plan.shown()))
 
 
 def runs_of(experiment):
@@ -91,7 +87,7 @@ STAMPS |= {("fuse", None, None): stamp("fuse", only=ONLY), ("tvl1", None, None):
 CHAPTER_STAMPS = {
     name: staleness.write_stamp(
         STAMPED / f"chapter-{name}",
-        f"{shown_in(name)} {staleness.notebook_hash(f'notebooks/chapters/{name}.ipynb')}",
+        f"{SHOWN[name]} {staleness.notebook_hash(f'notebooks/chapters/{name}.ipynb')}",
     )
     for name in CHAPTERS
 }
@@ -235,7 +231,7 @@ rule chapter:
         "book/chapters/{name}.ipynb",
     params:
         command=lambda w, output: papermill(
-            f"notebooks/chapters/{w.name}.ipynb", output[0], {"results": shown_in(w.name)}
+            f"notebooks/chapters/{w.name}.ipynb", output[0], {"results": SHOWN[w.name]}
         ),
     shell:
         "{params.command} && echo 'chapter      {wildcards.name}'"

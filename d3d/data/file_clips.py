@@ -30,7 +30,7 @@ T = TypeVar("T", bound=Sequence)
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What of a video is shown: `frames` at `fps` a second, the short side of `short_side` pixels, `size` square of it.
+    """What of a video is shown: `frames` at `fps` per second, the short side `short_side` pixels, `size` square of it.
 
     Training views lie anywhere, one in two mirrored. For testing, `clips` stretches evenly over the video (one: its
     middle) times `crops` squares evenly over the long side (1: the centre).

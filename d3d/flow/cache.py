@@ -39,7 +39,7 @@ class CacheError(ValueError):
 class FlowSpec:
     """What the fields of a cache are; its manifest keeps it. The rest is `d3d.flow.tvl1`'s defaults.
 
-    fps: frames a second, between which the flow is. short_side: pixels to which frames are resized before.
+    fps: frames per second, between which the flow is. short_side: pixels to which frames are resized before.
     bound: flow is clipped to ± bound pixels.
     """
 

@@ -181,7 +181,7 @@ def compute_table(results: str | Path) -> pd.DataFrame:
 
 def busy_hours(results: str | Path) -> float:
     """Hours during which at least one run of the trained networks and of what was read from them was under way."""
-    found = [r.provenance for name in BUSY for r in records.read_all(results, [name])]
+    found = [r.provenance for r in records.read_all(results, BUSY)]
     runs = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in found)
     total, until = 0.0, -math.inf
     for start, seconds in runs:

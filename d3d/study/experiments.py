@@ -152,6 +152,11 @@ def take_only(namespace: Mapping[str, Any], *names: str) -> None:
     refuse_unknown(_plain(namespace), names, "parameter of this chapter")
 
 
+def refuse_strangers(profile: Mapping[str, Any]) -> None:
+    """Raises ParameterError for the first name that no experiment takes and no profile has."""
+    refuse_unknown(profile, known_parameters() | set(PROFILE_KEYS), "parameter of any experiment nor key of a profile")
+
+
 def from_namespace(experiment: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a notebook from its globals: every plain value there at this point is one.
 
@@ -168,8 +173,8 @@ def from_namespace(experiment: str, namespace: Mapping[str, Any]) -> dict[str, A
         )
     if "seeds" not in given:
         refuse_unknown(given, own, f"parameter of {experiment!r}")
-    elif unknown := sorted(set(given) - known_parameters() - set(PROFILE_KEYS)):
-        raise ParameterError(f"{unknown[0]!r} is no parameter of any experiment")
+    else:
+        refuse_strangers(given)
     return values(experiment, given)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from d3d.study.arms import ARMS
-from d3d.study.experiments import EXPERIMENTS, PROFILE_KEYS, defaults, known_parameters
+from d3d.study.experiments import EXPERIMENTS, defaults, refuse_strangers
 from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import TRAINED
 from d3d.study.schema import ParameterError, refuse_unknown, same_kind
@@ -35,15 +35,21 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     return profile
 
 
-def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path in above:
-        raise ParameterError(f"{path} extends itself, through {above[-1]}")
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a file maps parameters to, before anything is checked. Raises ParameterError naming the file, or OSError."""
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ParameterError(f"{path} must map parameters to values")
+        raise ParameterError(f"{path} must map parameters to values, such as `epochs: 8`")
+    return content
+
+
+def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path in above:
+        raise ParameterError(f"{path} extends itself, through {above[-1]}")
+    content = read_yaml(path)
     base = content.pop("extends", None)
     if base is None:
         return content
@@ -56,7 +62,7 @@ def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _check(profile: dict[str, Any]) -> None:
-    refuse_unknown(profile, known_parameters() | set(PROFILE_KEYS), "parameter of any experiment nor key of a profile")
+    refuse_strangers(profile)
     everywhere = {name: default for experiment in EXPERIMENTS for name, default in defaults(experiment).items()}
     for name, value in profile.items():
         if name in everywhere:

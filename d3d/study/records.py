@@ -159,7 +159,8 @@ def comparable(found: list[Record], results: str | Path) -> list[Record]:
         raise RecordError(f"{results} holds {doubled[0]} more than once: leave one")
     for record in found:
         other = first.setdefault((record.experiment, record.arm), record)
-        if differing := [k for k in _shared(record) if _shared(record)[k] != _shared(other).get(k)]:
+        own, others = _shared(record), _shared(other)
+        if differing := [name for name in own if own[name] != others.get(name)]:
             raise RecordError(
                 f"{record.experiment}/{record.name} and {other.name} under {results} were made with different "
                 f"{', '.join(differing)}: delete the one that does not belong there"

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, read
 from d3d.study.parameters import TrainConfig
-from d3d.study.profiles import read_profile
+from d3d.study.profiles import read_profile, read_yaml
 from d3d.train.loop import Stopped
 from d3d.train.run import run
 from d3d.train.team import joined
@@ -41,7 +40,7 @@ def read_config(
 
     Raises ValueError or OSError naming what is wrong.
     """
-    content = _content(path) if path else {}
+    content = _content(Path(path)) if path else {}
     named = content.pop("experiment", None)
     experiment = experiment or named or "train"
     if experiment not in plan.TRAINED:
@@ -49,13 +48,8 @@ def read_config(
     return experiment, read(experiment, from_namespace(experiment, content | dict(flags or {})))
 
 
-def _content(path: str | Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must map parameters to values, such as `epochs: 8`")
+def _content(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
     if "extends" in content:
         return read_profile(path)
     for name, value in content.items():

@@ -33,7 +33,7 @@ class StepMetrics(NamedTuple):
 
 
 def steps_per_epoch(clips: int, config: OptimiserConfig, team: Team) -> int:
-    """Into how many steps an epoch of so many clips is divided: batch norm needs two per part, which may make a step a
+    """How many steps there are per epoch of so many clips: batch norm needs two per part, which may make a step a
     little larger than `batch_size`."""
     return min(-(-clips // config.batch_size), clips // (2 * config.accumulate * team.size))
 

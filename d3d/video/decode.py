@@ -38,7 +38,7 @@ class PastEndError(VideoError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a whole file holds: seconds shown, frames a second on average, height and width in pixels as shown."""
+    """What a whole file holds: seconds shown, frames per second on average, height and width in pixels as shown."""
 
     seconds: float
     fps: float
