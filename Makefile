@@ -10,16 +10,18 @@ RUNS ?= 3
 # Of which seeds, such as "0 1"; all where empty. A machine that keeps nothing runs the whole chain of some at a time.
 SEEDS ?=
 BIN := .venv/bin
-# A line a finished run; what is stale is told by age, from what the records say; what a killed run left half done is
-# made again. A lock that dies with its holder stands in for Snakemake's own, which a killed run leaves behind.
-FLAGS := --quiet host progress reason rules --rerun-triggers mtime --rerun-incomplete --nolock
+# One line per finished notebook; what is stale is told by age, from what the records say; what a killed run left half
+# done is made again. A lock that dies with its holder stands in for Snakemake's own, which a killed run leaves behind.
+FLAGS := --quiet host reason rules --rerun-triggers mtime --rerun-incomplete --nolock
 LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 --close .venv/lock)
 define snakemake
 set -o pipefail; \
   $(LOCK) $(BIN)/snakemake --cores $(CORES) $(if $(filter-out smoke,$(1)),--resources gpu=$(RUNS)) $(FLAGS) --config profile=$(1) $(if $(SEEDS),"seeds=$(SEEDS)") -- $(2) 2>&1 \
-  | sed -u -E '/^(Select jobs|Execute [0-9]+ jobs|Assuming unrestricted|Using shell|Complete log)/d' || \
+  | $(BIN)/python -m d3d.study.follow || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it, or end it"; exit 1; }
 endef
+# A process per core, each on one thread: the threads of several would fight for the same cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One environment for make, notebooks and tests: packages of the user or another project never leak in.
 export PYTHONNOUSERSITE := 1
@@ -47,10 +49,10 @@ study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled 
 	@$(call snakemake,$(PROFILE),study)
 
 test: .venv/lock ## the tests to run before every commit
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all: .venv/lock ## all tests: kills, rehearsals and the browser too
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 bench: .venv/lock ## speed as ratios, printed and recorded
 	@$(BIN)/python benchmarks/bench.py

@@ -112,7 +112,7 @@ def job(experiment):
         options = overrides(experiment, wildcards.get("arm"), int(wildcards.get("seed", 0)))
         out = str(Path(output[0]).with_suffix(".ipynb"))
         run = papermill(f"notebooks/experiments/{experiment}.ipynb", out, options, threads, WHOLE)
-        return f"{run} && python3 -m d3d records show {output[0]}"
+        return f"SECONDS=0; {run} && echo finished {output[0]} $SECONDS"
 
     return command
 
@@ -234,7 +234,7 @@ rule chapter:
             f"notebooks/chapters/{w.name}.ipynb", output[0], {"results": SHOWN[w.name]}
         ),
     shell:
-        "{params.command} && echo 'chapter      {wildcards.name}'"
+        "SECONDS=0; {params.command} && echo finished {output} $SECONDS"
 
 
 rule book:
@@ -249,6 +249,7 @@ rule book:
         "book/_build/html/index.html",
     shell:
         # After a failure Sphinx's cache would hide the warnings that caused it.
-        "python3 -m d3d report pages && "
+        "SECONDS=0; python3 -m d3d report pages && "
         "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
-        "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }}"
+        "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }} "
+        "&& echo finished {output} $SECONDS"
