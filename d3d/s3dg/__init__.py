@@ -1,4 +1,4 @@
-"""The only place where the network is defined: its operations and kernels, its weights on disk."""
+"""The only place where S3D-G is defined: the network, its operations and GPU kernels, and its weights on disk."""
 
 from d3d.public import public
 

@@ -278,7 +278,7 @@ def test_a_damaged_state_is_left_out(tmp_path, undisturbed):
     newest, *_ = sorted(stopped(tmp_path).iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
     out = finish(config(tmp_path))
-    assert f"{newest.name} is damaged: its content is not what its check sum says; going on from the state" in out
+    assert f"{newest.name} is damaged: its content does not match its checksum; going on from the state" in out
     assert outcome(tmp_path) == undisturbed
 
 
