@@ -296,11 +296,11 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
     out, err = run.communicate()
     assert run.returncode == 1
     assert (
-        "could not be written and what stood there is untouched: File too large; going on, the last good state is "
+        "could not be written and any previous file is untouched: File too large; going on, the last good state is "
         in out
     )
     assert newest in out
-    assert "rgb-seed0.safetensors could not be written and what stood there is untouched" in err.splitlines()[-1]
+    assert "rgb-seed0.safetensors could not be written and any previous file is untouched" in err.splitlines()[-1]
     assert newest in {p.name for p in folder.iterdir()}
     assert not list((tmp_path / "run").rglob("*.json"))
     assert resumed_at(finish(config(tmp_path)))
