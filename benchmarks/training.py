@@ -93,8 +93,8 @@ def plain(config: TrainConfig, data, *, fused: bool = False) -> Callable:
     dropped = Step(build(config, data, DEVICE), config, clips, Objective(config))  # draws the same masks
 
     def step(position: int, rows: np.ndarray, *, rate: float, wait: bool = True) -> float:
-        was = s3dg_ops.fused
-        s3dg_ops.fused = was if fused else lambda x: False
+        was = s3dg_ops.kernels_support
+        s3dg_ops.kernels_support = was if fused else lambda x: False
         batch = clips.at(torch.from_numpy(rows).to(DEVICE), ("rgb",))
         keep = dropped._dropout_mask(position, rows).to(DEVICE)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
@@ -104,7 +104,7 @@ def plain(config: TrainConfig, data, *, fused: bool = False) -> Callable:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        s3dg_ops.fused = was
+        s3dg_ops.kernels_support = was
         return loss.item() if wait else 0.0
 
     return step

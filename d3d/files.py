@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files atomically."""
 
 import os
 import tempfile
@@ -7,9 +7,13 @@ from pathlib import Path
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:
-    """Every file whole or none: all are written beside their places and flushed to the disk, then renamed in order.
+    """Writes files atomically: all to temporary files, flushed to disk, then renamed in order.
 
-    Raises OSError naming the file that the disk does not take; what stood there is untouched.
+    Args:
+        contents: Content of each file; missing folders are created.
+
+    Raises:
+        OSError: A file cannot be written; the message names it.
     """
     staged = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
@@ -24,12 +28,12 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
     except OSError as error:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
-        reason = f"{path} could not be written and what stood there is untouched: {error.strerror}"
+        reason = f"{path} could not be written and any previous file is untouched: {error.strerror}"
         raise OSError(error.errno, reason) from None
 
 
-def writable(folder: str | Path) -> None:
-    """Raises OSError naming a folder in which no file can be written, before hours are spent on one."""
+def check_writable(folder: str | Path) -> None:
+    """Raises OSError naming the folder if no file can be written in it; for use before hours of computation."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

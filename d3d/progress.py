@@ -1,4 +1,4 @@
-"""How far long work is: a bar in a terminal, a line every ten seconds in a log, and numbers by the step in a file."""
+"""Progress of long work: a bar in a terminal, a line every ten seconds in a log, and metrics per step in a file."""
 
 import json
 import sys
@@ -11,44 +11,50 @@ from tqdm import tqdm
 
 from d3d.files import write_atomic
 
-EVERY = 10.0  # seconds between lines
+LOG_INTERVAL = 10.0  # seconds
 
 
 class Progress:
-    """Counts `total` things done, and what else comes of them.
+    """Reports progress: a bar in a terminal, else a line every `LOG_INTERVAL` seconds.
 
     with Progress(120, "videos") as progress:
-        progress.step(fields=250)          # 1 of 120 videos, 2.1 videos/s, 525.0 fields/s, 57 s left
+        progress.update(fields=250)        # 1 of 120 videos, 2.1 videos/s, 525.0 fields/s, 57 s left
+
+    Args:
+        total: Number of units to do.
+        unit: Name of the units, plural.
+        report: Receives each line.
+        summary: Whether to report rates and duration at the end.
     """
 
-    def __init__(self, total: int, what: str, report: Callable[[str], None] = print, *, closing: bool = False) -> None:
-        self.total, self.what, self.report, self.closing = total, what, report, closing
-        self.done, self.amounts = 0, {}
-        self.began = self.told = time.perf_counter()
-        self.bar = tqdm(total=total, unit=f" {what}", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
+    def __init__(self, total: int, unit: str, report: Callable[[str], None] = print, *, summary: bool = False) -> None:
+        self.total, self.unit, self.report, self.summary = total, unit, report, summary
+        self.done, self.counts = 0, {}
+        self.start = self.last_report = time.perf_counter()
+        self.bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
+    def __exit__(self, error_type: type | None, *_: object) -> None:
         self.bar.close()
-        if self.closing and kind is None:
-            self.report(f"{self._rates()}, took {duration(time.perf_counter() - self.began)}")
+        if self.summary and error_type is None:
+            self.report(f"{self._rates()}, took {format_duration(time.perf_counter() - self.start)}")
 
-    def step(self, **amounts: float) -> None:
-        """One more is done."""
+    def update(self, **counts: float) -> None:
+        """Counts one more unit as done, and `counts` of other things, whose rates are also reported."""
         self.done += 1
         self.bar.update()
-        for name, amount in amounts.items():
-            self.amounts[name] = self.amounts.get(name, 0) + amount
+        for name, count in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
         now = time.perf_counter()
-        if self.bar.disable and now - self.told >= EVERY:
-            self.told = now
-            left = (self.total - self.done) * (now - self.began) / self.done
-            self.report(f"{self._rates()}, {duration(left)} left")
+        if self.bar.disable and now - self.last_report >= LOG_INTERVAL:
+            self.last_report = now
+            remaining = (self.total - self.done) * (now - self.start) / self.done
+            self.report(f"{self._rates()}, {format_duration(remaining)} left")
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
+    def log(self, line: str) -> None:
+        """Reports a line, above the bar if there is one."""
         if self.bar.disable:
             self.report(line)
         else:
@@ -57,14 +63,14 @@ class Progress:
             self.bar.refresh()
 
     def _rates(self) -> str:
-        seconds = max(1e-9, time.perf_counter() - self.began)
-        counted = {self.what: self.done} | self.amounts
-        rates = "".join(f", {count / seconds:.1f} {name}/s" for name, count in counted.items())
-        return f"{self.done} of {self.total} {self.what}{rates}"
+        seconds = max(1e-9, time.perf_counter() - self.start)
+        counts = {self.unit: self.done} | self.counts
+        rates = "".join(f", {count / seconds:.1f} {name}/s" for name, count in counts.items())
+        return f"{self.done} of {self.total} {self.unit}{rates}"
 
 
-def duration(seconds: float) -> str:
-    """Such as `95 s` or `3 h 5 min`."""
+def format_duration(seconds: float) -> str:
+    """Formats seconds as in `95 s`, `10 min` or `3 h 5 min`."""
     minutes = round(seconds / 60)
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -72,19 +78,21 @@ def duration(seconds: float) -> str:
 
 
 class MetricsFile:
-    """Rows of numbers, one JSON object a line, each with the `time` it was written at in seconds since 1970.
+    """A file of metrics, one JSON object per line, each with the `time` of writing in seconds since 1970.
 
-    A run that goes on where it was killed goes on in its file: rows of steps after the one it goes on from are dropped,
-    and so is a line that was cut.
+    Args:
+        path: File to write.
+        last_step: Step from which the run resumes: rows of later steps and an incomplete line are dropped. 0 starts an
+            empty file.
     """
 
-    def __init__(self, path: str | Path, *, keep: int = 0) -> None:
+    def __init__(self, path: str | Path, *, last_step: int = 0) -> None:
         self.path = Path(path)
-        kept = [row for row in read_metrics(self.path) if row.get("step", 0) <= keep] if keep else []
-        write_atomic({self.path: "".join(json.dumps(row) + "\n" for row in kept).encode()})
+        rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= last_step] if last_step else []
+        write_atomic({self.path: "".join(json.dumps(row) + "\n" for row in rows).encode()})
 
     def append(self, row: dict[str, Any]) -> None:
-        """Raises OSError naming the file where the disk does not take it."""
+        """Appends a row; raises OSError naming the file if it cannot be written."""
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps({"time": round(time.time(), 3)} | row) + "\n")
@@ -93,7 +101,7 @@ class MetricsFile:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows so far; empty where there is no file. A line that is being written is left for later."""
+    """Reads the rows of a `MetricsFile`, without an incomplete last line; empty if there is no file."""
     path = Path(path)
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]

@@ -1,16 +1,18 @@
-"""The public names of a room, imported from its modules when first asked for, so that a room costs nothing to enter."""
+"""Imports a package's public names from its modules on first use, so that importing the package alone is cheap."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def public(room: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A room's `__getattr__`: `names` maps a public name to the module of the room that defines it."""
+def lazy_getattr(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns a package's `__getattr__`; `modules` maps each public name to the module that defines it."""
 
     def get(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}: its public names are {', '.join(names)}")
-        return getattr(import_module(f"{room}.{names[name]}"), name)
+        if name not in modules:
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}: its public names are {', '.join(modules)}"
+            )
+        return getattr(import_module(f"{package}.{modules[name]}"), name)
 
     return get

@@ -1,6 +1,6 @@
 """The only place where clips become what networks see: rendered sprites, files, and sets of either."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "CLASSES": "sprite_classes",
@@ -9,4 +9,4 @@ PUBLIC = {
     "Batch": "clips",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

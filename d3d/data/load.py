@@ -87,7 +87,7 @@ def checked(
     with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
         for path, info in zip(paths, pool.map(one, paths), strict=True):
             found[path] = info
-            progress.step()
+            progress.update()
     refused = {path: info for path, info in found.items() if isinstance(info, str)}
     table = table[~table["path"].isin(refused)].reset_index(drop=True)
     facts = pd.DataFrame([found[path] for path in table["path"]], columns=["seconds", "fps", "height", "width"])

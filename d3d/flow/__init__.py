@@ -1,6 +1,6 @@
 """The only place where optical flow is computed, compared, coloured and kept on disk."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "tvl1": "estimate",
@@ -12,4 +12,4 @@ PUBLIC = {
     "colours": "fields",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

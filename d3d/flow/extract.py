@@ -71,10 +71,10 @@ def extract(
             tell({"video": name, "refused": str(error)})
             report(f"refused: {error}")
         with turn:
-            progress.step(fields=fields)
+            progress.update(fields=fields)
 
     with (
-        Progress(len(waiting), "videos", report, closing=True) as progress,
+        Progress(len(waiting), "videos", report, summary=True) as progress,
         ThreadPoolExecutor(workers or (8 if device != "cpu" else 2)) as pool,
     ):
         running = [pool.submit(one, video) for video in waiting]

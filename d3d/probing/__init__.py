@@ -1,6 +1,6 @@
 """The only place that looks into trained networks, and into what the data give away."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "linear_probes": "linear",
@@ -9,4 +9,4 @@ PUBLIC = {
     "grad_cam": "attribution",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

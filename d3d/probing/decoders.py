@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from d3d.data.clips import Clips
 from d3d.flow.fields import endpoint_error
 from d3d.probing.linear import ENDPOINTS
-from d3d.s3dg.network import S3DG, Conv3d, ConvBlock, SeparableConv
+from d3d.s3dg.network import S3DG, Conv3dAs2d, ConvBlock, SeparableConv
 
 HIDDEN = 32
 # Of Adam at its peak; half a cosine takes it to zero.
@@ -35,7 +35,7 @@ class FlowDecoder(nn.Module):
     def __init__(self, channels: int, stride: tuple[int, int, int] | None = None) -> None:
         super().__init__()
         self.stride = stride
-        self.body = nn.Sequential(ConvBlock(Conv3d(channels, HIDDEN, (1, 1, 1))), SeparableConv(HIDDEN, HIDDEN))
+        self.body = nn.Sequential(ConvBlock(Conv3dAs2d(channels, HIDDEN, (1, 1, 1))), SeparableConv(HIDDEN, HIDDEN))
         self.out = nn.Conv3d(HIDDEN, 2 * (1 + math.prod(stride or (0,))), 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -1,6 +1,6 @@
 """The only place where records become verdicts, tables, figures and pages. Nothing here imports torch."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "verdicts": "ledger",
@@ -10,4 +10,4 @@ PUBLIC = {
     "colour": "labels",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

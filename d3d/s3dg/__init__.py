@@ -1,6 +1,6 @@
-"""The only place where the network is defined: its operations and kernels, its weights on disk."""
+"""The only place where S3D-G is defined: the network, its operations and GPU kernels, and its weights on disk."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "S3DG": "network",
@@ -11,4 +11,4 @@ PUBLIC = {
     "load_tf": "weights",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

@@ -1,12 +1,12 @@
-"""S3D-G: separable 3D convolutions with feature gating (Xie et al. 2018), as both streams of D3D use it.
+"""S3D-G: separable 3D convolutions with feature gating (Xie et al. 2018), the network of both streams of D3D.
 
     model = s3dg(num_classes=400)
     logits = model(clips)                                # (B, 3, T, H, W) -> (B, 400)
     features = model.endpoints(clips, ["Mixed_4f"])      # {"Mixed_4f": (B, 832, T/4, H/16, W/16)}
 
-Activations are (B, C, T, H, W) with the channels innermost in memory, so that convolutions over space or time alone
-run on 2-D kernels without a copy. For inference `fold` the batch norms; where launching kernels takes longer than they
-do, capture the network in a CUDA graph (`torch.cuda.make_graphed_callables`).
+Activations are (B, C, T, H, W) in channels-last memory format, so that convolutions over space or time alone run as 2-D
+convolutions without a copy. For inference, `fold` the batch norms; where launch overhead dominates, capture the network
+in a CUDA graph (`torch.cuda.make_graphed_callables`).
 """
 
 import copy
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from d3d.s3dg import ops
 
-# Channels of the branches of each Mixed block: 1x1, (1x1, 3x3), (1x1, 3x3), pooled 1x1.
+# Output channels of each branch of the Mixed blocks: 1x1, (1x1, 3x3), (1x1, 3x3), 1x1 after a pool.
 MIXED = {
     "Mixed_3b": (64, (96, 128), (16, 32), 32),
     "Mixed_3c": (128, (128, 192), (32, 96), 64),
@@ -32,7 +32,8 @@ MIXED = {
     "Mixed_5b": (256, (160, 320), (32, 128), 128),
     "Mixed_5c": (384, (192, 384), (48, 128), 128),
 }
-BEFORE = {"Mixed_3b": "MaxPool_3a_3x3", "Mixed_4b": "MaxPool_4a_3x3", "Mixed_5b": "MaxPool_5a_2x2"}
+POOL_BEFORE = {"Mixed_3b": "MaxPool_3a_3x3", "Mixed_4b": "MaxPool_4a_3x3", "Mixed_5b": "MaxPool_5a_2x2"}
+# Kernel and stride over (T, H, W).
 POOLS = {
     "MaxPool_2a_3x3": ((1, 3, 3), (1, 2, 2)),
     "MaxPool_3a_3x3": ((1, 3, 3), (1, 2, 2)),
@@ -40,64 +41,67 @@ POOLS = {
     "MaxPool_5a_2x2": ((2, 2, 2), (2, 2, 2)),
 }
 
-# The head averages overlapping windows of at most this size and then their logits, which is not a global mean.
-HEAD = (2, 7, 7)
+# The head averages features over windows of at most this size at stride 1, then averages the logits.
+HEAD_WINDOW = (2, 7, 7)
 
 
-class Endpoint(NamedTuple):
-    """What an endpoint returns: its channels, and its stride over (T, H, W) in input pixels."""
+class EndpointInfo(NamedTuple):
+    """Channels of an endpoint, and its stride over (T, H, W) in frames and pixels of the input."""
 
     channels: int
     stride: tuple[int, int, int]
 
 
-def _last(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) seen as (B, T, H, W, C); copied only where channels are not innermost already."""
+def _channels_last(x: Tensor) -> Tensor:
+    """Views (B, C, T, H, W) as (B, T, H, W, C); copies only if channels are not innermost in memory."""
     return x.permute(0, 2, 3, 4, 1).contiguous()
 
 
-def _first(x: Tensor) -> Tensor:
-    """(B, T, H, W, C) seen as (B, C, T, H, W)."""
+def _channels_first(x: Tensor) -> Tensor:
+    """Views (B, T, H, W, C) as (B, C, T, H, W)."""
     return x.permute(0, 4, 1, 2, 3)
 
 
-class Conv3d(nn.Conv3d):
-    """A convolution of stride 1 with SAME padding over one point, over space or over time, by 2-D kernels."""
+class Conv3dAs2d(nn.Conv3d):
+    """A 1x1x1, 1xkxk or kx1x1 convolution with stride 1 and SAME padding, computed as a 2-D convolution.
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int]) -> None:
-        super().__init__(inputs, outputs, kernel, padding="same", bias=False)
+    With `relu_bias` (C,), `forward` returns relu(convolution + relu_bias) from one kernel, without gradient.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__(in_channels, out_channels, kernel, padding="same", bias=False)
 
     def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
-        x = _last(x)
+        x = _channels_last(x)
         match self.kernel_size:
             case (1, 1, 1):
-                return _first(ops.linear(x, self.weight[:, :, 0, 0, 0], relu_bias))
-            case (1, k, _):  # frames as images
+                return _channels_first(ops.linear(x, self.weight[:, :, 0, 0, 0], relu_bias))
+            case (1, k, _):  # each frame is an image
                 images, padding = x.flatten(0, 1).permute(0, 3, 1, 2), (k // 2, k // 2)
                 y = ops.conv2d(images, self.weight[:, :, 0], relu_bias, padding=padding)
-                return _first(y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]))
-            case (k, 1, 1):  # time courses as images
+                return _channels_first(y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]))
+            case (k, 1, 1):  # each clip is an image of T x HW
                 images, padding = x.flatten(2, 3).permute(0, 3, 1, 2), (k // 2, 0)
                 y = ops.conv2d(images, self.weight[..., 0], relu_bias, padding=padding)
-                return _first(y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4]))
+                return _channels_first(y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4]))
 
 
 class Stem(nn.Conv3d):
-    """The 3x7x7 convolution of stride 2, as a 1x7 convolution over channels that hold the other taps."""
+    """The 3x7x7 convolution with stride 2, computed as a 1x7 convolution of `ops.stem_taps`."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, (3, 7, 7), 2, bias=False)
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, (3, 7, 7), 2, bias=False)
 
     def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
         taps = ops.stem_taps(x)
         weight = self.weight.flatten(1, 3)
         weight = F.pad(weight, (0, 0, 0, taps.shape[-1] - weight.shape[1]))[:, :, None]
         y = ops.conv2d(taps.flatten(0, 1).permute(0, 3, 1, 2), weight, relu_bias, stride=(1, 2))
-        return _first(y.permute(0, 2, 3, 1).unflatten(0, taps.shape[:2]))
+        return _channels_first(y.permute(0, 2, 3, 1).unflatten(0, taps.shape[:2]))
 
 
 class Bias(nn.Module):
-    """What follows a convolution without batch norm."""
+    """Adds a bias per channel, in place of a batch norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -108,28 +112,28 @@ class Bias(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm without scale or a bias, ReLU."""
+    """Convolution, then batch norm without scale (or, with norm=False, a bias), then ReLU."""
 
     def __init__(self, conv: nn.Conv3d, *, norm: bool = True) -> None:
         super().__init__()
         self.conv = conv
         self.norm = Bias(conv.out_channels)
         if norm:
-            # TF-slim's decay of 0.999 needs tens of thousands of steps; inference does not depend on it.
+            # Not TF-slim's decay of 0.999, which needs tens of thousands of steps to converge.
             self.norm = nn.BatchNorm3d(conv.out_channels, eps=1e-3, momentum=0.1)
             self.norm.weight.requires_grad_(False)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not ops.fused(x) or not self._as_built():
+        if not ops.kernels_support(x) or not self._is_unmodified():
             return self.relu(self.norm(self.conv(x)))
-        if isinstance(self.norm, Bias) and ops.convolves_with_relu(x):
+        if isinstance(self.norm, Bias) and ops.can_fuse_conv_relu(x):
             return self.conv(x, self.norm.bias)
-        return _first(self._norm_relu(_last(self.conv(x))))
+        return _channels_first(self._norm_relu(_channels_last(self.conv(x))))
 
-    def _as_built(self) -> bool:
-        """Whether nobody exchanged, watches or trains a part that one kernel would leave out."""
-        if type(self.relu) is not nn.ReLU or any(map(_watched, (self.conv, self.norm, self.relu))):
+    def _is_unmodified(self) -> bool:
+        """Whether one kernel may replace norm and ReLU: no part is replaced or hooked, the scale not trained."""
+        if type(self.relu) is not nn.ReLU or any(map(_has_hooks, (self.conv, self.norm, self.relu))):
             return False
         if type(self.norm) is nn.BatchNorm3d:
             norm = self.norm
@@ -143,44 +147,44 @@ class ConvBlock(nn.Module):
         mean, var = norm.running_mean, norm.running_var
         if norm.training:
             if x.numel() == x.shape[-1]:
-                raise ValueError(f"batch norm cannot train on a single position of {x.shape[-1]} channels")
+                raise ValueError("batch norm cannot train on one value per channel: give larger or more clips")
             norm.num_batches_tracked.add_(1)
-            factor = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-            mean, var = ops.batch_stats(x, mean, var, factor)
+            momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+            mean, var = ops.batch_stats(x, mean, var, momentum)
         return ops.norm_relu(x, norm.bias, mean, var, norm.eps, norm.training)
 
 
-def _watched(module: nn.Module) -> bool:
-    """Whether somebody's hook waits for the module to be called."""
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module would run a forward or backward hook."""
     if torch.nn.modules.module._has_any_global_hook():
         return True
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
-class MaxPool3d(nn.Module):
-    """A max pool with SAME padding."""
+class SameMaxPool3d(nn.Module):
+    """Max pool with SAME padding."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return _first(ops.max_pool(_last(x), self.kernel_size[:2], self.stride[:2]))
+        return _channels_first(ops.max_pool(_channels_last(x), self.kernel_size[:2], self.stride[:2]))
 
 
 class SeparableConv(nn.Sequential):
     """A 1x3x3 block with batch norm, then a 3x1x1 block with a bias."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.spatial = ConvBlock(Conv3d(inputs, outputs, (1, 3, 3)))
-        self.temporal = ConvBlock(Conv3d(outputs, outputs, (3, 1, 1)), norm=False)
+        self.spatial = ConvBlock(Conv3dAs2d(in_channels, out_channels, (1, 3, 3)))
+        self.temporal = ConvBlock(Conv3dAs2d(out_channels, out_channels, (3, 1, 1)), norm=False)
 
 
 class SelfGating(nn.Module):
-    """x · sigmoid(W · mean of x over T, H, W): each channel is weighed by the whole clip (Xie et al. 2018, sec. 5).
+    """Feature gating, x · sigmoid(W · mean of x over T, H, W), of each branch; concatenates the branches along C.
 
-    Takes several branches, gates each by itself and joins them.
+    Xie et al. 2018, sec. 5.
     """
 
     def __init__(self, *channels: int) -> None:
@@ -188,20 +192,20 @@ class SelfGating(nn.Module):
         self.transformer_W = nn.ParameterList(torch.empty(c, c) for c in channels)
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return _first(ops.gate([_last(x) for x in xs], list(self.transformer_W)))
+        return _channels_first(ops.gate([_channels_last(x) for x in xs], list(self.transformer_W)))
 
 
 class Mixed(nn.Module):
-    """An Inception block: four branches, gated, in order."""
+    """Inception block: four gated branches, concatenated; `branches` as in `MIXED`."""
 
-    def __init__(self, inputs: int, branches: tuple) -> None:
+    def __init__(self, in_channels: int, branches: tuple) -> None:
         super().__init__()
         b0, (b1a, b1b), (b2a, b2b), b3 = branches
         point = (1, 1, 1)
-        self.Branch_0 = ConvBlock(Conv3d(inputs, b0, point))
-        self.Branch_1 = nn.Sequential(ConvBlock(Conv3d(inputs, b1a, point)), SeparableConv(b1a, b1b))
-        self.Branch_2 = nn.Sequential(ConvBlock(Conv3d(inputs, b2a, point)), SeparableConv(b2a, b2b))
-        self.Branch_3 = nn.Sequential(MaxPool3d((3, 3, 3), point), ConvBlock(Conv3d(inputs, b3, point)))
+        self.Branch_0 = ConvBlock(Conv3dAs2d(in_channels, b0, point))
+        self.Branch_1 = nn.Sequential(ConvBlock(Conv3dAs2d(in_channels, b1a, point)), SeparableConv(b1a, b1b))
+        self.Branch_2 = nn.Sequential(ConvBlock(Conv3dAs2d(in_channels, b2a, point)), SeparableConv(b2a, b2b))
+        self.Branch_3 = nn.Sequential(SameMaxPool3d((3, 3, 3), point), ConvBlock(Conv3dAs2d(in_channels, b3, point)))
         self.self_gating = SelfGating(b0, b1b, b2b, b3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,39 +213,47 @@ class Mixed(nn.Module):
 
 
 class S3DG(nn.Module):
-    """The network; build it with `s3dg`."""
+    """S3D-G; build it with `s3dg`.
+
+    Attributes:
+        num_classes: Number of logits.
+        in_channels: Channels of the input.
+        width: Multiplier of every channel count.
+        features: The stages, by endpoint name, in order.
+        endpoint_info: Channels and stride of each endpoint.
+    """
 
     def __init__(self, num_classes: int, in_channels: int, width: float, dropout: float) -> None:
         super().__init__()
         self.num_classes, self.in_channels, self.width = num_classes, in_channels, width
 
-        def depth(channels: int) -> int:
+        def scaled(channels: int) -> int:
             return max(int(channels * width), 16)
 
-        channels, stride = depth(64), (2, 2, 2)
+        channels, stride = scaled(64), (2, 2, 2)
         stages: dict[str, nn.Module] = {}
-        self.endpoint_info: dict[str, Endpoint] = {}
+        self.endpoint_info: dict[str, EndpointInfo] = {}
 
         def add(name: str, module: nn.Module) -> None:
-            stages[name], self.endpoint_info[name] = module, Endpoint(channels, stride)
+            stages[name], self.endpoint_info[name] = module, EndpointInfo(channels, stride)
 
         def add_pool(name: str) -> None:
             nonlocal stride
             kernel, pool_stride = POOLS[name]
             stride = tuple(a * b for a, b in zip(stride, pool_stride, strict=True))
-            add(name, MaxPool3d(kernel, pool_stride))
+            add(name, SameMaxPool3d(kernel, pool_stride))
 
         add("Conv2d_1a_7x7", ConvBlock(Stem(in_channels, channels)))
         add_pool("MaxPool_2a_3x3")
-        add("Conv2d_2b_1x1", ConvBlock(Conv3d(channels, depth(64), (1, 1, 1))))
-        inputs, channels = channels, depth(192)
-        add("Conv2d_2c_3x3", nn.Sequential(SeparableConv(inputs, channels), SelfGating(channels)))
+        add("Conv2d_2b_1x1", ConvBlock(Conv3dAs2d(channels, scaled(64), (1, 1, 1))))
+        previous, channels = channels, scaled(192)
+        add("Conv2d_2c_3x3", nn.Sequential(SeparableConv(previous, channels), SelfGating(channels)))
         for name, (b0, (b1a, b1b), (b2a, b2b), b3) in MIXED.items():
-            if name in BEFORE:
-                add_pool(BEFORE[name])
-            branches = (depth(b0), (depth(b1a), depth(b1b)), (depth(b2a), depth(b2b)), depth(b3))
-            inputs, channels = channels, depth(b0) + depth(b1b) + depth(b2b) + depth(b3)
-            add(name, Mixed(inputs, branches))
+            if name in POOL_BEFORE:
+                add_pool(POOL_BEFORE[name])
+            branches = (scaled(b0), (scaled(b1a), scaled(b1b)), (scaled(b2a), scaled(b2b)), scaled(b3))
+            previous, channels = channels, scaled(b0) + scaled(b1b) + scaled(b2b) + scaled(b3)
+            add(name, Mixed(previous, branches))
         self.features = nn.ModuleDict(stages)
         self.dropout = nn.Dropout(dropout)
         self.Conv2d_0c_1x1 = nn.Conv3d(channels, num_classes, 1)
@@ -261,77 +273,103 @@ class S3DG(nn.Module):
         self.Conv2d_0c_1x1.bias.zero_()
 
     def endpoints(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named activations, each (B, C, T', H', W'); nothing past the last one asked for is computed.
+        """Computes the named activations, and no stage after the last of them.
 
-        Raises ValueError for a name that is not an endpoint.
+        Args:
+            x: Clips (B, C, T, H, W).
+            names: Names of endpoints, keys of `endpoint_info`.
+
+        Returns:
+            Activation (B, C', T', H', W') of each name, in the network's order.
+
+        Raises:
+            ValueError: A name is not an endpoint, or the clips have another shape or dtype.
         """
-        wanted = list(names)
-        if unknown := [name for name in wanted if name not in self.features]:
+        requested = list(names)
+        if unknown := [name for name in requested if name not in self.features]:
             raise ValueError(f"no endpoint {unknown[0]!r}: the endpoints are {', '.join(self.features)}")
-        self._check(x)
-        found: dict[str, Tensor] = {}
+        self._check_clips(x)
+        activations: dict[str, Tensor] = {}
         for name, stage in self.features.items():
-            if len(found) == len(set(wanted)):
+            if len(activations) == len(set(requested)):
                 break
             x = stage(x)
-            if name in wanted:
-                found[name] = x
-        return found
+            if name in requested:
+                activations[name] = x
+        return activations
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of clips (B, C, T, H, W), of any T, H and W from 1 on.
+        """Computes logits.
 
-        Raises ValueError for other inputs, and in training for one clip whose last map is a single position.
+        Args:
+            x: Clips (B, C, T, H, W), floating point; T, H and W at least 1.
+
+        Returns:
+            Logits (B, num_classes).
+
+        Raises:
+            ValueError: The clips have another shape or dtype, or the network is training on one clip so small that a
+                batch norm sees one value per channel.
         """
         return self.classify(self.dropout(self.pooled(x)))
 
     def pooled(self, x: Tensor) -> Tensor:
-        """What the classifier sees of clips (B, *pooled_shape): means of windows over the last map.
+        """Computes the classifier's input, the window means of Mixed_5c: (B, *pooled_shape) of clips (B, C, T, H, W).
 
-        Raises ValueError as `forward` does.
+        Raises the same errors as `forward`.
         """
-        self._check(x)
-        if len(x) * math.prod(self._last_map(x.shape[2:])) == 1 and any(
+        self._check_clips(x)
+        if len(x) * math.prod(self._final_size(x.shape[2:])) == 1 and any(
             type(m) is nn.BatchNorm3d and m.training for m in self.modules()
         ):
-            raise ValueError(f"batch norm cannot train on one clip of {tuple(x.shape[2:])} pixels: give it two or more")
+            raise ValueError(f"batch norm cannot train on one clip of size {tuple(x.shape[2:])}: give two or more")
         for stage in self.features.values():
             x = stage(x)
-        t, h, w = (min(k, n) for k, n in zip(HEAD, x.shape[2:], strict=True))
-        x = _last(x)
+        t, h, w = (min(k, n) for k, n in zip(HEAD_WINDOW, x.shape[2:], strict=True))
+        x = _channels_last(x)
         x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (h, w), 1).unflatten(0, x.shape[:2])  # B, T, C, H, W
         x = (x[:, : x.shape[1] - t + 1] + x[:, t - 1 :]) / 2
         return x.transpose(1, 2)
 
     def pooled_shape(self, size: Iterable[int]) -> tuple[int, ...]:
-        """Channels and windows (C, T', H', W') that `pooled` makes of a clip of (T, H, W)."""
-        windows = (max(1, n - k + 1) for k, n in zip(HEAD, self._last_map(size), strict=True))
+        """Computes the shape (C, T', H', W') of `pooled` for one clip of size (T, H, W)."""
+        windows = (max(1, n - k + 1) for k, n in zip(HEAD_WINDOW, self._final_size(size), strict=True))
         return (self.endpoint_info["Mixed_5c"].channels, *windows)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Logits (B, K) of what `pooled` gave."""
+        """Computes logits (B, num_classes) from the output of `pooled`."""
         return self.Conv2d_0c_1x1(pooled).mean((2, 3, 4))
 
-    def _last_map(self, size: Iterable[int]) -> list[int]:
+    def _final_size(self, size: Iterable[int]) -> list[int]:
+        """Computes T', H' and W' of Mixed_5c for clips of size (T, H, W)."""
         return [-(-n // s) for n, s in zip(size, self.endpoint_info["Mixed_5c"].stride, strict=True)]
 
-    def _check(self, x: Tensor) -> None:
+    def _check_clips(self, x: Tensor) -> None:
         if x.ndim != 5 or x.shape[1] != self.in_channels or not x.is_floating_point():
             raise ValueError(
-                f"clips must be floating point (B, {self.in_channels}, T, H, W), these are {x.dtype} {tuple(x.shape)}"
+                f"clips must be floating point (B, {self.in_channels}, T, H, W), not {x.dtype} {tuple(x.shape)}"
             )
         if 0 in x.shape[2:]:
-            raise ValueError(f"clips must have at least 1 x 1 x 1 pixels, these have {tuple(x.shape[2:])}")
+            raise ValueError(f"clips must have T, H and W of at least 1, not {tuple(x.shape[2:])}")
 
 
 def s3dg(
     num_classes: int = 400, *, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2, seed: int = 0
 ) -> S3DG:
-    """S3D-G with TF-slim's initialisation.
+    """Builds S3D-G with TF-slim's initialisation.
 
-    `width` multiplies every channel count (at least 16 stay); `in_channels` is 3 for RGB, 2 for flow;
-    `seed` chooses the weights and leaves the global random state as it was.
-    Raises ValueError where a value is out of range.
+    Args:
+        num_classes: Number of logits.
+        in_channels: Channels of the input: 3 for RGB, 2 for flow.
+        width: Multiplier of every channel count; the minimum is 16 channels.
+        dropout: Probability of dropout before the classifier.
+        seed: Seed of the weights; the global random state is not changed.
+
+    Returns:
+        The network, in training mode.
+
+    Raises:
+        ValueError: num_classes or in_channels is below 1, or width is not positive.
     """
     if num_classes < 1 or in_channels < 1:
         raise ValueError(f"num_classes and in_channels must be at least 1, not {num_classes} and {in_channels}")
@@ -344,7 +382,7 @@ def s3dg(
 
 @torch.no_grad()
 def fold(model: S3DG) -> S3DG:
-    """A copy for inference whose batch norms are part of the convolutions before them; it gives the same logits."""
+    """Copies the network for inference, with each batch norm folded into the convolution before it; same logits."""
     model = copy.deepcopy(model).eval()
     for block in [m for m in model.modules() if isinstance(m, ConvBlock) and isinstance(m.norm, nn.BatchNorm3d)]:
         norm = block.norm

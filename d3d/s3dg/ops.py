@@ -1,7 +1,7 @@
-"""What S3D-G does around its convolutions: ReLU with norm or bias, gating, pooling, and the stem's taps.
+"""S3D-G's operations: convolution with ReLU, batch norm with ReLU, gating, pooling, and the stem's taps.
 
-Activations are (B, T, H, W, C). On a GPU the kernels of `s3dg_kernels` and `s3dg_pooling` compute them; elsewhere, and
-in float64, PyTorch does. Gradients of gradients exist only there.
+Activations are (B, T, H, W, C). On a GPU the Triton kernels compute them; elsewhere, and in float64, PyTorch does. Only
+PyTorch's operations have second derivatives.
 """
 
 from collections.abc import Sequence
@@ -17,33 +17,42 @@ try:
 except ImportError:  # no Triton on this platform
     kernels = pooling = None
 
-KINDS = (torch.float32, torch.bfloat16, torch.float16)
-# Within a clip the kernels count in 32 bits, and so does cuDNN's fused convolution within a batch.
-MOST = 2**31
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The kernels index within a clip in 32 bits, and cuDNN's convolution with ReLU within a batch.
+INT32_LIMIT = 2**31
 
 
-def fused(x: Tensor) -> bool:
-    """Whether the kernels take this tensor."""
-    return kernels is not None and x.is_cuda and x.dtype in KINDS and x.numel() > 0
+def kernels_support(x: Tensor) -> bool:
+    """Whether the kernels accept x: on a GPU, not empty, in float32 or half precision."""
+    return kernels is not None and x.is_cuda and x.dtype in KERNEL_DTYPES and x.numel() > 0
 
 
-def convolves_with_relu(x: Tensor) -> bool:
-    """Whether convolution, bias and ReLU of this tensor can be one kernel: without gradient, by cuDNN, not compiled."""
+def can_fuse_conv_relu(x: Tensor) -> bool:
+    """Whether one cuDNN kernel may compute convolution, bias and ReLU of x: without gradient or torch.compile."""
     eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return eager and fused(x) and torch.backends.cudnn.enabled and torch.version.hip is None
+    return eager and kernels_support(x) and torch.backends.cudnn.enabled and torch.version.hip is None
 
 
-def same_before(size: int, kernel: int, stride: int) -> int:
-    """How much TensorFlow's SAME padding puts before an axis; where the total is odd, one more comes after."""
+def same_pad_before(size: int, kernel: int, stride: int) -> int:
+    """Computes TensorFlow's SAME padding before an axis; after it comes as much, or one more if the total is odd."""
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
 def linear(x: Tensor, weight: Tensor, relu_bias: Tensor | None = None) -> Tensor:
-    """x (..., C) times weight (K, C); with `relu_bias` relu of that plus it, by one kernel and without gradient."""
+    """Computes a linear layer, with `relu_bias` also relu(result + relu_bias), in one kernel without gradient.
+
+    Args:
+        x: (..., C).
+        weight: (K, C).
+        relu_bias: (K,); default no bias and no ReLU.
+
+    Returns:
+        (..., K).
+    """
     if relu_bias is None:
         return F.linear(x, weight)
-    kind = _kind(x)
-    y = torch._addmm_activation(relu_bias.to(kind), x.flatten(0, -2).to(kind), weight.t().to(kind))
+    dtype = _compute_dtype(x)
+    y = torch._addmm_activation(relu_bias.to(dtype), x.flatten(0, -2).to(dtype), weight.t().to(dtype))
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -55,18 +64,18 @@ def conv2d(
     stride: tuple[int, int] = (1, 1),
     padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """A convolution of images (N, C, H, W); with `relu_bias` as `linear`, on a GPU."""
+    """Convolves images (N, C, H, W); `relu_bias` as in `linear`, only where `can_fuse_conv_relu(x)`."""
     if relu_bias is None:
         return F.conv2d(x, weight, None, stride, padding)
-    if x.numel() >= MOST:
+    if x.numel() >= INT32_LIMIT:
         y = F.conv2d(x, weight, None, stride, padding).permute(0, 2, 3, 1).contiguous()
         return kernels.norm_relu(y, relu_bias, None, None, 0.0).permute(0, 3, 1, 2)
-    kind = _kind(x)
-    return torch.cudnn_convolution_relu(x.to(kind), weight.to(kind), relu_bias.to(kind), stride, padding, (1, 1), 1)
+    dtype = _compute_dtype(x)
+    return torch.cudnn_convolution_relu(x.to(dtype), weight.to(dtype), relu_bias.to(dtype), stride, padding, (1, 1), 1)
 
 
-def _kind(x: Tensor) -> torch.dtype:
-    """The type that a convolution of x computes in."""
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a convolution of x computes, which autocast may choose."""
     device = x.device.type
     if x.dtype == torch.float64:
         return x.dtype
@@ -79,40 +88,51 @@ def norm_relu(
     mean: Tensor | None = None,
     var: Tensor | None = None,
     eps: float = 0.0,
-    batch: bool = False,
+    training: bool = False,
 ) -> Tensor:
-    """relu((x - mean) / sqrt(var + eps) + bias), or without mean and var relu(x + bias). Needs `fused(x)`.
+    """Computes relu((x - mean) / sqrt(var + eps) + bias), or relu(x + bias) without mean and var.
 
-    `batch` says that the statistics are those of x itself, through which gradients then flow.
+    Needs `kernels_support(x)`.
+
+    Args:
+        x: (B, T, H, W, C).
+        bias: (C,).
+        mean: (C,); default none.
+        var: (C,); default none.
+        eps: Added to var.
+        training: Whether mean and var are those of x itself, so that gradients flow through them.
+
+    Returns:
+        (B, T, H, W, C).
     """
     if torch.is_grad_enabled():
-        return _NormRelu.apply(x, bias, mean, var, eps, batch)
+        return _NormRelu.apply(x, bias, mean, var, eps, training)
     return kernels.norm_relu(x, bias, mean, var, eps)
 
 
 class _NormRelu(Function):
     @staticmethod
-    def forward(ctx, x, bias, mean, var, eps, batch):
+    def forward(ctx, x, bias, mean, var, eps, training):
         ctx.save_for_backward(x, bias, mean, var)
-        ctx.eps, ctx.batch = eps, batch
+        ctx.eps, ctx.training = eps, training
         return kernels.norm_relu(x, bias, mean, var, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        dx, dbias = kernels.norm_relu_backward(dy.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.batch)
+        dx, dbias = kernels.norm_relu_backward(dy.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.training)
         return dx, dbias, None, None, None, None
 
 
 @torch.no_grad()
-def batch_stats(x: Tensor, running_mean: Tensor, running_var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) of x; moves the running ones towards them by `factor`. Needs `fused(x)`."""
-    return kernels.batch_stats(x, running_mean, running_var, factor)
+def batch_stats(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """Computes mean and biased variance (C,) of x and updates the running ones in place; needs `kernels_support(x)`."""
+    return kernels.batch_stats(x, running_mean, running_var, momentum)
 
 
 def gate(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Each x · sigmoid(W · mean of x over T, H, W), joined along the channels; weights (C, C)."""
-    if fused(xs[0]):
+    """Computes x · sigmoid(W · mean of x over T, H, W) of each branch x, W (C, C); concatenates them along C."""
+    if kernels_support(xs[0]):
         return _Gate.apply(*xs, *weights) if torch.is_grad_enabled() else kernels.gate(xs, weights)[0]
     gates = [torch.sigmoid(F.linear(x.mean((1, 2, 3)), w)) for x, w in zip(xs, weights, strict=True)]
     return torch.cat([x * g[:, None, None, None] for x, g in zip(xs, gates, strict=True)], -1)
@@ -135,61 +155,74 @@ class _Gate(Function):
 
 
 def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """Max pool with SAME padding, which is asymmetric where a stride meets an even size.
+    """Computes a max pool with TensorFlow's SAME padding, which may be one larger after an axis than before it.
 
-    Kernel and stride are given for time and for space.
+    Args:
+        x: (B, T, H, W, C).
+        kernel: Size over T and over H and W.
+        stride: Over T and over H and W.
+
+    Returns:
+        (B, T', H', W', C).
     """
     (kt, k), (st, s) = kernel, stride
-    if kt == 1 < x.shape[1]:  # over space alone every frame is a clip
+    if kt == 1 < x.shape[1]:  # without time in the kernel, every frame is a clip
         return max_pool(x.flatten(0, 1).unsqueeze(1), kernel, stride).squeeze(1).unflatten(0, x.shape[:2])
-    size = [-(-n // step) for n, step in zip(x.shape[1:4], (st, s, s), strict=True)]
-    before = [same_before(*axis) for axis in zip(x.shape[1:4], (kt, k, k), (st, s, s), strict=True)]
-    if fused(x) and x[0].numel() < MOST:
+    output_size = [-(-n // step) for n, step in zip(x.shape[1:4], (st, s, s), strict=True)]
+    pad_before = [same_pad_before(*axis) for axis in zip(x.shape[1:4], (kt, k, k), (st, s, s), strict=True)]
+    if kernels_support(x) and x[0].numel() < INT32_LIMIT:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _MaxPool.apply(x, kernel, stride, size, before)
-        return pooling.max_pool(x, kernel, stride, size, before, False)[0]
-    # Space, then time. Where the padding is uneven ceil_mode adds the one that is missing after.
-    y = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), k, s, tuple(before[1:]), ceil_mode=True)
+            return _MaxPool.apply(x, kernel, stride, output_size, pad_before)
+        return pooling.max_pool(x, kernel, stride, output_size, pad_before, False)[0]
+    # Space, then time. ceil_mode adds the extra position after an axis where the padding is uneven.
+    y = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), k, s, tuple(pad_before[1:]), ceil_mode=True)
     y = y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     if kt == 1:
         return y
-    y = F.max_pool2d(y.flatten(2, 3).permute(0, 3, 1, 2), (kt, 1), (st, 1), (before[0], 0), ceil_mode=True)
-    return y.permute(0, 2, 3, 1).unflatten(2, size[1:])
+    y = F.max_pool2d(y.flatten(2, 3).permute(0, 3, 1, 2), (kt, 1), (st, 1), (pad_before[0], 0), ceil_mode=True)
+    return y.permute(0, 2, 3, 1).unflatten(2, output_size[1:])
 
 
 class _MaxPool(Function):
     @staticmethod
-    def forward(ctx, x, kernel, stride, size, before):
-        y, which = pooling.max_pool(x, kernel, stride, size, before, True)
-        ctx.save_for_backward(which)
-        ctx.given = x.shape[1:4], kernel, stride, before
+    def forward(ctx, x, kernel, stride, output_size, pad_before):
+        y, indices = pooling.max_pool(x, kernel, stride, output_size, pad_before, True)
+        ctx.save_for_backward(indices)
+        ctx.pool_args = x.shape[1:4], kernel, stride, pad_before
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        (which,) = ctx.saved_tensors
-        return pooling.max_pool_backward(dy.contiguous(), which, *ctx.given), None, None, None, None
+        (indices,) = ctx.saved_tensors
+        return pooling.max_pool_backward(dy.contiguous(), indices, *ctx.pool_args), None, None, None, None
 
 
 def stem_taps(x: Tensor) -> Tensor:
-    """What the stem's 3x7x7 kernel of stride 2 sees, its taps over time and height as channels.
+    """Gathers the inputs of the stem's 3x7x7 kernel over time and height into channels.
 
-    x (B, C, T, H, W) -> (B, T', H', W + 5 padded, 21 C and zeros up to a multiple of 8), in the type that the stem
-    computes in: a 1x7 convolution of stride 2 over it, unpadded, is the stem.
+    A 1x7 convolution of the result with stride 2 over the columns, without padding, equals the stem.
+
+    Args:
+        x: Clips (B, C, T, H, W).
+
+    Returns:
+        (B, ⌈T/2⌉, ⌈H/2⌉, 2 ⌈W/2⌉ + 5, taps): 21 C taps, zero-padded to a multiple of 8, in the dtype of the stem's
+        convolution.
     """
     t, h, w = (-(-n // 2) for n in x.shape[2:])
-    before = [same_before(n, k, 2) for n, k in zip(x.shape[2:], (3, 7, 7), strict=True)]
-    if fused(x) and x[0].numel() < MOST:
-        size = (t, h, 2 * w + 5)
-        reach = sum((n - 1) * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-        x = x if reach < MOST else x.contiguous()
+    pad_before = [same_pad_before(n, k, 2) for n, k in zip(x.shape[2:], (3, 7, 7), strict=True)]
+    if kernels_support(x) and x[0].numel() < INT32_LIMIT:
+        output_size = (t, h, 2 * w + 5)
+        max_offset = sum((n - 1) * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+        x = x if max_offset < INT32_LIMIT else x.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
-            return _StemTaps.apply(x, _kind(x), size, before)
-        return pooling.stem_taps(x, _kind(x), size, before)
-    whole = (2 * t + 1, 2 * h + 5, 2 * w + 5)
-    after = [total - b - n for total, b, n in zip(whole, before, x.shape[2:], strict=True)]
-    x = F.pad(x.to(_kind(x)), [before[2], after[2], before[1], after[1], before[0], after[0]])
+            return _StemTaps.apply(x, _compute_dtype(x), output_size, pad_before)
+        return pooling.stem_taps(x, _compute_dtype(x), output_size, pad_before)
+    padded_size = (2 * t + 1, 2 * h + 5, 2 * w + 5)
+    pad_after = [total - b - n for total, b, n in zip(padded_size, pad_before, x.shape[2:], strict=True)]
+    pads = [n for axis in (2, 1, 0) for n in (pad_before[axis], pad_after[axis])]
+    x = F.pad(x.to(_compute_dtype(x)), pads)
     x = x.unfold(2, 3, 2).unfold(3, 7, 2)  # B, C, T', H', W, 3, 7
     x = x.permute(0, 2, 3, 4, 1, 5, 6).flatten(4)
     return F.pad(x, (0, -x.shape[-1] % 8))
@@ -197,20 +230,20 @@ def stem_taps(x: Tensor) -> Tensor:
 
 class _StemTaps(Function):
     @staticmethod
-    def forward(ctx, x, kind, size, before):
-        ctx.shape, ctx.kind, ctx.before = x.shape, x.dtype, before
-        return pooling.stem_taps(x, kind, size, before)
+    def forward(ctx, x, dtype, output_size, pad_before):
+        ctx.shape, ctx.dtype, ctx.pad_before = x.shape, x.dtype, pad_before
+        return pooling.stem_taps(x, dtype, output_size, pad_before)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        # Wanted by attribution alone: each tap's gradient goes back to the pixels it saw.
-        b, c, *size = ctx.shape
+        # Only attribution needs this: adds each tap's gradient to the pixels it was read from.
+        b, c, *input_size = ctx.shape
         t, h, columns = dy.shape[1:4]
         dx = dy.new_zeros(b, c, 2 * t + 1, 2 * h + 5, columns, dtype=torch.float32)
         taps = dy[..., : 21 * c].unflatten(-1, (c, 3, 7)).permute(5, 6, 0, 4, 1, 2, 3)
         for i in range(3):
             for j in range(7):
                 dx[:, :, i : i + 2 * t : 2, j : j + 2 * h : 2] += taps[i, j]
-        inside = (slice(start, start + n) for start, n in zip(ctx.before, size, strict=True))
-        return dx[:, :, *inside].to(ctx.kind), None, None, None
+        unpadded = (slice(start, start + n) for start, n in zip(ctx.pad_before, input_size, strict=True))
+        return dx[:, :, *unpadded].to(ctx.dtype), None, None, None

@@ -1,6 +1,7 @@
-"""S3D-G's max pools and the taps of its stem, as Triton kernels: each reads and writes an activation once.
+"""Triton kernels of S3D-G's max pools and of its stem's taps; each reads and writes an activation once.
 
-Activations are rows of channels, as in `s3dg_kernels`; arithmetic is float32. The functions allocate what they return.
+Activations are (B, T, H, W, C); a block is BLOCK_P positions of a frame by BLOCK_C channels. Arithmetic is float32 for
+every dtype of the activation. The functions allocate their results.
 """
 
 from collections.abc import Sequence
@@ -10,193 +11,218 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d3d.s3dg.kernels import WIDTH, blocks_of, operator
+from d3d.s3dg.kernels import BLOCK_C, ceil_div, custom_op
 
-ROWS = 32
-COLUMNS = 256
-
-
-def _fake_max_pool(x, kernel, stride, size, before, index):
-    y = x.new_empty(x.shape[0], *size, x.shape[-1])
-    return y, x.new_empty(y.shape if index else 0, dtype=torch.uint8)
+BLOCK_P = 32
+BLOCK_W = 256  # columns of the stem's taps
 
 
-@operator(_fake_max_pool)
+def _fake_max_pool(x, kernel, stride, output_size, pad_before, return_indices):
+    y = x.new_empty(x.shape[0], *output_size, x.shape[-1])
+    return y, x.new_empty(y.shape if return_indices else 0, dtype=torch.uint8)
+
+
+@custom_op(_fake_max_pool)
 def max_pool(
     x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
-    size: Sequence[int],
-    before: Sequence[int],
-    index: bool,
+    output_size: Sequence[int],
+    pad_before: Sequence[int],
+    return_indices: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Max pool of x (B, T, H, W, C), padded by `before`, to `size` (T', H', W'); kernel and stride for time and space.
+    """Computes a max pool.
 
-    With `index` also which element of the window was the first maximum, as uint8.
+    Args:
+        x: (B, T, H, W, C).
+        kernel: Size over T and over H and W.
+        stride: Over T and over H and W.
+        output_size: (T', H', W').
+        pad_before: Positions added before T, H and W.
+        return_indices: Whether to record which element of each window is the first maximum.
+
+    Returns:
+        Maxima (B, T', H', W', C) and indices of the same shape, uint8; without `return_indices`, an empty tensor.
     """
-    batch, *inner, channels = x.shape
-    y = x.new_empty(batch, *size, channels)
-    which = torch.empty_like(y, dtype=torch.uint8) if index else x.new_empty(0, dtype=torch.uint8)
-    blocks = blocks_of(size[1] * size[2], ROWS)
+    batch, *input_size, channels = x.shape
+    y = x.new_empty(batch, *output_size, channels)
+    indices = torch.empty_like(y, dtype=torch.uint8) if return_indices else x.new_empty(0, dtype=torch.uint8)
+    blocks = ceil_div(output_size[1] * output_size[2], BLOCK_P)
     with torch.cuda.device_of(x):
-        _max_pool[batch * blocks, blocks_of(channels, WIDTH)](
-            x, y, which, blocks, *inner, channels, *size, *before,
-            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], INDEX=index, ROWS=ROWS, WIDTH=WIDTH,
+        _max_pool[batch * blocks, ceil_div(channels, BLOCK_C)](
+            x, y, indices, blocks, *input_size, channels, *output_size, *pad_before,
+            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1],
+            RETURN_INDICES=return_indices, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C,
         )  # fmt: skip
-    return y, which
+    return y, indices
 
 
-@operator(lambda dy, which, inner, *_: dy.new_empty(dy.shape[0], *inner, dy.shape[-1]))
+@custom_op(lambda dy, indices, input_size, *_: dy.new_empty(dy.shape[0], *input_size, dy.shape[-1]))
 def max_pool_backward(
     dy: Tensor,
-    which: Tensor,
-    inner: Sequence[int],
+    indices: Tensor,
+    input_size: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
-    before: Sequence[int],
+    pad_before: Sequence[int],
 ) -> Tensor:
-    """Gradient of `max_pool` for its input, whose T, H and W are `inner`."""
-    batch, *size, channels = dy.shape
-    dx = dy.new_empty(batch, *inner, channels)
-    blocks = blocks_of(inner[1] * inner[2], ROWS)
+    """Computes the gradient of `max_pool` for x, whose (T, H, W) is `input_size`, from the indices it returned."""
+    batch, *output_size, channels = dy.shape
+    dx = dy.new_empty(batch, *input_size, channels)
+    blocks = ceil_div(input_size[1] * input_size[2], BLOCK_P)
     with torch.cuda.device_of(dy):
-        _max_pool_backward[batch * blocks, blocks_of(channels, WIDTH)](
-            dy, which, dx, blocks, *inner, channels, *size, *before,
-            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], ROWS=ROWS, WIDTH=WIDTH,
+        _max_pool_backward[batch * blocks, ceil_div(channels, BLOCK_C)](
+            dy, indices, dx, blocks, *input_size, channels, *output_size, *pad_before,
+            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C,
         )  # fmt: skip
     return dx
 
 
-@operator(lambda x, dtype, size, _: x.new_empty(x.shape[0], *size, -(-21 * x.shape[1] // 8) * 8, dtype=dtype))
-def stem_taps(x: Tensor, dtype: torch.dtype, size: Sequence[int], before: Sequence[int]) -> Tensor:
-    """For each output position of the stem along T and H, the 3 x 7 taps there; for each column, padded.
+def _padded_taps(channels: int) -> int:
+    return ceil_div(21 * channels, 8) * 8
 
-    x (B, C, T, H, W) of any strides -> (B, T', H', columns, 21 C padded to a multiple of 8); size: T', H', columns.
+
+@custom_op(
+    lambda x, dtype, output_size, _: x.new_empty(x.shape[0], *output_size, _padded_taps(x.shape[1]), dtype=dtype)
+)
+def stem_taps(x: Tensor, dtype: torch.dtype, output_size: Sequence[int], pad_before: Sequence[int]) -> Tensor:
+    """Gathers the 3x7 taps over time and height of each output frame and row of the stem.
+
+    Args:
+        x: Clips (B, C, T, H, W) of any strides.
+        dtype: Of the result.
+        output_size: T', H' and the number of columns, padding included.
+        pad_before: Frames, rows and columns of zeros before T, H and W.
+
+    Returns:
+        (B, T', H', columns, taps): 21 C taps, zero-padded to a multiple of 8.
     """
     batch, channels = x.shape[:2]
-    width = -(-21 * channels // 8) * 8
-    out = x.new_empty(batch, *size, width, dtype=dtype)
+    taps = _padded_taps(channels)
+    out = x.new_empty(batch, *output_size, taps, dtype=dtype)
+    frames, rows, columns = output_size
     with torch.cuda.device_of(x):
-        _stem_taps[batch * size[0] * size[1], blocks_of(size[2], COLUMNS), blocks_of(width, WIDTH)](
-            x, out, *x.shape[2:], *x.stride(), *size, 21 * channels, width, *before, COLUMNS=COLUMNS, WIDTH=WIDTH
-        )
+        _stem_taps[batch * frames * rows, ceil_div(columns, BLOCK_W), ceil_div(taps, BLOCK_C)](
+            x, out, *x.shape[2:], *x.stride(), *output_size, 21 * channels, taps, *pad_before,
+            BLOCK_W=BLOCK_W, BLOCK_C=BLOCK_C,
+        )  # fmt: skip
     return out
 
 
 @triton.jit(do_not_specialize=["blocks", "frames", "frames_out"])
 def _max_pool(
-    x, y, which, blocks, frames, height, width, channels, frames_out, height_out, width_out,
-    before_t, before_h, before_w,
+    x, y, indices, blocks, frames, height, width, channels, frames_out, height_out, width_out,
+    pad_t, pad_h, pad_w,
     KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr,
-    INDEX: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    RETURN_INDICES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
-    at = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-    mask = (at < height_out * width_out)[:, None] & (c < channels)[None, :]
-    top = at // width_out * S - before_h
-    left = at % width_out * S - before_w
+    position = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    mask = (position < height_out * width_out)[:, None] & (c < channels)[None, :]
+    window_row = position // width_out * S - pad_h
+    window_col = position % width_out * S - pad_w
     x += clip * frames * height * width * channels
     y += clip * frames_out * height_out * width_out * channels
-    which += clip * frames_out * height_out * width_out * channels
-    # Maxima over space of the last two frames, and where: a window over time is the best of up to three of them.
-    # Each has a value of its own: of names that share one Triton 3.6 takes some for constant through the loop.
-    older, older_at = tl.full([ROWS, WIDTH], float("-inf"), tl.float32), tl.zeros([ROWS, WIDTH], tl.int32)
-    old, old_at = tl.full([ROWS, WIDTH], float("-inf"), tl.float32), tl.zeros([ROWS, WIDTH], tl.int32)
+    indices += clip * frames_out * height_out * width_out * channels
+    # Spatial maxima of the last two frames, and their indices; a window over time takes the best of up to three frames.
+    # Each name gets its own initial tensor: Triton 3.6 treats names that share one as constant through the loop.
+    older, older_index = tl.full([BLOCK_P, BLOCK_C], float("-inf"), tl.float32), tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
+    old, old_index = tl.full([BLOCK_P, BLOCK_C], float("-inf"), tl.float32), tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
     t = 0
-    while t < (frames_out - 1) * ST + KT - before_t:
-        new, new_at = tl.full([ROWS, WIDTH], float("-inf"), tl.float32), tl.zeros([ROWS, WIDTH], tl.int32)
+    while t < (frames_out - 1) * ST + KT - pad_t:
+        new, new_index = tl.full([BLOCK_P, BLOCK_C], float("-inf"), tl.float32), tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
         for k in tl.static_range(K * K):
-            row, col = top + k // K, left + k % K
+            row, col = window_row + k // K, window_col + k % K
             ok = mask & ((row >= 0) & (row < height) & (col >= 0) & (col < width) & (t < frames))[:, None]
             pixel = (t * height + row) * width + col
             v = tl.load(x + pixel[:, None] * channels + c[None, :], mask=ok, other=float("-inf")).to(tl.float32)
-            if INDEX:
-                new_at = tl.where(v > new, k, new_at)
+            if RETURN_INDICES:
+                new_index = tl.where(v > new, k, new_index)
             new = tl.maximum(new, v, propagate_nan=tl.PropagateNan.ALL)
-        first = t - (KT - 1) + before_t
+        first = t - (KT - 1) + pad_t
         if (first >= 0) & (first % ST == 0):
-            best, best_at = new, new_at + (KT - 1) * K * K
+            best, best_index = new, new_index + (KT - 1) * K * K
             if KT > 1:
-                # The earlier of equal maxima counts.
-                best_at = tl.where(old >= best, old_at + (KT - 2) * K * K, best_at)
+                # Of equal maxima the earlier one counts.
+                best_index = tl.where(old >= best, old_index + (KT - 2) * K * K, best_index)
                 best = tl.maximum(old, best, propagate_nan=tl.PropagateNan.ALL)
             if KT > 2:
-                best_at = tl.where(older >= best, older_at, best_at)
+                best_index = tl.where(older >= best, older_index, best_index)
                 best = tl.maximum(older, best, propagate_nan=tl.PropagateNan.ALL)
-            pixel = first // ST * height_out * width_out + at
+            pixel = first // ST * height_out * width_out + position
             tl.store(y + pixel[:, None] * channels + c[None, :], best, mask=mask)
-            if INDEX:
-                tl.store(which + pixel[:, None] * channels + c[None, :], best_at, mask=mask)
-        older, old, older_at, old_at = old, new, old_at, new_at
+            if RETURN_INDICES:
+                tl.store(indices + pixel[:, None] * channels + c[None, :], best_index, mask=mask)
+        older, old, older_index, old_index = old, new, old_index, new_index
         t += 1
 
 
 @triton.jit(do_not_specialize=["blocks", "frames", "frames_out"])
 def _max_pool_backward(
-    dy, which, dx, blocks, frames, height, width, channels, frames_out, height_out, width_out,
-    before_t, before_h, before_w,
-    KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    dy, indices, dx, blocks, frames, height, width, channels, frames_out, height_out, width_out,
+    pad_t, pad_h, pad_w,
+    KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
-    at = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-    row, col = at // width, at % width
-    mask = (at < height * width)[:, None] & (c < channels)[None, :]
+    position = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
+    row, col = position // width, position % width
+    mask = (position < height * width)[:, None] & (c < channels)[None, :]
     dy += clip * frames_out * height_out * width_out * channels
-    which += clip * frames_out * height_out * width_out * channels
+    indices += clip * frames_out * height_out * width_out * channels
     dx += clip * frames * height * width * channels
-    # Gradients of the three frames that a window over time starts with, of which ST are complete after each step.
-    first = tl.zeros([ROWS, WIDTH], tl.float32)
-    second = tl.zeros([ROWS, WIDTH], tl.float32)
-    third = tl.zeros([ROWS, WIDTH], tl.float32)
-    t = -before_t
+    # Gradients of frames t, t + 1 and t + 2, the window over time that starts at t; ST of them are complete per step.
+    first = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    second = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    third = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    t = -pad_t
     while t < frames:
-        o = (t + before_t) // ST
+        o = (t + pad_t) // ST
         for i in tl.static_range(((K + S - 1) // S) * ((K + S - 1) // S)):
-            # The windows over space that hold this pixel, in which it is the element (kh, kw).
-            kh = (row + before_h) % S + i // ((K + S - 1) // S) * S
-            kw = (col + before_w) % S + i % ((K + S - 1) // S) * S
-            ho, wo = (row + before_h - kh) // S, (col + before_w - kw) // S
-            ok = (kh < K) & (kw < K) & (row + before_h >= kh) & (col + before_w >= kw)
+            # The spatial windows (ho, wo) that contain this pixel, as their element (kh, kw).
+            kh = (row + pad_h) % S + i // ((K + S - 1) // S) * S
+            kw = (col + pad_w) % S + i % ((K + S - 1) // S) * S
+            ho, wo = (row + pad_h - kh) // S, (col + pad_w - kw) // S
+            ok = (kh < K) & (kw < K) & (row + pad_h >= kh) & (col + pad_w >= kw)
             ok = ok & (ho < height_out) & (wo < width_out) & (o < frames_out)
             ok = mask & ok[:, None]
-            from_ = ((o * height_out + ho) * width_out + wo)[:, None] * channels + c[None, :]
-            k = tl.load(which + from_, mask=ok, other=255).to(tl.int32) - (kh * K + kw)[:, None]
-            d = tl.load(dy + from_, mask=ok, other=0.0).to(tl.float32)
+            offsets = ((o * height_out + ho) * width_out + wo)[:, None] * channels + c[None, :]
+            k = tl.load(indices + offsets, mask=ok, other=255).to(tl.int32) - (kh * K + kw)[:, None]
+            d = tl.load(dy + offsets, mask=ok, other=0.0).to(tl.float32)
             first += tl.where(k == 0, d, 0.0)
             if KT > 1:
                 second += tl.where(k == K * K, d, 0.0)
             if KT > 2:
                 third += tl.where(k == 2 * K * K, d, 0.0)
-        to = dx + ((t * height * width + at)[:, None] * channels + c[None, :])
-        tl.store(to, first, mask=mask & (t >= 0))
+        pointers = dx + ((t * height * width + position)[:, None] * channels + c[None, :])
+        tl.store(pointers, first, mask=mask & (t >= 0))
         if ST == 1:
-            first, second, third = second, third, tl.zeros([ROWS, WIDTH], tl.float32)
+            first, second, third = second, third, tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         else:
-            tl.store(to + height * width * channels, second, mask=mask & (t + 1 >= 0) & (t + 1 < frames))
-            first, second = third, tl.zeros([ROWS, WIDTH], tl.float32)
-            third = tl.zeros([ROWS, WIDTH], tl.float32)
+            tl.store(pointers + height * width * channels, second, mask=mask & (t + 1 >= 0) & (t + 1 < frames))
+            first, second = third, tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+            third = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         t += ST
 
 
 @triton.jit
 def _stem_taps(
-    x, out, frames, height, width, by_clip, by_channel, by_frame, by_row, by_col,
-    frames_out, rows_out, cols_out, taps, width_out, before_t, before_h, before_w,
-    COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    x, out, frames, height, width, stride_b, stride_c, stride_t, stride_h, stride_w,
+    frames_out, rows_out, cols_out, taps, padded_taps, pad_t, pad_h, pad_w,
+    BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0)
-    row_out, frame_out = place % rows_out, place // rows_out % frames_out
-    x += (place // rows_out // frames_out).to(tl.int64) * by_clip
-    out += place.to(tl.int64) * cols_out * width_out
-    col = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    k = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
-    frame = 2 * frame_out + k // 7 % 3 - before_t
-    row = 2 * row_out + k % 7 - before_h
+    position = tl.program_id(0)
+    row_out, frame_out = position % rows_out, position // rows_out % frames_out
+    x += (position // rows_out // frames_out).to(tl.int64) * stride_b
+    out += position.to(tl.int64) * cols_out * padded_taps
+    col = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    k = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    frame = 2 * frame_out + k // 7 % 3 - pad_t
+    row = 2 * row_out + k % 7 - pad_h
     ok = (k < taps) & (frame >= 0) & (frame < frames) & (row >= 0) & (row < height)
-    ok = ok[None, :] & (col >= before_w)[:, None] & (col < width + before_w)[:, None]
-    at = (k // 21 * by_channel + frame * by_frame + row * by_row)[None, :] + ((col - before_w) * by_col)[:, None]
-    v = tl.load(x + at, mask=ok, other=0.0).to(out.dtype.element_ty)
-    kept = (col < cols_out)[:, None] & (k < width_out)[None, :]
-    tl.store(out + col[:, None] * width_out + k[None, :], v, mask=kept)
+    ok = ok[None, :] & (col >= pad_w)[:, None] & (col < width + pad_w)[:, None]
+    offsets = (k // 21 * stride_c + frame * stride_t + row * stride_h)[None, :] + ((col - pad_w) * stride_w)[:, None]
+    v = tl.load(x + offsets, mask=ok, other=0.0).to(out.dtype.element_ty)
+    store_mask = (col < cols_out)[:, None] & (k < padded_taps)[None, :]
+    tl.store(out + col[:, None] * padded_taps + k[None, :], v, mask=store_mask)

@@ -1,6 +1,6 @@
 """The only place where networks are trained, evaluated and fused."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "Objective": "objective",
@@ -8,4 +8,4 @@ PUBLIC = {
     "accuracy": "evaluate",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

@@ -18,7 +18,7 @@ import torch
 
 from d3d.data.clips import ClipSet
 from d3d.data.load import Data
-from d3d.progress import EVERY, MetricsFile, Progress
+from d3d.progress import LOG_INTERVAL, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
 from d3d.study.schema import flat
@@ -90,7 +90,7 @@ def fit(
     run = _Run(config, data, step, team, states, report)
     first = run.resume()
     if metrics:
-        run.table = MetricsFile(metrics, keep=first)
+        run.table = MetricsFile(metrics, last_step=first)
         run.table.append({"event": "start", "step": first, "params": flat(config), "processes": team.size})
     with (
         Progress(len(run.plan) - first, "steps", report if team.first else silent) as run.progress,
@@ -179,11 +179,11 @@ class _Run:
         if not math.isfinite(terms["loss"]):
             self._fail(metrics)
         self.tally.add(terms)
-        self.progress.step(clips=terms["clips"])
+        self.progress.update(clips=terms["clips"])
         self.seen += terms["clips"]
         if at % self.epoch == 0:
             self._end_epoch(position)
-        elif self.table and self.tally.clips and time.monotonic() - self.wrote > EVERY:
+        elif self.table and self.tally.clips and time.monotonic() - self.wrote > LOG_INTERVAL:
             self.table.append({"step": at, "epoch": at / self.epoch, **self.tally.means()})
             self.wrote = time.monotonic()
 
@@ -197,7 +197,7 @@ class _Run:
             rates = {"learning_rate": self._rate(position), "clips_per_second": round(speed, 1)}
             self.table.append({"step": position + 1} | row | rates)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in row.items() if name != "epoch")
-        self.progress.say(f"epoch {row['epoch']:3d}/{self.config.optimiser.epochs}  {shown}  {speed:,.0f} clips/s")
+        self.progress.log(f"epoch {row['epoch']:3d}/{self.config.optimiser.epochs}  {shown}  {speed:,.0f} clips/s")
         self.wrote = self.began = time.monotonic()
         self.seen = 0.0
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from d3d.data.clips import Batch
 from d3d.data.load import Data
-from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_about
+from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_info
 from d3d.s3dg.network import S3DG, fold, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
 from d3d.train.evaluate import infer, infer_features, predict
@@ -83,7 +83,7 @@ class Teacher:
 
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
     """The stream that the teacher needs as input; none where there is no teacher."""
-    return (read_about(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
+    return (read_info(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
 
 
 def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:

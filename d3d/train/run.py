@@ -88,7 +88,7 @@ def run(
     params = params_of(experiment, config)
     path = plan.run_path(experiment, params)
     if team.first:
-        files.writable(path.parent)
+        files.check_writable(path.parent)
     this = begin(experiment, config, team.device, torch.cuda.get_device_name() if team.device != "cpu" else "cpu")
     made = this.provenance
     made["processes"] = team.size

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from d3d.files import write_atomic
-from d3d.s3dg.checkpoints import CheckpointError, pack, unpack
+from d3d.s3dg.checkpoints import CheckpointError, read_safetensors, to_safetensors
 
 STATE = "d3d-state-1"  # the format
 KEPT = 2
@@ -69,7 +69,7 @@ class States:
         """Writes a state, then deletes all but the last two. Raises OSError where the disk does not take it."""
         path = self.folder / f"step{step:09d}.safetensors"
         about = {"step": step, "fixed": self.fixed, "about": dict(about)}
-        write_atomic({path: pack(STATE, tensors, about)})
+        write_atomic({path: to_safetensors(STATE, tensors, about)})
         for old in self.paths()[KEPT:]:
             old.unlink()
         return path
@@ -84,7 +84,7 @@ class States:
         damaged = []
         for path in self.paths():
             try:
-                about, tensors = unpack(path, STATE)
+                about, tensors = read_safetensors(path, STATE)
             except CheckpointError as error:
                 damaged.append((path, error))
                 continue

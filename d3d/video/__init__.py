@@ -1,6 +1,6 @@
 """The only place where video files are opened and where annotation files and tables of clips are read."""
 
-from d3d.public import public
+from d3d.public import lazy_getattr
 
 PUBLIC = {
     "read_clip": "decode",
@@ -11,4 +11,4 @@ PUBLIC = {
     "write_table": "tables",
 }
 __all__ = list(PUBLIC)
-__getattr__ = public(__name__, PUBLIC)
+__getattr__ = lazy_getattr(__name__, PUBLIC)

@@ -1,6 +1,7 @@
-"""S3D-G's GPU kernels in Triton's interpreter on a CPU: results, gradients, and that no kernel leaves its memory.
+"""Checks S3D-G's GPU kernels in Triton's interpreter, on a CPU: results, gradients and out-of-bounds accesses.
 
-Run as a process of its own, because Triton decides on import: TRITON_INTERPRET=1 python -m tests.s3dg.interpreted.
+Runs as a separate process, because Triton chooses the interpreter on import: TRITON_INTERPRET=1 python -m
+tests.s3dg.interpreted.
 """
 
 import numpy as np
@@ -9,14 +10,14 @@ from triton.runtime import interpreter
 
 from d3d.s3dg import ops
 from d3d.s3dg.network import s3dg
-from tests.s3dg.reference import apart, lively, smooth_clips
+from tests.s3dg.reference import randomize, relative_error, smooth_clips
 from tests.s3dg.test_kernels import CASES, with_gradients
 
-plain = ops.fused
+original = ops.kernels_support
 
 
-class Watched:
-    """Triton's memory, which refuses what lies outside of the tensors that a kernel was given."""
+class CheckedMemory:
+    """The interpreter's memory, which fails on accesses outside of the kernel's tensor arguments."""
 
     ranges: tuple = ()
 
@@ -27,9 +28,9 @@ class Watched:
         return getattr(self.memory, name)
 
     def check(self, pointers, mask, size) -> None:
-        at = pointers.astype(np.int64)[mask.astype(bool)]
-        inside = [(at >= low) & (at + size <= high) for low, high in self.ranges]
-        assert np.all(np.logical_or.reduce(inside)), "a kernel reached outside of its tensors"
+        addresses = pointers.astype(np.int64)[mask.astype(bool)]
+        inside = [(addresses >= low) & (addresses + size <= high) for low, high in self.ranges]
+        assert np.all(np.logical_or.reduce(inside)), "a kernel accessed memory outside of its tensors"
 
     def load(self, pointers, mask, other, dtype):
         self.check(pointers, mask, np.dtype(dtype).itemsize)
@@ -40,43 +41,43 @@ class Watched:
         return self.memory.store(pointers, value, mask)
 
 
-def watch() -> None:
-    interpreter._interpreter = watched = Watched(interpreter._interpreter)
-    given = interpreter.GridExecutor._init_args_hst
+def check_memory() -> None:
+    interpreter._interpreter = memory = CheckedMemory(interpreter._interpreter)
+    init_args = interpreter.GridExecutor._init_args_hst
 
-    def recorded(self, args, kwargs):
-        hosts = given(self, args, kwargs)
+    def record_ranges(self, args, kwargs):
+        hosts = init_args(self, args, kwargs)
         tensors = [t for t in [*hosts[0], *hosts[1].values()] if isinstance(t, torch.Tensor) and t.numel()]
         spans = [1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors]
-        watched.ranges = tuple(
+        memory.ranges = tuple(
             (t.data_ptr(), t.data_ptr() + span * t.element_size()) for t, span in zip(tensors, spans, strict=True)
         )
         return hosts
 
-    interpreter.GridExecutor._init_args_hst = recorded
+    interpreter.GridExecutor._init_args_hst = record_ranges
 
 
 def main() -> None:
-    watch()
-    ops.fused = lambda x: True
+    check_memory()
+    ops.kernels_support = lambda x: True
     for name, (operation, reference, *shapes) in CASES.items():
         inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
-        found = with_gradients(operation, inputs)
-        ops.fused = plain
-        want = with_gradients(reference, [x.double() for x in inputs])
-        ops.fused = lambda x: True
-        assert all(apart(a.double(), b) < 1e-5 for a, b in zip(found, want, strict=True)), name
+        actual = with_gradients(operation, inputs)
+        ops.kernels_support = original
+        expected = with_gradients(reference, [x.double() for x in inputs])
+        ops.kernels_support = lambda x: True
+        assert all(relative_error(a.double(), b) < 1e-5 for a, b in zip(actual, expected, strict=True)), name
     results = []
-    for fused in (plain, lambda x: True):
-        ops.fused = fused
-        model = lively(s3dg(3, width=0.25)).eval()
+    for kernels_support in (original, lambda x: True):
+        ops.kernels_support = kernels_support
+        model = randomize(s3dg(3, width=0.25)).eval()
         clips = smooth_clips(3, 3, 8, 32, 32, dtype=torch.float32).requires_grad_()
         logits = model(clips)
         (logits * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         results.append({"logits": logits.detach(), "clips": clips.grad} | grads)
-    for name, want in results[0].items():
-        assert apart(results[1][name], want) < (1e-5 if name == "logits" else 1e-3), name
+    for name, expected in results[0].items():
+        assert relative_error(results[1][name], expected) < (1e-5 if name == "logits" else 1e-3), name
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""S3D-G as TF-slim defines it, by the book: plain 3-D convolutions and pools with SAME padding, weights by TF's names.
+"""A plain S3D-G as TF-slim defines it, to test the package's against: 3-D convolutions and pools with SAME padding.
 
-Slow and short. The package's network is held against it, with weights and clips that let no mistake hide.
+Slow and short. Tensors have TF-slim's names; weights and clips are chosen so that a mistake changes the result.
 """
 
 import torch
 from torch.nn import functional as F
 
-from d3d.s3dg.network import BEFORE, MIXED, POOLS, S3DG
+from d3d.s3dg.network import MIXED, POOL_BEFORE, POOLS, S3DG
 from d3d.s3dg.weights import tf_names
 
 
@@ -46,27 +46,27 @@ def gated(v, name, x):
 
 
 def network(v, x, *, training=False):
-    """Logits and every endpoint of clips (B, C, T, H, W); v holds kernels (out, in, t, h, w), gates (out, in)."""
-    found = {"Conv2d_1a_7x7": block(v, "Conv2d_1a_7x7", x, (2, 2, 2), training)}
-    x = found["MaxPool_2a_3x3"] = pool(found["Conv2d_1a_7x7"], *POOLS["MaxPool_2a_3x3"])
-    x = found["Conv2d_2b_1x1"] = block(v, "Conv2d_2b_1x1", x, training=training)
-    x = found["Conv2d_2c_3x3"] = gated(v, "Conv2d_2c_3x3", separable(v, "Conv2d_2c_3x3", x, training))
+    """Computes logits and every endpoint of clips x (B, C, T, H, W); v as `variables` returns it."""
+    endpoints = {"Conv2d_1a_7x7": block(v, "Conv2d_1a_7x7", x, (2, 2, 2), training)}
+    x = endpoints["MaxPool_2a_3x3"] = pool(endpoints["Conv2d_1a_7x7"], *POOLS["MaxPool_2a_3x3"])
+    x = endpoints["Conv2d_2b_1x1"] = block(v, "Conv2d_2b_1x1", x, training=training)
+    x = endpoints["Conv2d_2c_3x3"] = gated(v, "Conv2d_2c_3x3", separable(v, "Conv2d_2c_3x3", x, training))
     for name in MIXED:
-        if name in BEFORE:
-            x = found[BEFORE[name]] = pool(x, *POOLS[BEFORE[name]])
+        if name in POOL_BEFORE:
+            x = endpoints[POOL_BEFORE[name]] = pool(x, *POOLS[POOL_BEFORE[name]])
         a, b, c, d = (f"{name}/Branch_{i}/Conv2d_" for i in range(4))
         b0 = gated(v, f"{a}0a_1x1", block(v, f"{a}0a_1x1", x, training=training))
         b1, b2 = (separable(v, f"{n}0b_3x3", block(v, f"{n}0a_1x1", x, training=training), training) for n in (b, c))
         b3 = block(v, f"{d}0b_1x1", pool(x, (3, 3, 3), (1, 1, 1)), training=training)
         b1, b2, b3 = gated(v, f"{b}0b_3x3", b1), gated(v, f"{c}0b_3x3", b2), gated(v, f"{d}0b_1x1", b3)
-        x = found[name] = torch.cat([b0, b1, b2, b3], 1)
+        x = endpoints[name] = torch.cat([b0, b1, b2, b3], 1)
     window = tuple(min(k, n) for k, n in zip((2, 7, 7), x.shape[2:], strict=True))
     x = F.conv3d(F.avg_pool3d(x, window, 1), v["Logits/Conv2d_0c_1x1/weights"], v["Logits/Conv2d_0c_1x1/biases"])
-    return x.mean((2, 3, 4)), found
+    return x.mean((2, 3, 4)), endpoints
 
 
-def lively(model: S3DG, seed: int = 0) -> S3DG:
-    """The network with weights and statistics that keep activations of order one, so that no mistake hides."""
+def randomize(model: S3DG, seed: int = 0) -> S3DG:
+    """Draws weights and statistics that keep activations of order one, so that every layer matters for the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -81,16 +81,16 @@ def lively(model: S3DG, seed: int = 0) -> S3DG:
 
 
 def smooth_clips(*shape: int, seed: int = 1, dtype=torch.float64) -> torch.Tensor:
-    """Clips (B, C, T, H, W) in [0, 1] that vary over large patches: noise would average out on the way."""
+    """Draws clips (B, C, T, H, W) in [0, 1] that vary over large patches: the network would average noise out."""
     coarse = torch.rand(*shape[:2], 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, shape[2:], mode="trilinear", align_corners=True).to(dtype)
 
 
 def variables(model: S3DG) -> dict[str, torch.Tensor]:
-    """The network's tensors under TF-slim's names, kernels five-dimensional, sharing memory and gradients."""
+    """Maps TF-slim's names to the network's tensors: kernels (out, in, t, h, w), gates (out, in)."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     return {tf: tensors[name] for name, tf in tf_names(model).items()}
 
 
-def apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm().clamp_min(1e-20)).item()

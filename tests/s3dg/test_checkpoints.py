@@ -1,4 +1,4 @@
-"""Files of networks: whole, verified, and refused by a sentence otherwise."""
+"""Checkpoints: a round trip changes nothing, and damaged or foreign files are errors in one sentence."""
 
 import numpy as np
 import pytest
@@ -14,57 +14,55 @@ from d3d.s3dg.network import s3dg
 CLASSES = ("a", "b", "c")
 
 
-def saved(path, **kwargs):
-    model = s3dg(3, width=0.1, seed=5)
-    checkpoints.save_checkpoint(path, model, stream="rgb", classes=CLASSES, **kwargs)
-    return model
+def save_network(path):
+    checkpoints.save_checkpoint(path, s3dg(3, width=0.1, seed=5), stream="rgb", classes=CLASSES)
 
 
-def test_they_come_back_as_they_were(tmp_path):
+def test_load_returns_what_was_saved(tmp_path):
     model = s3dg(3, in_channels=2, width=0.1, seed=5)
     path = tmp_path / "a.safetensors"
     checkpoints.save_checkpoint(path, model, stream="flow", classes=CLASSES, input={"frames": 8})
-    again, about = checkpoints.load_checkpoint(path)
-    assert all(torch.equal(x, model.state_dict()[name]) for name, x in again.state_dict().items())
-    assert about == checkpoints.read_about(path)
-    assert about == checkpoints.About("flow", CLASSES, 0.1, 2, {"frames": 8})
-    assert not again.training
+    loaded, info = checkpoints.load_checkpoint(path)
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in loaded.state_dict().items())
+    assert info == checkpoints.read_info(path)
+    assert info == checkpoints.CheckpointInfo("flow", CLASSES, 0.1, 2, {"frames": 8})
+    assert not loaded.training
 
 
 def test_equal_networks_are_equal_files(tmp_path):
     content = set()
     for i in range(12):
-        saved(tmp_path / f"{i}.safetensors")
+        save_network(tmp_path / f"{i}.safetensors")
         content.add((tmp_path / f"{i}.safetensors").read_bytes())
     assert len(content) == 1
 
 
-def test_a_cut_file_is_named(tmp_path):
+def test_truncated_and_missing_files_are_errors_that_name_them(tmp_path):
     path = tmp_path / "a.safetensors"
-    saved(path)
+    save_network(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(CheckpointError, match=r"a.safetensors is no whole safetensors file"):
+    with pytest.raises(CheckpointError, match=r"a.safetensors is not a complete safetensors file"):
         checkpoints.load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="train that network first"):
         checkpoints.load_checkpoint(tmp_path / "b.safetensors")
 
 
-@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
-def test_no_flipped_bit_goes_unnoticed(tmp_path, place, bit):
+def test_every_flipped_bit_is_detected(tmp_path, position, bit):
     path = tmp_path / "a.safetensors"
-    saved(path)
+    save_network(path)
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 1 << bit
+    content[int(position * len(content))] ^= 1 << bit
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"a.safetensors (is|does)"):
         checkpoints.load_checkpoint(path)
 
 
-@pytest.mark.parametrize("meta", [None, {"about": "not json"}, {"about": "[1]"}, {"about": '{"format": "d3d-1"}'}])
-def test_foreign_weights_are_named(tmp_path, meta):
+@pytest.mark.parametrize("metadata", [None, {"about": "not json"}, {"about": "[1]"}, {"about": '{"format": "d3d-1"}'}])
+def test_foreign_files_are_errors(tmp_path, metadata):
     path = tmp_path / "foreign.safetensors"
-    save_file({"x": np.zeros(3)}, path, metadata=meta)
-    with pytest.raises(CheckpointError, match=r"foreign.safetensors is no checkpoint of this package"):
+    save_file({"x": np.zeros(3)}, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"foreign.safetensors is not a checkpoint of this package"):
         checkpoints.load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""S3D-G's kernels against PyTorch in float64: on a GPU where there is one, else in Triton's interpreter."""
+"""S3D-G's kernels against PyTorch in float64, in Triton's interpreter and, if there is one, on a GPU."""
 
 import os
 import subprocess
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from d3d.s3dg import ops
 from d3d.s3dg.network import fold, s3dg
-from tests.s3dg.reference import apart, lively, smooth_clips
+from tests.s3dg.reference import randomize, relative_error, smooth_clips
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def normed(x, bias):
-    """Norm by the batch's own statistics and ReLU, as the network trains."""
+def norm_in_training(x, bias):
+    """Batch norm by the batch's statistics and ReLU."""
     running = [torch.zeros(x.shape[-1], device=x.device), torch.ones(x.shape[-1], device=x.device)]
     mean, var = ops.batch_stats(x, *running, 0.1)
     assert torch.allclose(running[0], 0.1 * mean)
@@ -29,14 +29,14 @@ def batch_norm_relu(x, bias):
     return F.relu(F.batch_norm(x.flatten(0, -2), None, None, None, bias, True, 0.1, 1e-3)).view(x.shape)
 
 
-def frozen(x, bias):
+def norm_in_inference(x, bias):
     mean, var = torch.linspace(-1, 1, x.shape[-1], device=x.device), torch.full((x.shape[-1],), 0.7, device=x.device)
     if x.dtype == torch.float64:
         return F.relu((x - mean) / (var + 1e-3).sqrt() + bias)
     return ops.norm_relu(x, bias, mean, var, 1e-3)
 
 
-def biased(x, bias):
+def bias_relu(x, bias):
     return F.relu(x + bias) if x.dtype == torch.float64 else ops.norm_relu(x, bias)
 
 
@@ -45,12 +45,12 @@ def gate(a, b, v, w):
 
 
 def gate_of_one_position(a, v):
-    # Autograd's expanded gradient calls itself contiguous though its rows have no stride.
+    # The mean's expanded gradient passes as contiguous, although the strides of its rows are 0.
     return ops.gate([a], [v]).mean((1, 2, 3))
 
 
-def normed_beside_halves(x, bias):
-    """Statistics keep float32 where the running ones are halves, as after model.bfloat16()."""
+def norm_with_bfloat16_statistics(x, bias):
+    """Batch statistics are float32 even if the running ones are bfloat16, as after model.bfloat16()."""
     running = [torch.zeros(x.shape[-1], device=x.device, dtype=torch.bfloat16) for _ in range(2)]
     x = x + 2
     mean, var = ops.batch_stats(x, *running, 0.1)
@@ -58,20 +58,20 @@ def normed_beside_halves(x, bias):
 
 
 def pool(kernel, stride):
-    # Equal maxima as after a ReLU: the gradient goes to the first.
+    # The ReLU makes equal maxima, of which the first receives the gradient.
     return lambda x: ops.max_pool(x.relu(), kernel, stride)
 
 
-# Operation, its reference in float64, shapes of the inputs. 20 and 24 channels: no multiple of a tile.
+# Operation, its float64 reference, input shapes. 20, 24 and 72 channels are not multiples of a block.
 CASES = {
-    "norm of the batch": (normed, batch_norm_relu, (2, 3, 7, 9, 20), (20,)),
-    "one channel tile and more": (normed, batch_norm_relu, (1, 2, 5, 5, 72), (72,)),
-    "norm": (frozen, frozen, (2, 3, 7, 9, 20), (20,)),
-    "bias": (biased, biased, (2, 3, 7, 9, 24), (24,)),
+    "norm in training": (norm_in_training, batch_norm_relu, (2, 3, 7, 9, 20), (20,)),
+    "two blocks of channels": (norm_in_training, batch_norm_relu, (1, 2, 5, 5, 72), (72,)),
+    "norm in inference": (norm_in_inference, norm_in_inference, (2, 3, 7, 9, 20), (20,)),
+    "bias": (bias_relu, bias_relu, (2, 3, 7, 9, 24), (24,)),
     "gate": (gate, gate, (2, 3, 5, 9, 20), (2, 3, 5, 9, 7), (20, 20), (7, 7)),
     "gate of one position": (gate_of_one_position, gate_of_one_position, (3, 1, 1, 1, 20), (20, 20)),
-    "norm beside halves": (
-        normed_beside_halves,
+    "norm with bfloat16 statistics": (
+        norm_with_bfloat16_statistics,
         lambda x, bias: batch_norm_relu(x + 2, bias),
         (2, 3, 7, 9, 20),
         (20,),
@@ -87,102 +87,102 @@ CASES = {
 
 def with_gradients(operation, inputs) -> list[torch.Tensor]:
     inputs = [x.clone().requires_grad_() for x in inputs]
-    found = operation(*inputs)
-    found.backward(torch.randn(found.shape, generator=torch.Generator().manual_seed(9)).to(found))
-    return [found.detach(), *(x.grad for x in inputs)]
+    output = operation(*inputs)
+    output.backward(torch.randn(output.shape, generator=torch.Generator().manual_seed(9)).to(output))
+    return [output.detach(), *(x.grad for x in inputs)]
 
 
-def test_the_kernels_in_the_interpreter():
+def test_kernels_in_the_interpreter():
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.s3dg.interpreted"]
     subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
 
 
 @pytest.mark.parametrize(("frames", "stride"), [(3, 1), (3, 2), (2, 2)])
-def test_pools_carry_earlier_frames_through_their_loop(frames, stride):
-    """Triton 3.6 takes a name for constant that enters a loop with another's value: a GPU then forgets frames."""
+def test_pools_carry_earlier_frames_through_the_loop(frames, stride):
+    """Triton 3.6 treats loop variables that start as one tensor as constant: the kernel would lose earlier frames."""
     code = f"""
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from d3d.s3dg.pooling import _max_pool as kernel
-types = dict.fromkeys(kernel.arg_names, "i32") | {{"x": "*bf16", "y": "*bf16", "which": "*u8"}}
-values = dict(KT={frames}, K=3, ST={stride}, S=1, INDEX=True, ROWS=32, WIDTH=64)
+types = dict.fromkeys(kernel.arg_names, "i32") | {{"x": "*bf16", "y": "*bf16", "indices": "*u8"}}
+values = dict(KT={frames}, K=3, ST={stride}, S=1, RETURN_INDICES=True, BLOCK_P=32, BLOCK_C=64)
 source = ASTSource(fn=kernel, signature=types | dict.fromkeys(values, "constexpr"), constexprs=values)
 print(compile(source, target=GPUTarget("cuda", 90, 32)).asm["ttir"])
 """
-    made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    (loop,) = [line for line in made.stdout.splitlines() if "scf.while" in line]
-    # The maxima of each earlier frame of the window and where they are, and the number of the frame.
+    compiled = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    (loop,) = [line for line in compiled.stdout.splitlines() if "scf.while" in line]
+    # Maxima and indices of each earlier frame of the window, and the frame's number.
     assert loop.split("->")[0].count(" = ") - 1 == 2 * (frames - 1) + 1, loop
 
 
 @gpu
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_gpu_computes_the_same(name, kind, monkeypatch):
+def test_operations_on_a_gpu(name, dtype, monkeypatch):
     operation, reference, *shapes = CASES[name]
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     for larger in (1, 5):
         shapes = [(s[0], s[1], *(larger * n for n in s[2:-1]), s[-1]) if len(s) == 5 else s for s in shapes]
         generator = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(shape, generator=generator).to(kind) for shape in shapes]
-        found = with_gradients(operation, [x.cuda() for x in inputs])
-        want = with_gradients(reference, [x.double() for x in inputs])
-        limit = 1e-5 if kind == torch.float32 else 5e-2
-        assert all(apart(a.double().cpu(), b) < limit for a, b in zip(found, want, strict=True))
+        inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+        actual = with_gradients(operation, [x.cuda() for x in inputs])
+        expected = with_gradients(reference, [x.double() for x in inputs])
+        limit = 1e-5 if dtype == torch.float32 else 5e-2
+        assert all(relative_error(a.double().cpu(), b) < limit for a, b in zip(actual, expected, strict=True))
 
 
 @gpu
 @pytest.mark.parametrize("training", [False, True])
-def test_a_gpu_computes_the_network(training, monkeypatch):
+def test_network_on_a_gpu(training, monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     clips = smooth_clips(4, 3, 16, 112, 112, dtype=torch.float32)
     results = []
-    for device, kind in (("cpu", torch.float64), ("cuda", torch.float32)):
-        model = lively(s3dg(5, dropout=0.0)).to(device, kind).train(training)
-        x = clips.to(device, kind).requires_grad_()
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        model = randomize(s3dg(5, dropout=0.0)).to(device, dtype).train(training)
+        x = clips.to(device, dtype).requires_grad_()
         logits = model(x)
         logits[:, 1].sum().backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         results.append({n: t.double().cpu() for n, t in (grads | {"": logits.detach(), "x": x.grad}).items()})
-    assert apart(results[1][""], results[0][""]) < 1e-3
-    # PyTorch's own float32 is off by 7 % in one gradient in training, where few values share a norm, and by 1.3 % in
-    # that of the clips in inference, where equal maxima and the edges of ReLU flip.
-    worst = max(apart(results[1][n], want) for n, want in results[0].items())
+    assert relative_error(results[1][""], results[0][""]) < 1e-3
+    # PyTorch's float32 differs from float64 by 7 % in one gradient in training, where few values share a norm, and by
+    # 1.3 % in the clips' gradient in inference, where equal maxima and the edges of ReLU flip.
+    worst = max(relative_error(results[1][n], expected) for n, expected in results[0].items())
     assert worst < (0.1 if training else 2e-2)
 
 
 @gpu
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own, at its import
-def test_a_gpu_in_half_precision_folded_compiled_and_captured(monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by inductor's import
+def test_bfloat16_folded_compiled_and_captured_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    model = lively(s3dg(5)).cuda().eval()
+    model = randomize(s3dg(5)).cuda().eval()
     clips = smooth_clips(2, 3, 16, 112, 112, dtype=torch.float32).cuda()
     with torch.no_grad():
-        want = model(clips)
+        expected = model(clips)
         folded = fold(model)
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             with monkeypatch.context() as patch:
-                patch.setattr(ops, "fused", lambda x: False)
-                plain = apart(model(clips).float(), want)
-            found = {"half": model(clips), "folded": folded(clips)}
-            found["compiled"] = torch.compile(folded, fullgraph=True)(clips)
+                patch.setattr(ops, "kernels_support", lambda x: False)
+                pytorch_error = relative_error(model(clips).float(), expected)
+            logits = {"bfloat16": model(clips), "folded": folded(clips)}
+            logits["compiled"] = torch.compile(folded, fullgraph=True)(clips)
             torch.cuda.synchronize()
             with torch.cuda.stream(torch.cuda.Stream()):
                 folded(clips)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                found["captured"] = folded(clips)
+                logits["captured"] = folded(clips)
         graph.replay()
         for module in model.modules():
             module.register_forward_hook(lambda *_: None)
-        found["hooked"] = model(clips)
-    # With these weights half precision is far off whoever computes it: PyTorch's own kernels by 16 %.
-    for name, logits in found.items():
-        assert apart(logits.float(), want) < (1e-3 if name == "hooked" else 2 * plain), name
+        logits["hooked"] = model(clips)
+    # With these weights bfloat16 is inaccurate in any implementation: PyTorch's kernels are off by 16 %.
+    for name, actual in logits.items():
+        assert relative_error(actual.float(), expected) < (1e-3 if name == "hooked" else 2 * pytorch_error), name
 
 
 @pytest.mark.slow
@@ -193,16 +193,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from d3d.s3dg.network import s3dg
-from tests.s3dg.reference import apart, lively, smooth_clips
+from tests.s3dg.reference import randomize, relative_error, smooth_clips
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 clips = smooth_clips(4, 3, 8, 32, 32, dtype=torch.float32)
-alone, model = (lively(s3dg(3, width=0.25)).eval() for _ in range(2))
-alone(clips).square().mean().backward()
+single, model = (randomize(s3dg(3, width=0.25)).eval() for _ in range(2))
+single(clips).square().mean().backward()
 parallel = DistributedDataParallel(model)
 parallel(clips[2 * rank : 2 * rank + 2]).square().mean().backward()
-for (name, a), b in zip(model.named_parameters(), alone.parameters(), strict=True):
-    assert not a.requires_grad or apart(a.grad, b.grad) < 1e-4, name
+for (name, a), b in zip(model.named_parameters(), single.parameters(), strict=True):
+    assert not a.requires_grad or relative_error(a.grad, b.grad) < 1e-4, name
 parallel.train()(clips[2 * rank : 2 * rank + 2]).sum().backward()
 dist.destroy_process_group()
 """
@@ -212,20 +212,20 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_torch_compile_takes_the_kernels_as_operators():
+def test_torch_compile_treats_the_kernels_as_operators():
     code = """
 import torch
 from d3d.s3dg import ops
 from d3d.s3dg.network import s3dg
-from tests.s3dg.reference import lively
-ops.fused = lambda x: True
-found = []
+from tests.s3dg.reference import randomize
+ops.kernels_support = lambda x: True
+results = []
 for compiled in (False, True):
-    model = lively(s3dg(3, width=0.25, dropout=0.0))
+    model = randomize(s3dg(3, width=0.25, dropout=0.0))
     run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
     clips = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     run(clips)[:, 1].sum().backward()
-    found.append([clips.grad, *(p.grad for p in model.parameters() if p.requires_grad), *model.buffers()])
-assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    results.append([clips.grad, *(p.grad for p in model.parameters() if p.requires_grad), *model.buffers()])
+assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 """
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)

@@ -87,7 +87,7 @@ class TestStates:
         states = States(tmp_path, FIXED)
         states.save(5, tensors(5), {})
         (tmp_path / f".step000000010.safetensors.{os.getpid()}").symlink_to("/dev/full")
-        with pytest.raises(OSError, match=r"step000000010.safetensors could not be written and what stood there"):
+        with pytest.raises(OSError, match=r"step000000010.safetensors could not be written and any previous file"):
             states.save(10, tensors(10), {})
         assert states.latest().step == 5
 

@@ -278,7 +278,7 @@ def test_a_damaged_state_is_left_out(tmp_path, undisturbed):
     newest, *_ = sorted(stopped(tmp_path).iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
     out = finish(config(tmp_path))
-    assert f"{newest.name} is damaged: its content is not what its check sum says; going on from the state" in out
+    assert f"{newest.name} is damaged: its content does not match its checksum; going on from the state" in out
     assert outcome(tmp_path) == undisturbed
 
 
@@ -296,11 +296,11 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
     out, err = run.communicate()
     assert run.returncode == 1
     assert (
-        "could not be written and what stood there is untouched: File too large; going on, the last good state is "
+        "could not be written and any previous file is untouched: File too large; going on, the last good state is "
         in out
     )
     assert newest in out
-    assert "rgb-seed0.safetensors could not be written and what stood there is untouched" in err.splitlines()[-1]
+    assert "rgb-seed0.safetensors could not be written and any previous file is untouched" in err.splitlines()[-1]
     assert newest in {p.name for p in folder.iterdir()}
     assert not list((tmp_path / "run").rglob("*.json"))
     assert resumed_at(finish(config(tmp_path)))
