@@ -1,10 +1,10 @@
-"""The only place that looks into trained networks, and into what the data give away."""
+"""The only place that probes trained networks, and that checks what the data reveal without motion."""
 
 from d3d.public import lazy_getattr
 
 PUBLIC = {
     "linear_probes": "linear",
-    "decode": "decoders",
+    "train_flow_decoders": "decoders",
     "integrated_gradients": "attribution",
     "grad_cam": "attribution",
 }

@@ -1,9 +1,10 @@
-"""Flow decoders: how well optical flow can be read off a network's endpoints, frozen or trained for it.
+"""Flow decoders: how well optical flow can be read from the endpoints of a frozen or a fine-tuned network.
 
-    metrics, pictures = decode(model, sets.fit, sets.test, "rgb", dense="Mixed_4f", epochs=20)
-    metrics["Mixed_4f/target_epe"]                        # px a frame, on the target
+    metrics, arrays = train_flow_decoders(model, train_clips, test_clips, "rgb", dense_endpoint="Mixed_4f", epochs=20)
+    metrics["Mixed_4f/target_epe"]                        # pixels per frame, on the target sprite
 
-One small decoder, built of the network's own blocks, reads each endpoint; all are trained in one pass over the clips.
+Each endpoint gets one small decoder made of the network's own blocks; all decoders are trained at once, so that a step
+needs one forward pass of the network.
 """
 
 import math
@@ -19,80 +20,103 @@ from d3d.flow.fields import endpoint_error
 from d3d.probing.linear import ENDPOINTS
 from d3d.s3dg.network import S3DG, Conv3dAs2d, ConvBlock, SeparableConv
 
-HIDDEN = 32
-# Of Adam at its peak; half a cosine takes it to zero.
-RATE = 2e-3
-# Frames of a clip whose decoded flow is kept as a picture.
-PICTURE_FRAMES = 4
+HIDDEN_CHANNELS = 32
+PEAK_LR = 2e-3  # of Adam, with cosine decay to zero
+SAVED_FRAMES = 4  # frames per clip for which dense flow is returned
 
 
 class FlowDecoder(nn.Module):
-    """An endpoint's map (B, C, T', H', W') to flow on its grid (B, 2, T', H', W'), in pixels a frame.
+    """Decodes flow, in pixels per frame, from the feature map of one endpoint.
 
-    With a stride (t, h, w) it gives dense flow (B, 2, t·T', h·H', w·W') too, from the same features.
+    Args:
+        channels: of the feature map.
+        stride: (t, h, w) of the endpoint; if given, dense flow is decoded as well, from the same hidden features.
     """
 
     def __init__(self, channels: int, stride: tuple[int, int, int] | None = None) -> None:
         super().__init__()
         self.stride = stride
-        self.body = nn.Sequential(ConvBlock(Conv3dAs2d(channels, HIDDEN, (1, 1, 1))), SeparableConv(HIDDEN, HIDDEN))
-        self.out = nn.Conv3d(HIDDEN, 2 * (1 + math.prod(stride or (0,))), 1)
+        self.body = nn.Sequential(
+            ConvBlock(Conv3dAs2d(channels, HIDDEN_CHANNELS, (1, 1, 1))), SeparableConv(HIDDEN_CHANNELS, HIDDEN_CHANNELS)
+        )
+        self.out = nn.Conv3dAs2d(HIDDEN_CHANNELS, 2 * (1 + math.prod(stride or (0,))), 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        found = self.out(self.body(x)).float()
-        grid, rest = found[:, :2], found[:, 2:]
+        """Returns coarse flow, one vector per position of the feature map, and dense flow, one per pixel of the clip.
+
+        Args:
+            x: (B, C, T', H', W').
+
+        Returns:
+            (B, 2, T', H', W'), and (B, 2, t·T', h·H', w·W') or, without a stride, None.
+        """
+        output = self.out(self.body(x)).float()
+        coarse_flow = output[:, :2]
         if self.stride is None:
-            return grid, None
-        fine = rest.unflatten(1, (2, *self.stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return grid, fine.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+            return coarse_flow, None
+        # Depth to space: the stride's axes move behind the axes that they refine.
+        dense_flow = output[:, 2:].unflatten(1, (2, *self.stride)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return coarse_flow, dense_flow.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-class Truth(NamedTuple):
-    """True flow (N, 2, t, h, w) averaged to a grid, and the target's share (N, t, h, w) of each cell."""
+class CoarseTruth(NamedTuple):
+    """True flow and target mask, averaged to the cells of a feature map.
+
+    Attributes:
+        flow: (N, 2, t, h, w), pixels per frame.
+        target_fraction: (N, t, h, w), fraction of each cell that the target sprite covers.
+    """
 
     flow: Tensor
-    share: Tensor
+    target_fraction: Tensor
 
 
-def averaged(flow: Tensor, mask: Tensor, grid: Sequence[int]) -> Truth:
-    """Flow (N, 2, T, H, W) and a mask (N, T, H, W) averaged to the cells of a grid (t, h, w)."""
-    pool = nn.AdaptiveAvgPool3d(tuple(grid))
-    parts = [
+def average_to_grid(flow: Tensor, mask: Tensor, grid_size: Sequence[int]) -> CoarseTruth:
+    """Averages flow (N, 2, T, H, W) and a mask (N, T, H, W) to the cells of a grid of size (t, h, w)."""
+    pool = nn.AdaptiveAvgPool3d(tuple(grid_size))
+    batches = [
         (pool(f.float()), pool(m.float()[:, None])[:, 0]) for f, m in zip(flow.split(64), mask.split(64), strict=True)
     ]
-    return Truth(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return CoarseTruth(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
-class _Trainer:
-    """A step at a time: decoders on all endpoints, and the network where it is tuned; captured on a GPU."""
+class _DecoderTrainer:
+    """Trains one decoder per endpoint, and the network too if `fine_tune`; on a GPU by a CUDA graph."""
 
-    def __init__(self, model: S3DG, clips: Clips, stream: str, *, dense: str, tune: bool, batch_size: int) -> None:
-        self.model, self.clips, self.stream, self.tune, self.size = model, clips, stream, tune, batch_size
+    def __init__(
+        self, model: S3DG, clips: Clips, stream: str, *, dense_endpoint: str, fine_tune: bool, batch_size: int
+    ) -> None:
+        self.model, self.clips, self.stream = model, clips, stream
+        self.fine_tune, self.batch_size = fine_tune, batch_size
         self.device = clips.labels.device
         info = model.endpoint_info
         self.decoders = nn.ModuleDict(
-            {name: FlowDecoder(info[name].channels, info[name].stride if name == dense else None) for name in ENDPOINTS}
+            {
+                name: FlowDecoder(info[name].channels, info[name].stride if name == dense_endpoint else None)
+                for name in ENDPOINTS
+            }
         ).to(self.device)
-        trained = [*self.decoders.parameters(), *(model.parameters() if tune else ())]
-        self.params = [p for p in trained if p.requires_grad]
-        self.rate = torch.zeros((), device=self.device)
+        params = [*self.decoders.parameters(), *(model.parameters() if fine_tune else ())]
+        self.params = [p for p in params if p.requires_grad]
+        self.lr = torch.zeros((), device=self.device)
         on_gpu = self.device.type == "cuda"
-        self.optimiser = torch.optim.Adam(self.params, lr=self.rate if on_gpu else 0.0, capturable=on_gpu)
+        self.optimiser = torch.optim.Adam(self.params, lr=self.lr if on_gpu else 0.0, capturable=on_gpu)
         self.rows = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.loss = torch.zeros((), device=self.device)
-        self.truths: dict[tuple[int, ...], Truth] = {}
+        self.coarse_truths: dict[tuple[int, ...], CoarseTruth] = {}
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.taken = 0
+        self.steps_done = 0
 
-    def step(self, rows: np.ndarray, rate: float) -> None:
+    def step(self, rows: np.ndarray, lr: float) -> None:
+        """Takes one training step on the clips at the indices `rows` (batch_size,)."""
         self.rows.copy_(torch.from_numpy(rows))
-        self.rate.fill_(rate)
-        self.model.train(self.tune)
-        self.taken += 1
+        self.lr.fill_(lr)
+        self.model.train(self.fine_tune)
+        self.steps_done += 1
         if self.device.type != "cuda":
-            self.optimiser.param_groups[0]["lr"] = rate
+            self.optimiser.param_groups[0]["lr"] = lr
             self._step()
-        elif self.taken < 3:  # what a capture needs to have seen
+        elif self.steps_done < 3:  # warm-up, which a capture requires, on a side stream
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -110,109 +134,139 @@ class _Trainer:
             if p.grad is not None:
                 p.grad.zero_()
         total = torch.zeros((), device=self.device)
-        for _, grid, fine in self.read(self.clips, self.rows):
-            truth = self.truth(self.clips, grid.shape[2:])
-            total = total + _loss(grid, truth.flow[self.rows], truth.share[self.rows])
-            if fine is not None:
-                flow, mask = self.clips.true_flow[self.rows].float(), self.clips.mask[self.rows].float()
-                total = total + _loss(fine, flow, mask)
+        for _, coarse_flow, dense_flow in self.decode(self.clips, self.rows):
+            truth = self.coarse_truth(self.clips, coarse_flow.shape[2:])
+            total = total + _flow_loss(coarse_flow, truth.flow[self.rows], truth.target_fraction[self.rows])
+            if dense_flow is not None:
+                true_flow, mask = self.clips.true_flow[self.rows].float(), self.clips.mask[self.rows].float()
+                total = total + _flow_loss(dense_flow, true_flow, mask)
         total.backward()
         self.optimiser.step()
         self.loss.copy_(total.detach())
 
-    def read(self, clips: Clips, rows: Tensor | slice) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Endpoint by endpoint, the flow decoded of some clips: on its grid, and dense where asked."""
+    def decode(self, clips: Clips, rows: Tensor | slice) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """Yields (endpoint, coarse flow, dense flow or None) of the clips `rows`, for every endpoint."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):
-            with torch.set_grad_enabled(self.tune and torch.is_grad_enabled()):
-                maps = self.model.endpoints(clips.inputs(self.stream, rows), ENDPOINTS)
-            for name, x in maps.items():
+            with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()):
+                feature_maps = self.model.endpoints(clips.inputs(self.stream, rows), ENDPOINTS)
+            for name, x in feature_maps.items():
                 yield name, *self.decoders[name](x)
 
-    def truth(self, clips: Clips, grid: Sequence[int]) -> Truth:
-        key = (id(clips), *grid)
-        if key not in self.truths:
-            self.truths[key] = averaged(clips.true_flow, clips.mask, grid)
-        return self.truths[key]
+    def coarse_truth(self, clips: Clips, grid_size: Sequence[int]) -> CoarseTruth:
+        """`average_to_grid` of a set's true flow and mask, cached."""
+        key = (id(clips), *grid_size)
+        if key not in self.coarse_truths:
+            self.coarse_truths[key] = average_to_grid(clips.true_flow, clips.mask, grid_size)
+        return self.coarse_truths[key]
 
 
-def _loss(found: Tensor, flow: Tensor, share: Tensor) -> Tensor:
-    """Mean end-point error of all cells and of the target's."""
-    error = endpoint_error(found, flow)
-    return error.mean() + (error * share).sum() / share.sum().clamp_min(1e-6)
+def _flow_loss(flow: Tensor, true_flow: Tensor, target_fraction: Tensor) -> Tensor:
+    """Mean end-point error over all cells, plus its mean over the target sprite."""
+    error = endpoint_error(flow, true_flow)
+    return error.mean() + (error * target_fraction).sum() / target_fraction.sum().clamp_min(1e-6)
 
 
-def decode(
+def train_flow_decoders(
     model: S3DG,
-    fit: Clips,
-    test: Clips,
+    train_clips: Clips,
+    test_clips: Clips,
     stream: str,
     *,
-    dense: str,
+    dense_endpoint: str,
     epochs: int,
     batch_size: int = 128,
-    tune: bool = False,
-    pictures: int = 0,
+    fine_tune: bool = False,
+    num_saved_clips: int = 0,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Trains decoders on every endpoint by the clips of `fit`, tells their errors on those of `test`, in px a frame.
+    """Trains one flow decoder per endpoint and evaluates them.
 
-    `<endpoint>/epe` over all cells of its grid, `<endpoint>/target_epe` weighed by the target's share of each, beside
-    what answering no motion would err, `<endpoint>/target_epe_still`; for the endpoint `dense`, `dense/epe` and
-    `dense/target_epe` pixel by pixel. tune: train the network along, which changes `model`; else its weights and
-    statistics stay. The first `pictures` clips' dense flow comes as arrays `dense` (N, 2, K, H, W), float16, at the
-    frames `frames` (K,). Both sets need true flow.
+    Args:
+        model: its weights and batch norm statistics change only if `fine_tune`.
+        train_clips, test_clips: with true flow and masks of the target sprite.
+        stream: input of `model`, rgb or flow.
+        dense_endpoint: the endpoint from which dense flow is decoded as well.
+        epochs: passes over `train_clips`; clips beyond a multiple of `batch_size` are left out of each.
+        fine_tune: train `model` together with the decoders.
+        num_saved_clips: test clips whose dense flow is returned, the first ones.
+        seed: of the decoders' weights and of the order of the clips.
+
+    Returns:
+        Metrics, and arrays (none if `num_saved_clips` is 0).
+        Metrics, end-point errors on `test_clips` in pixels per frame: `<endpoint>/epe`, over all cells of the
+        endpoint's grid; `<endpoint>/target_epe`, each cell weighted by the fraction that the target sprite covers;
+        `<endpoint>/target_epe_still`, the same for a prediction of zero flow; `dense/…`, per pixel.
+        Arrays: `dense` (num_saved_clips, 2, K, H, W), float16, the dense flow at the frames `frames` (K,).
+
+    Raises:
+        FloatingPointError: the loss is not finite at the end.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trainer = _Trainer(model, fit, stream, dense=dense, tune=tune, batch_size=min(batch_size, len(fit)))
-    grids = {
-        tuple(-(-n // s) for n, s in zip(fit.size, model.endpoint_info[name].stride, strict=True)) for name in ENDPOINTS
+        trainer = _DecoderTrainer(
+            model,
+            train_clips,
+            stream,
+            dense_endpoint=dense_endpoint,
+            fine_tune=fine_tune,
+            batch_size=min(batch_size, len(train_clips)),
+        )
+    grid_sizes = {
+        tuple(-(-n // s) for n, s in zip(train_clips.size, model.endpoint_info[name].stride, strict=True))
+        for name in ENDPOINTS
     }
-    for clips in (fit, test):
-        for grid in grids:
-            trainer.truth(clips, grid)
+    for clips in (train_clips, test_clips):
+        for grid_size in grid_sizes:
+            trainer.coarse_truth(clips, grid_size)
     rng = np.random.default_rng(seed)
-    steps = len(fit) // trainer.size
+    steps_per_epoch = len(train_clips) // trainer.batch_size
     for epoch in range(epochs):
-        order = rng.permutation(len(fit))
-        for i in range(steps):
-            done = (epoch * steps + i) / (epochs * steps)
-            trainer.step(order[i * trainer.size :][: trainer.size], RATE * 0.5 * (1 + math.cos(math.pi * done)))
+        order = rng.permutation(len(train_clips))
+        for i in range(steps_per_epoch):
+            progress = (epoch * steps_per_epoch + i) / (epochs * steps_per_epoch)
+            lr = PEAK_LR * 0.5 * (1 + math.cos(math.pi * progress))
+            trainer.step(order[i * trainer.batch_size :][: trainer.batch_size], lr)
     if not math.isfinite(trainer.loss.item()):
-        raise FloatingPointError(f"the flow decoders' loss became {trainer.loss.item()} after {trainer.taken} steps")
-    return _errors(trainer, test), _pictures(trainer, test, pictures, dense) if pictures else {}
+        raise FloatingPointError(
+            f"the flow decoders' loss became {trainer.loss.item()} after {trainer.steps_done} steps"
+        )
+    metrics = _flow_errors(trainer, test_clips)
+    return metrics, _saved_flow(trainer, test_clips, num_saved_clips, dense_endpoint) if num_saved_clips else {}
 
 
 @torch.no_grad()
-def _errors(trainer: _Trainer, clips: Clips) -> dict[str, float]:
+def _flow_errors(trainer: _DecoderTrainer, clips: Clips) -> dict[str, float]:
     trainer.model.eval()
     trainer.decoders.eval()
     sums: dict[str, Tensor] = {}
 
-    def add(name: str, found: Tensor, flow: Tensor, share: Tensor) -> None:
-        error = endpoint_error(found, flow)
-        still = flow.norm(dim=1)
-        whole = error.new_tensor(error.numel())
-        told = torch.stack([error.sum(), whole, (error * share).sum(), share.sum(), (still * share).sum()]).double()
-        sums[name] = sums.get(name, 0) + told
+    def add(name: str, flow: Tensor, true_flow: Tensor, target_fraction: Tensor) -> None:
+        error = endpoint_error(flow, true_flow)
+        still_error = true_flow.norm(dim=1)
+        cells = error.new_tensor(error.numel())
+        weighted = (error * target_fraction).sum(), target_fraction.sum(), (still_error * target_fraction).sum()
+        sums[name] = sums.get(name, 0) + torch.stack([error.sum(), cells, *weighted]).double()
 
-    for rows in torch.arange(len(clips), device=trainer.device).split(4 * trainer.size):
-        for name, grid, fine in trainer.read(clips, rows):
-            truth = trainer.truth(clips, grid.shape[2:])
-            add(name, grid, truth.flow[rows], truth.share[rows])
-            if fine is not None:
-                add("dense", fine, clips.true_flow[rows].float(), clips.mask[rows].float())
+    for rows in torch.arange(len(clips), device=trainer.device).split(4 * trainer.batch_size):
+        for name, coarse_flow, dense_flow in trainer.decode(clips, rows):
+            truth = trainer.coarse_truth(clips, coarse_flow.shape[2:])
+            add(name, coarse_flow, truth.flow[rows], truth.target_fraction[rows])
+            if dense_flow is not None:
+                add("dense", dense_flow, clips.true_flow[rows].float(), clips.mask[rows].float())
     metrics = {}
-    for name, told in sums.items():
-        error, cells, on_target, share, still = told.tolist()
-        metrics |= {f"{name}/epe": error / cells, f"{name}/target_epe": on_target / share}
-        metrics[f"{name}/target_epe_still"] = still / share
+    for name, totals in sums.items():
+        error, cells, target_error, target_weight, still_error = totals.tolist()
+        metrics |= {f"{name}/epe": error / cells, f"{name}/target_epe": target_error / target_weight}
+        metrics[f"{name}/target_epe_still"] = still_error / target_weight
     return metrics
 
 
 @torch.no_grad()
-def _pictures(trainer: _Trainer, clips: Clips, count: int, dense: str) -> dict[str, np.ndarray]:
+def _saved_flow(trainer: _DecoderTrainer, clips: Clips, count: int, dense_endpoint: str) -> dict[str, np.ndarray]:
     rows = torch.arange(count, device=trainer.device)
-    frames = np.linspace(0, clips.size[0] - 2, PICTURE_FRAMES).round().astype(int)
-    fine = next(fine for name, _, fine in trainer.read(clips, rows) if name == dense)
-    return {"dense": fine[:, :, torch.from_numpy(frames).to(fine.device)].half().cpu().numpy(), "frames": frames}
+    frames = np.linspace(0, clips.size[0] - 2, SAVED_FRAMES).round().astype(int)
+    dense_flow = next(flow for name, _, flow in trainer.decode(clips, rows) if name == dense_endpoint)
+    return {
+        "dense": dense_flow[:, :, torch.from_numpy(frames).to(dense_flow.device)].half().cpu().numpy(),
+        "frames": frames,
+    }

@@ -1,7 +1,7 @@
-"""Leak controls: what a single frame gives away of the motion that a clip's label names. It should be nothing.
+"""Leak controls: whether a single frame reveals the motion that a clip's label names. It should not.
 
-Two motion classes form a pair where appearance cannot tell them: choosing between the two is right half of the time by
-chance. All is tested on `decorrelated`, where appearance has nothing to do with the motion.
+The two classes of a motion pair have the same appearance, so that without motion the choice between them is right half
+of the time. All controls are tested on the split `decorrelated`, where appearance is independent of motion.
 """
 
 from dataclasses import replace
@@ -24,84 +24,94 @@ from d3d.train.loop import fit
 from d3d.train.networks import build
 
 
-def run(this: Run) -> None:
-    """Writes the records `pose` and `one_frame` of a run."""
-    for name, phase, control in (("pose", "pose", pose), ("one_frame", "train", one_frame)):
-        with this.phase(phase):
-            metrics = control(this.config, this.device)
-        this.write(name, metrics)
+def run(active_run: Run) -> None:
+    """Writes the records `pose` and `one_frame`."""
+    for name, phase, control in (("pose", "pose", pose_control), ("one_frame", "train", single_frame_control)):
+        with active_run.phase(phase):
+            metrics = control(active_run.config, active_run.device)
+        active_run.write(name, metrics)
         print(metrics)
 
 
-def moments(frames: int) -> dict[str, int]:
-    """The frames that are looked at."""
-    return {"first": 0, "middle": frames // 2, "last": frames - 1}
+def single_frames(num_frames: int) -> dict[str, int]:
+    """Names and indices of the frames that are tested."""
+    return {"first": 0, "middle": num_frames // 2, "last": num_frames - 1}
 
 
-def pair_accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """`motion_pairs` and `appearance_pairs`: how often a clip's class outscores its sibling; chance is 0.5.
+def pair_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How often a clip's class scores higher than its sibling; a tie counts half, chance is 0.5.
 
-    scores (N, K): logits or log-probabilities. labels (N,). A group without clips is left out.
+    Args:
+        logits: (N, K), or log-probabilities.
+        labels: (N,).
+
+    Returns:
+        `motion_pairs` and `appearance_pairs`, each only if there are clips of such pairs.
     """
-    sibling = siblings()[labels]
-    own, other = (scores[np.arange(len(labels)), column] for column in (labels, sibling))
-    right = (own > other) + 0.5 * (own == other)
+    label_logit, sibling_logit = (logits[np.arange(len(labels)), column] for column in (labels, siblings()[labels]))
+    correct = (label_logit > sibling_logit) + 0.5 * (label_logit == sibling_logit)
     groups = np.array([c.group for c in CLASSES])[labels]
-    return {f"{name}_pairs": float(right[groups == name].mean()) for name in ("motion", "appearance") if name in groups}
+    return {
+        f"{name}_pairs": float(correct[groups == name].mean()) for name in ("motion", "appearance") if name in groups
+    }
 
 
-def one_frame(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:
-    """S3D-G trained on single frames of all classes: `<moment>/motion_pairs` and `<moment>/appearance_pairs`.
+def single_frame_control(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Trains S3D-G on single frames, one network per tested frame.
 
-    The appearance pairs are the positive control: a frame does tell those, so the network can learn from frames.
+    Returns:
+        `<frame>/motion_pairs` and `<frame>/appearance_pairs`, with frame `first`, `middle` or `last`. The appearance
+        pairs are the positive control: a frame does show them, so the network can learn from frames.
     """
-    training = changed(config.train, test_clips=config.leak_clips)
-    shown = training.data
-    train = sprite_clips(shown, f"train/{training.run.seed}", shown.train_clips, device=device)
-    test = sprite_clips(shown, "decorrelated", shown.test_clips, device=device)
+    train_config = changed(config.train, test_clips=config.leak_clips)
+    data_config = train_config.data
+    train = sprite_clips(data_config, f"train/{train_config.run.seed}", data_config.train_clips, device=device)
+    test = sprite_clips(data_config, "decorrelated", data_config.test_clips, device=device)
     classes = tuple(c.name for c in CLASSES)
     metrics = {}
-    for moment, t in moments(config.train.data.clip.frames).items():
+    for frame, t in single_frames(data_config.clip.frames).items():
         splits = {
             name: replace(clips, rgb=clips.rgb[:, :, t : t + 1])
             for name, clips in {"train": train, "decorrelated": test}.items()
         }
         data = Data(classes, splits)
-        model = build(training, data, device)
-        fit(model, training, data)
-        found = pair_accuracy(predict(model, splits["decorrelated"], "rgb"), test.table["label"].to_numpy())
-        metrics |= {f"{moment}/{name}": value for name, value in found.items()}
+        model = build(train_config, data, device)
+        fit(model, train_config, data)
+        accuracy = pair_accuracy(predict(model, splits["decorrelated"], "rgb"), test.table["label"].to_numpy())
+        metrics |= {f"{frame}/{name}": value for name, value in accuracy.items()}
     return metrics
 
 
-def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Logistic regression on position, size and angle, and their products: `<moment>/motion_pairs`.
+def pose_control(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Fits logistic regressions on the target sprite's position, size and angle, and their products.
 
-    `three/motion_pairs` is the positive control: the poses of three frames on end tell the motion.
+    Returns:
+        `<frame>/motion_pairs`, with frame `first`, `middle` or `last`, and `three/motion_pairs`, the positive control:
+        the poses in three consecutive frames reveal the motion.
     """
-    shown, seed = config.train.data, config.train.run.seed
-    looked_at = {name: [t] for name, t in moments(shown.clip.frames).items()} | {"three": [0, 1, 2]}
+    data_config, seed = config.train.data, config.train.run.seed
+    tested_frames = {name: [t] for name, t in single_frames(data_config.clip.frames).items()} | {"three": [0, 1, 2]}
     poses, labels = {}, {}
-    for split, count in {f"train/{seed}": shown.train_clips, "decorrelated": config.leak_clips}.items():
-        # Part by part: all frames of so many clips would fill tens of GB.
-        parts = [(p.pose, p.table) for p in rendered(shown.clip, split, count, device=device)]
-        table = pd.concat([table for _, table in parts])
-        moving = (table["group"] == "motion").to_numpy()
-        poses[split] = np.concatenate([found for found, _ in parts])[moving]
-        labels[split] = table["label"].to_numpy()[moving]
+    for split, count in {f"train/{seed}": data_config.train_clips, "decorrelated": config.leak_clips}.items():
+        # Only poses and tables are kept: the pixels of that many clips would take tens of GB.
+        chunks = [(chunk.pose, chunk.table) for chunk in rendered(data_config.clip, split, count, device=device)]
+        table = pd.concat([table for _, table in chunks])
+        in_motion_pair = (table["group"] == "motion").to_numpy()
+        poses[split] = np.concatenate([pose for pose, _ in chunks])[in_motion_pair]
+        labels[split] = table["label"].to_numpy()[in_motion_pair]
     metrics = {}
     train, test = poses
-    for moment, frames in looked_at.items():
-        x = {split: _features(found[:, frames], shown.clip.size) for split, found in poses.items()}
+    for name, frames in tested_frames.items():
+        x = {split: _pose_features(pose[:, frames], data_config.clip.size) for split, pose in poses.items()}
         model = make_pipeline(PolynomialFeatures(2), StandardScaler(), LogisticRegression(max_iter=500, C=0.1))
         model.fit(x[train], labels[train])
-        scores = np.full((len(x[test]), len(CLASSES)), -np.inf)
-        scores[:, model.classes_] = model.predict_log_proba(x[test])
-        metrics[f"{moment}/motion_pairs"] = pair_accuracy(scores, labels[test])["motion_pairs"]
+        logits = np.full((len(x[test]), len(CLASSES)), -np.inf)
+        logits[:, model.classes_] = model.predict_log_proba(x[test])
+        metrics[f"{name}/motion_pairs"] = pair_accuracy(logits, labels[test])["motion_pairs"]
     return metrics
 
 
-def _features(pose: np.ndarray, size: int) -> np.ndarray:
-    """Poses (N, T, 4) as numbers (N, 7 T): what wraps around as sine and cosine, the radius as its logarithm."""
-    turns = np.stack([2 * np.pi * pose[..., 0] / size, 2 * np.pi * pose[..., 1] / size, pose[..., 3]], -1)
-    return np.concatenate([np.sin(turns), np.cos(turns), np.log(pose[..., 2:3])], -1).reshape(len(pose), -1)
+def _pose_features(pose: np.ndarray, size: int) -> np.ndarray:
+    """Poses (N, T, 4) to features (N, 7 T): sine and cosine of the periodic x, y and angle, logarithm of the radius."""
+    angles = np.stack([2 * np.pi * pose[..., 0] / size, 2 * np.pi * pose[..., 1] / size, pose[..., 3]], -1)
+    return np.concatenate([np.sin(angles), np.cos(angles), np.log(pose[..., 2:3])], -1).reshape(len(pose), -1)

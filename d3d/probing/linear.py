@@ -1,9 +1,10 @@
-"""What frozen endpoints know: linear probes with control tasks (Hewitt and Liang 2019).
+"""Linear probes of frozen endpoints, with control tasks (Hewitt and Liang 2019).
 
-    sets = probed_sets(config.data, device="cuda")
-    metrics = linear_probes(model, sets, "rgb")           # Mixed_4f/velocity/r2_within, …
+    probe_clips = render_probe_clips(config.data, device="cuda")
+    metrics = linear_probes(model, probe_clips, "rgb")    # Mixed_4f/velocity/r2_within, …
 
-Flow decoders on the same endpoints are in d3d.probing.decoders.
+A probe is a ridge regression from an endpoint's features to a property of the clip, such as the target sprite's
+velocity. Flow decoders on the same endpoints are in d3d.probing.decoders.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,93 +27,120 @@ from d3d.s3dg.network import MIXED, S3DG
 from d3d.study.parameters import MAX_SEED, DataConfig
 from d3d.train.evaluate import AT_ONCE
 
-# Every endpoint that computes something new; the others pool.
+# All endpoints but the max poolings.
 ENDPOINTS = ("Conv2d_1a_7x7", "Conv2d_2b_1x1", "Conv2d_2c_3x3", *MIXED)
-MOTION = ("velocity", "rotation", "expansion")
-TARGETS = (*MOTION, "time_order", "hue", "texture", "shape")
-# What the largest of several columns names, or the sign of one.
-CATEGORIES = ("time_order", "texture", "shape")
-ALPHAS = np.logspace(-1, 5, 7)
+MOTION_PROPERTIES = ("velocity", "rotation", "expansion")
+PROPERTIES = (*MOTION_PROPERTIES, "time_order", "hue", "texture", "shape")
+# Also scored by accuracy: the predicted category is the largest of several columns, or the sign of a single one.
+CATEGORICAL = ("time_order", "texture", "shape")
+ALPHAS = np.logspace(-1, 5, 7)  # ridge penalties to choose from
 
 
-class Sets(NamedTuple):
-    """Clips to fit on and to test on; and the same, the first half of them with frames in a random order."""
+class ProbeClips(NamedTuple):
+    """Clips for probing.
 
-    fit: Clips
+    Attributes:
+        train: the clips that probes are fitted on.
+        test: the clips that they are scored on.
+        train_half_shuffled: `train` with the frames of its first half shuffled, for time order; without true flow.
+        test_half_shuffled: the same of `test`.
+    """
+
+    train: Clips
     test: Clips
-    fit_mixed: Clips
-    test_mixed: Clips
+    train_half_shuffled: Clips
+    test_half_shuffled: Clips
 
 
-class Sample(NamedTuple):
-    """Features (N, F) and the table of their clips."""
+class ProbeData(NamedTuple):
+    """What probes see of a set of clips.
 
-    x: np.ndarray
+    Attributes:
+        features: (N, F).
+        table: one row per clip, as in `Clips`.
+    """
+
+    features: np.ndarray
     table: pd.DataFrame
 
 
-def probed_sets(config: DataConfig, *, device: torch.device | str = "cpu") -> Sets:
-    """The clips of all seeds' probes, with flow both seen and true."""
+def render_probe_clips(config: DataConfig, *, device: torch.device | str = "cpu") -> ProbeClips:
+    """Renders the clips for probing, the same for every seed, with true flow and the flow that networks see."""
 
-    def both(split: str, count: int) -> tuple[Clips, Clips]:
+    def render_both(split: str, count: int) -> tuple[Clips, Clips]:
         clips = sprite_clips(config, split, count, flow=True, truth=True, device=device)
         shuffled = sprite_clips(config, split, count // 2, played="shuffled", flow=True, device=device)
-        rest = slice(count // 2, None)
-        mixed = replace(
+        second_half = slice(count // 2, None)
+        half_shuffled = replace(
             clips,
-            rgb=torch.cat([shuffled.rgb, clips.rgb[rest]]),
-            flow=torch.cat([shuffled.flow, clips.flow[rest]]),
+            rgb=torch.cat([shuffled.rgb, clips.rgb[second_half]]),
+            flow=torch.cat([shuffled.flow, clips.flow[second_half]]),
             true_flow=None,
             table=clips.table.assign(in_order=np.arange(count) >= count // 2),
         )
-        return clips, mixed
+        return clips, half_shuffled
 
-    # Seeds of trained networks stay below: no network has seen these clips.
-    (fit, fit_mixed), (test, test_mixed) = (
-        both(f"train/{MAX_SEED}", config.train_clips),
-        both("iid", config.test_clips),
-    )
-    return Sets(fit, test, fit_mixed, test_mixed)
+    # The seeds of trained networks are below MAX_SEED, so that no network has seen these clips.
+    train, train_half_shuffled = render_both(f"train/{MAX_SEED}", config.train_clips)
+    test, test_half_shuffled = render_both("iid", config.test_clips)
+    return ProbeClips(train, test, train_half_shuffled, test_half_shuffled)
 
 
-def linear_probes(model: S3DG, sets: Sets, stream: str, *, seed: int = 0) -> dict[str, float]:
-    """`<endpoint>/<score>` of `linear` for every target and endpoint: a pass over each set, a probe an endpoint."""
-    tables = [clips.table for clips in sets]
-    features = [pooled(model, clips, stream, ENDPOINTS) for clips in sets]
-    samples = [[Sample(f[e], table) for f, table in zip(features, tables, strict=True)] for e in ENDPOINTS]
-    # One thread a fit: many small ones side by side are faster than each on all cores.
+def linear_probes(model: S3DG, probe_clips: ProbeClips, stream: str, *, seed: int = 0) -> dict[str, float]:
+    """Fits linear probes on every endpoint of a network and scores them.
+
+    Args:
+        model: put into eval mode, never trained.
+        stream: input of `model`, rgb or flow.
+        seed: of the control tasks.
+
+    Returns:
+        `<endpoint>/<score>`, with the scores of `fit_probes` for every property of `PROPERTIES`.
+    """
+    tables = [clips.table for clips in probe_clips]
+    features = [pooled_features(model, clips, stream, ENDPOINTS) for clips in probe_clips]
+    data = [[ProbeData(f[e], table) for f, table in zip(features, tables, strict=True)] for e in ENDPOINTS]
+    # One thread per fit: many small fits in parallel are faster than each of them on all cores.
     with threadpool_limits(1), ThreadPoolExecutor(cpu_count()) as pool:
-        found = list(pool.map(lambda four: _both(*four, seed), samples))
-    return {f"{e}/{name}": v for e, scores in zip(ENDPOINTS, found, strict=True) for name, v in scores.items()}
+        results = list(pool.map(lambda endpoint_data: _fit_endpoint(*endpoint_data, seed), data))
+    return {f"{e}/{name}": v for e, scores in zip(ENDPOINTS, results, strict=True) for name, v in scores.items()}
 
 
-def _both(fit: Sample, test: Sample, fit_mixed: Sample, test_mixed: Sample, seed: int) -> dict[str, float]:
-    return linear(fit, test, seed=seed) | linear(fit_mixed, test_mixed, names=("time_order",), seed=seed)
+def _fit_endpoint(
+    train: ProbeData,
+    test: ProbeData,
+    train_half_shuffled: ProbeData,
+    test_half_shuffled: ProbeData,
+    seed: int,
+) -> dict[str, float]:
+    time_order = fit_probes(train_half_shuffled, test_half_shuffled, properties=("time_order",), seed=seed)
+    return fit_probes(train, test, seed=seed) | time_order
 
 
 @torch.no_grad()
-def pooled(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[str]) -> dict[str, np.ndarray]:
-    """Features (N, C) of each endpoint, float32, in one pass over the clips: means over time and space.
-
-    A classifier at that endpoint would see as much.
-    """
+def pooled_features(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[str]) -> dict[str, np.ndarray]:
+    """Means over time and space of each endpoint's feature map: (N, C), float32, from one pass over the clips."""
     model.eval()
     device = clips.labels.device
-    size = max(8, AT_ONCE // clips.rgb[0, 0].numel() // 2) if device.type == "cuda" else 64
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in endpoints}
-    for i in range(0, len(clips), size):
+    batch_size = max(8, AT_ONCE // clips.rgb[0, 0].numel() // 2) if device.type == "cuda" else 64
+    batches: dict[str, list[np.ndarray]] = {name: [] for name in endpoints}
+    for i in range(0, len(clips), batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            found = model.endpoints(clips.inputs(stream, slice(i, i + size)), endpoints)
-        for name, x in found.items():
-            parts[name].append(x.mean((2, 3, 4), dtype=torch.float32).cpu().numpy())
-    return {name: np.concatenate(p) for name, p in parts.items()}
+            feature_maps = model.endpoints(clips.inputs(stream, slice(i, i + batch_size)), endpoints)
+        for name, x in feature_maps.items():
+            batches[name].append(x.mean((2, 3, 4), dtype=torch.float32).cpu().numpy())
+    return {name: np.concatenate(features) for name, features in batches.items()}
 
 
-def targets(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What is probed for, as columns (N, D): motion, hue on its circle, texture and shape as indicators; and, where the
-    table says what is `in_order`, time order as ± 1."""
+def property_values(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The properties of clips that probes predict, each (N, D).
+
+    Velocity (D = 2), rotation and expansion (1) are those of the target sprite; hue is the point (cos, sin) on its
+    circle; texture and shape are one-hot. time_order is 1 for clips in order and -1 for shuffled ones, only if the
+    table has a column `in_order`.
+    """
     hue = 2 * np.pi * table["hue"].to_numpy()
-    found = {
+    values = {
         "velocity": table[["velocity_x", "velocity_y"]].to_numpy(),
         "rotation": table[["angular_velocity"]].to_numpy(),
         "expansion": table[["expansion"]].to_numpy(),
@@ -121,119 +149,139 @@ def targets(table: pd.DataFrame) -> dict[str, np.ndarray]:
         "shape": (table["shape"].to_numpy()[:, None] == np.array(list(SHAPES))).astype(float),
     }
     if "in_order" in table:
-        found["time_order"] = np.where(table[["in_order"]], 1.0, -1.0)
-    return found
+        values["time_order"] = np.where(table[["in_order"]], 1.0, -1.0)
+    return values
 
 
-def linear(fit: Sample, test: Sample, *, names: Sequence[str] = TARGETS, seed: int = 0) -> dict[str, float]:
-    """Ridge regression from features to every target that is known; the penalties are chosen on half of `fit`.
+def fit_probes(
+    train: ProbeData, test: ProbeData, *, properties: Sequence[str] = PROPERTIES, seed: int = 0
+) -> dict[str, float]:
+    """Fits ridge regressions from features to properties, and scores them on `test`.
 
-    Gives `<target>/r2` on the clips of `test`; `<target>/r2_within`, the same once each class's mean is removed from
-    features and target; for motion `<target>/r2_beyond_size`, the same once in each class all that follows linearly
-    from the target's radius and its inverse is removed too, since how fast a sprite turns or grows at a given speed
-    depends on its size; `<target>/selectivity`, r2 minus that of a control task, which deals every kind of clip (class
-    and family) one random value of the target: what a probe reaches by naming the kind alone; and for categories
-    `<target>/accuracy`. Targets that do not vary are left out. `motion/…` is the mean over velocity, rotation and
-    expansion.
+    Args:
+        train: in order of class labels (0, 1, …, 15, 0, 1, …). Half of it is used to choose the penalties.
+        properties: left out are those that the table lacks or that do not vary.
+        seed: of the control tasks.
+
+    Returns:
+        `<property>/r2`; `<property>/r2_within`: after subtracting each class's mean from features and property;
+        `<property>/r2_beyond_size`, for motion: after also removing, within each class, what follows linearly from the
+        target sprite's radius and its inverse, because how fast a sprite turns or grows at a given speed depends on
+        its size; `<property>/selectivity`: r2 minus the r2 of a control task, in which all clips of one class and
+        family get the same random value of the property, so that it can be learnt by recognising class and family
+        alone; `<property>/accuracy`, for categories; `motion/…`: the mean over velocity, rotation and expansion.
     """
-    known, asked = targets(fit.table), targets(test.table)
-    names = [n for n in names if n in known and known[n].std() > 0 and asked[n].std() > 0]
-    deal = _control(fit.table, test.table, names, seed)
-    # Classes follow one another, so that both halves have as many of each.
-    first = np.arange(len(fit.x)) // len(CLASSES) % 2 == 0
-    parts = [Sample(fit.x[first], fit.table[first]), Sample(fit.x[~first], fit.table[~first]), test]
-    goals = [targets(t) for _, t in parts]
-    plain = [
-        _Part(x, [g[n] for n in names] + [deal(t, n) for n in names]) for (x, t), g in zip(parts, goals, strict=True)
+    train_values, test_values = property_values(train.table), property_values(test.table)
+    names = [n for n in properties if n in train_values and train_values[n].std() > 0 and test_values[n].std() > 0]
+    control = _control_task(train.table, test.table, names, seed)
+    # Labels are in cyclic order: alternating blocks of one cycle give both halves as many clips of each class.
+    first_half = np.arange(len(train.features)) // len(CLASSES) % 2 == 0
+    splits = [
+        ProbeData(train.features[first_half], train.table[first_half]),
+        ProbeData(train.features[~first_half], train.table[~first_half]),
+        test,
     ]
-    predicted = _predict(*plain)
-    r2 = [_r2(goal, found) for goal, found in zip(plain[-1].goals, predicted, strict=True)]
+    split_values = [property_values(table) for _, table in splits]
+    regressions = [
+        _Regression(x, [values[n] for n in names] + [control(table, n) for n in names])
+        for (x, table), values in zip(splits, split_values, strict=True)
+    ]
+    predictions = _fit_predict(*regressions)
+    r2 = [_r2(y, predicted) for y, predicted in zip(regressions[-1].ys, predictions, strict=True)]
     scores: dict[str, float] = {}
     for i, name in enumerate(names):
         scores[f"{name}/r2"] = r2[i]
         scores[f"{name}/selectivity"] = r2[i] - r2[len(names) + i]
-        if name in CATEGORIES:
-            scores[f"{name}/accuracy"] = _agreement(asked[name], predicted[i])
-    moving = [name for name in MOTION if name in names]
-    scores |= _r2_without(parts, names, _within, "r2_within")
-    scores |= _r2_without(parts, moving, _beyond_size, "r2_beyond_size") if moving else {}
-    for kind in ("r2_within", "r2_beyond_size") if moving else ():
-        scores[f"motion/{kind}"] = float(np.mean([scores[f"{name}/{kind}"] for name in moving]))
+        if name in CATEGORICAL:
+            scores[f"{name}/accuracy"] = _accuracy(test_values[name], predictions[i])
+    motion = [name for name in MOTION_PROPERTIES if name in names]
+    scores |= _r2_of_residuals(splits, names, _within_class, "r2_within")
+    scores |= _r2_of_residuals(splits, motion, _beyond_size, "r2_beyond_size") if motion else {}
+    for score in ("r2_within", "r2_beyond_size") if motion else ():
+        scores[f"motion/{score}"] = float(np.mean([scores[f"{name}/{score}"] for name in motion]))
     return scores
 
 
-def _r2_without(
-    parts: Sequence[Sample], names: Sequence[str], without: Callable[[np.ndarray, pd.DataFrame], np.ndarray], kind: str
+def _r2_of_residuals(
+    splits: Sequence[ProbeData],
+    names: Sequence[str],
+    residual: Callable[[np.ndarray, pd.DataFrame], np.ndarray],
+    score: str,
 ) -> dict[str, float]:
-    """`<target>/<kind>`: R² once `without` took something out of features and targets alike."""
-    goals = [targets(t) for _, t in parts]
-    left = [_Part(without(x, t), [without(g[n], t) for n in names]) for (x, t), g in zip(parts, goals, strict=True)]
-    found = zip(names, left[-1].goals, _predict(*left), strict=True)
-    return {f"{name}/{kind}": _r2(goal, predicted) for name, goal, predicted in found}
+    """`<property>/<score>`: R² after applying `residual` to features and properties alike."""
+    split_values = [property_values(table) for _, table in splits]
+    regressions = [
+        _Regression(residual(x, table), [residual(values[n], table) for n in names])
+        for (x, table), values in zip(splits, split_values, strict=True)
+    ]
+    results = zip(names, regressions[-1].ys, _fit_predict(*regressions), strict=True)
+    return {f"{name}/{score}": _r2(y, predicted) for name, y, predicted in results}
 
 
-class _Part(NamedTuple):
-    """Features (N, F) and the goals, each (N, D), of one set of clips."""
+class _Regression(NamedTuple):
+    """Features (N, F) and the values to predict, each (N, D), of one set of clips."""
 
     x: np.ndarray
-    goals: list[np.ndarray]
+    ys: list[np.ndarray]
 
 
-def _control(
+def _control_task(
     train_table: pd.DataFrame, test_table: pd.DataFrame, names: Sequence[str], seed: int
 ) -> Callable[[pd.DataFrame, str], np.ndarray]:
-    """The control task: a table's clips and a target's name to values (N, D) that only the clips' kinds decide."""
+    """A function of a table and a property that returns the control task's values (N, D)."""
     rng = np.random.default_rng(seed)
-    kinds = sorted({*_kinds(train_table), *_kinds(test_table)})
-    source: Mapping[str, np.ndarray] = targets(train_table)
-    dealt = {name: {kind: source[name][rng.integers(len(train_table))] for kind in kinds} for name in names}
-    return lambda table, name: np.stack([dealt[name][kind] for kind in _kinds(table)])
+    kinds = sorted({*_class_and_family(train_table), *_class_and_family(test_table)})
+    source: Mapping[str, np.ndarray] = property_values(train_table)
+    control = {name: {kind: source[name][rng.integers(len(train_table))] for kind in kinds} for name in names}
+    return lambda table, name: np.stack([control[name][kind] for kind in _class_and_family(table)])
 
 
-def _kinds(table: pd.DataFrame) -> list[str]:
+def _class_and_family(table: pd.DataFrame) -> list[str]:
     return (table["class"] + "/" + table["family"]).tolist()
 
 
-def _predict(fit: _Part, choose: _Part, test: _Part) -> list[np.ndarray]:
-    """What ridge probes say of `test`, fitted on `fit` and `choose`, the penalty of each column chosen on `choose`.
+def _fit_predict(train: _Regression, validation: _Regression, test: _Regression) -> list[np.ndarray]:
+    """Predictions on `test` by ridge regressions fitted on `train` and `validation`.
 
-    Leaving single clips out would not do: where class means are removed, the others tell what the one left out was.
+    The penalty of each column is chosen on `validation`. Leave-one-out would not do: after subtracting class means, the
+    other clips of a class reveal the value of the one that is left out.
     """
-    # Channels that hardly ever fire would be blown up by scaling.
-    alive = fit.x.std(0) >= 1e-3 * fit.x.std(0).max()
-    scaler = StandardScaler().fit(fit.x[:, alive])
-    x, x_choose, x_test = (scaler.transform(part.x[:, alive].astype(float)) for part in (fit, choose, test))
-    y, y_choose = (np.hstack(part.goals) for part in (fit, choose))
-    said = (Ridge(alpha).fit(x, y).predict(x_choose).reshape(y_choose.shape) for alpha in ALPHAS)
-    errors = [((guess - y_choose) ** 2).sum(0) for guess in said]
-    model = Ridge(ALPHAS[np.argmin(errors, 0)]).fit(np.vstack([x, x_choose]), np.vstack([y, y_choose]))
-    ends = np.cumsum([goal.shape[1] for goal in test.goals])[:-1]
+    # Scaling would blow up channels that are almost always zero.
+    active = train.x.std(0) >= 1e-3 * train.x.std(0).max()
+    scaler = StandardScaler().fit(train.x[:, active])
+    x, x_validation, x_test = (scaler.transform(r.x[:, active].astype(float)) for r in (train, validation, test))
+    y, y_validation = (np.hstack(r.ys) for r in (train, validation))
+    predictions = (Ridge(alpha).fit(x, y).predict(x_validation).reshape(y_validation.shape) for alpha in ALPHAS)
+    errors = [((predicted - y_validation) ** 2).sum(0) for predicted in predictions]
+    model = Ridge(ALPHAS[np.argmin(errors, 0)]).fit(np.vstack([x, x_validation]), np.vstack([y, y_validation]))
+    ends = np.cumsum([values.shape[1] for values in test.ys])[:-1]
     return np.split(model.predict(x_test).reshape(len(x_test), -1), ends, axis=1)
 
 
-def _within(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+def _within_class(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    """Subtracts each class's mean from values (N, D)."""
     frame = pd.DataFrame(values)
     return (frame - frame.groupby(table["label"].to_numpy()).transform("mean")).to_numpy()
 
 
 def _beyond_size(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
-    """What of values (N, D) does not follow, in each class, from the target's radius and its inverse."""
-    rest = np.empty_like(values, dtype=float)
+    """Residual of values (N, D) after regressing them, within each class, on the sprite's radius and its inverse."""
+    residual = np.empty_like(values, dtype=float)
     for label in table["label"].unique():
         rows = (table["label"] == label).to_numpy()
         radius = table["radius"].to_numpy()[rows]
         size = np.stack([np.ones_like(radius), radius, 1 / radius], 1)
-        rest[rows] = values[rows] - size @ np.linalg.lstsq(size, values[rows], rcond=None)[0]
-    return rest
+        residual[rows] = values[rows] - size @ np.linalg.lstsq(size, values[rows], rcond=None)[0]
+    return residual
 
 
-def _r2(goal: np.ndarray, predicted: np.ndarray) -> float:
-    """R² pooled over the columns: a column that hardly varies adds hardly anything to either sum."""
-    return float(1 - ((goal - predicted) ** 2).sum() / ((goal - goal.mean(0)) ** 2).sum())
+def _r2(y: np.ndarray, predicted: np.ndarray) -> float:
+    """R² pooled over the columns: a column that hardly varies hardly adds to either sum of squares."""
+    return float(1 - ((y - predicted) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
 
 
-def _agreement(goal: np.ndarray, predicted: np.ndarray) -> float:
+def _accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
     """How often the largest column is right, or the sign of a single one."""
-    if goal.shape[1] == 1:
-        return float((np.sign(goal) == np.sign(predicted)).mean())
-    return float((goal.argmax(1) == predicted.argmax(1)).mean())
+    if y.shape[1] == 1:
+        return float((np.sign(y) == np.sign(predicted)).mean())
+    return float((y.argmax(1) == predicted.argmax(1)).mean())

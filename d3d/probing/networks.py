@@ -1,4 +1,4 @@
-"""The trained networks that probes look into, and the untrained one that they are held against."""
+"""The networks that are probed: trained ones from their checkpoints, and a random one for comparison."""
 
 from pathlib import Path
 
@@ -7,25 +7,35 @@ from d3d.data.sprite_classes import CLASSES
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import S3DG, s3dg
 from d3d.study import plan
-from d3d.study.arms import arm as entry_of
+from d3d.study.arms import arm as arm_entry
 from d3d.train.evaluate import calibrate
 
 
-def arm_network(results: str | Path, arm: str, seed: int, *, width: float, fit: Clips) -> tuple[S3DG, str] | None:
-    """The network of an arm to look into, on the device of the clips `fit`, and its stream; None where its weights are
-    not below `results`.
+def load_arm_network(
+    results: str | Path, arm: str, seed: int, *, width: float, calibration_clips: Clips
+) -> tuple[S3DG, str] | None:
+    """Loads the network of an arm, on the device of `calibration_clips`.
 
-    An arm that a probe makes has the weights of the arm that it starts from, or random ones of this width, its batch
-    norms calibrated on `fit`.
+    An arm of the experiment `probe` has no checkpoint of its own: it gets the weights of the arm that it starts from
+    (`tuned`), or random ones (`random`).
+
+    Args:
+        results: folder with the checkpoints.
+        width: of a random network.
+        calibration_clips: set the batch norm statistics of a random network.
+
+    Returns:
+        The network and its stream, or None, with a printed line, if the checkpoint does not exist.
     """
-    classes, device = tuple(c.name for c in CLASSES), fit.labels.device
-    entry = entry_of(arm)
-    made_here = entry.experiment == "probe"
-    if made_here and not entry.start:
-        return calibrate(s3dg(len(classes), width=width, seed=seed).to(device), fit, "rgb"), "rgb"
-    path = plan.weights(results, entry.start if made_here else arm, seed)
+    classes, device = tuple(c.name for c in CLASSES), calibration_clips.labels.device
+    entry = arm_entry(arm)
+    is_probe_arm = entry.experiment == "probe"
+    if is_probe_arm and not entry.start:
+        model = s3dg(len(classes), width=width, seed=seed).to(device)
+        return calibrate(model, calibration_clips, "rgb"), "rgb"
+    path = plan.weights(results, entry.start if is_probe_arm else arm, seed)
     if not Path(path).is_file():
-        print(f"{arm}: no weights at {path}, left out")
+        print(f"{arm}: no weights at {path}, skipped")
         return None
     model, about = load_checkpoint(path, classes=classes, device=device)
     return model, about.stream

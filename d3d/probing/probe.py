@@ -1,44 +1,47 @@
-"""What the endpoints of every network of a seed know: linear probes and flow decoders on frozen weights."""
+"""The probe experiment: linear probes and flow decoders on every examined network of a seed."""
 
-from d3d.probing.decoders import decode
-from d3d.probing.linear import ENDPOINTS, linear_probes, probed_sets
-from d3d.probing.networks import arm_network
+from d3d.probing.decoders import train_flow_decoders
+from d3d.probing.linear import ENDPOINTS, linear_probes, render_probe_clips
+from d3d.probing.networks import load_arm_network
 from d3d.study.arms import ARMS, examined_by
 from d3d.study.run import Run
 
 
-def run(this: Run) -> None:
-    """Writes a record of every examined arm whose weights are below the run's results.
+def run(active_run: Run) -> None:
+    """Writes one record per examined arm; arms without weights in the run's results folder are skipped.
 
-    Raises ValueError for an endpoint that is not probed.
+    Raises:
+        ValueError: the run's endpoint is not one of `ENDPOINTS`.
     """
-    config, seed = this.config, this.config.run.seed
+    config, seed = active_run.config, active_run.config.run.seed
     if config.look.endpoint not in ENDPOINTS:
         raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {config.look.endpoint!r}")
-    with this.phase("data"):
-        sets = probed_sets(config.data, device=this.device)
+    with active_run.phase("data"):
+        probe_clips = render_probe_clips(config.data, device=active_run.device)
     for arm in examined_by("probe"):
-        found = arm_network(config.run.results, arm, seed, width=config.network.width, fit=sets.fit)
-        if found is None:
+        network = load_arm_network(
+            config.run.results, arm, seed, width=config.network.width, calibration_clips=probe_clips.train
+        )
+        if network is None:
             continue
-        model, stream = found
-        # The network that starts from another here is trained on, end to end with its decoders.
-        tuned = ARMS[arm].experiment == "probe" and bool(ARMS[arm].start)
+        model, stream = network
+        # The arm `tuned` starts from a trained network and is fine-tuned here, together with its decoders.
+        fine_tune = ARMS[arm].experiment == "probe" and bool(ARMS[arm].start)
         metrics = {}
-        if not tuned:
-            with this.phase("probes"):
-                metrics |= linear_probes(model, sets, stream, seed=seed)
-        with this.phase("decoders"):
-            errors, pictures = decode(
+        if not fine_tune:
+            with active_run.phase("probes"):
+                metrics |= linear_probes(model, probe_clips, stream, seed=seed)
+        with active_run.phase("decoders"):
+            flow_errors, arrays = train_flow_decoders(
                 model,
-                sets.fit,
-                sets.test,
+                probe_clips.train,
+                probe_clips.test,
                 stream,
-                dense=config.look.endpoint,
+                dense_endpoint=config.look.endpoint,
                 epochs=config.decoder_epochs,
                 batch_size=config.optimiser.batch_size,
-                tune=tuned,
-                pictures=config.pictures,
+                fine_tune=fine_tune,
+                num_saved_clips=config.pictures,
                 seed=seed,
             )
-        this.write(arm, metrics | errors, arrays=pictures)
+        active_run.write(arm, metrics | flow_errors, arrays=arrays)

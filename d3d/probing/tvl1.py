@@ -1,4 +1,5 @@
-"""Which TV-L1? Its parameters, the size it is computed at, and OpenCV's against ours, held against exact flow."""
+"""The TV-L1 experiment: its parameters, the size at which flow is computed, and OpenCV's implementation, evaluated on
+exact flow."""
 
 import time
 from dataclasses import dataclass
@@ -16,89 +17,101 @@ from d3d.study.run import Run
 from d3d.study.schema import changed
 
 
-def run(this: Run) -> None:
-    """Writes a record of every variant, size and implementation."""
-    found = variants(this.config, this.device) | sizes(this.config, this.device)
-    found["opencv"] = opencv(this.config, this.device)
-    for arm, metrics in found.items():
-        this.write(arm, metrics, seed=0)
+def run(active_run: Run) -> None:
+    """Writes one record per variant, per size and for OpenCV."""
+    config, device = active_run.config, active_run.device
+    metrics = evaluate_variants(config, device) | evaluate_sizes(config, device)
+    metrics["opencv"] = evaluate_opencv(config, device)
+    for arm, arm_metrics in metrics.items():
+        active_run.write(arm, arm_metrics, seed=0)
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Two frames that follow each other (B, 3, H, W), the exact flow between them (B, 2, H, W), and parts of it."""
+class FramePairs:
+    """Consecutive frames with their exact flow.
 
-    a: Tensor
-    b: Tensor
-    truth: Tensor
-    parts: dict[str, Tensor]
-
-
-def frames(config: Tvl1Config, device: torch.device | str = "cpu") -> Frames:
-    """The two middle frames of the first clips of `val`, in 8 bits.
-
-    Parts of the truth, bool (B, H, W): target, occluded, visible, and by the frame's gradient the textured half of the
-    pixels and the flat half.
+    Attributes:
+        first, second: (B, 3, H, W) in [0, 1], multiples of 1 / 255.
+        flow: (B, 2, H, W), exact flow from first to second, pixels.
+        regions: masks (B, H, W), bool: `target`, the target sprite; `occluded` and `visible`: whether a pixel is hidden
+            in the second frame; `textured` and `flat`: the half of the pixels with the larger and the smaller gradient.
     """
+
+    first: Tensor
+    second: Tensor
+    flow: Tensor
+    regions: dict[str, Tensor]
+
+
+def frame_pairs(config: Tvl1Config, device: torch.device | str = "cpu") -> FramePairs:
+    """Renders the two middle frames of the first `config.pairs` clips of the split `val`."""
     clip = sprites.render(config.clip, "val", range(config.pairs), device=device)
     t = (config.clip.frames - 1) // 2
-    a, b = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
+    first, second = ((clip.rgb[:, :, k] * 255).round() / 255 for k in (t, t + 1))
     hidden = occluded(clip.layer, clip.flow)[:, t]
-    steepness = sum(g.abs() for g in torch.gradient(grey(a), dim=(1, 2)))
-    textured = steepness > steepness.median()
-    parts = {"target": clip.mask[:, t], "occluded": hidden, "visible": ~hidden, "textured": textured, "flat": ~textured}
-    return Frames(a, b, clip.flow[:, :, t], parts)
+    gradient = sum(g.abs() for g in torch.gradient(grey(first), dim=(1, 2)))
+    textured = gradient > gradient.median()
+    regions = {
+        "target": clip.mask[:, t],
+        "occluded": hidden,
+        "visible": ~hidden,
+        "textured": textured,
+        "flat": ~textured,
+    }
+    return FramePairs(first, second, clip.flow[:, :, t], regions)
 
 
-def variants(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
-    """Arm to metrics: end-point errors (see `d3d.flow.score`) and `ms` a field, of all pairs solved together."""
-    given = frames(config, device)
-    found = {}
-    for name, change in TVL1_VARIANTS.items():
-        flow, ms = timed(given.a, given.b, **change)
-        found[name] = score(flow, given.truth, **given.parts) | {"ms": ms}
-    return found
+def evaluate_variants(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
+    """By arm: the end-point errors of `d3d.flow.score`, and `ms`, milliseconds per pair, all pairs in one call."""
+    pairs = frame_pairs(config, device)
+    metrics = {}
+    for arm, overrides in TVL1_VARIANTS.items():
+        flow, ms = timed_tvl1(pairs.first, pairs.second, **overrides)
+        metrics[arm] = score(flow, pairs.flow, **pairs.regions) | {"ms": ms}
+    return metrics
 
 
-def opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, float]:
-    """OpenCV on one core: errors, `ms` a field, and `difference`, the mean distance from ours in pixels."""
-    given = frames(config, device)
-    flow, ms = timed(given.a.cpu(), given.b.cpu(), workers=1)
-    difference = endpoint_error(flow, tvl1(given.a, given.b).cpu()).mean().item()
-    parts = {name: part.cpu() for name, part in given.parts.items()}
-    return score(flow, given.truth.cpu(), **parts) | {"ms": ms, "difference": difference}
+def evaluate_opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, float]:
+    """The same metrics of OpenCV on one core, and `difference`: its mean end-point distance from ours, pixels."""
+    pairs = frame_pairs(config, device)
+    flow, ms = timed_tvl1(pairs.first.cpu(), pairs.second.cpu(), workers=1)
+    difference = endpoint_error(flow, tvl1(pairs.first, pairs.second).cpu()).mean().item()
+    regions = {name: mask.cpu() for name, mask in pairs.regions.items()}
+    return score(flow, pairs.flow.cpu(), **regions) | {"ms": ms, "difference": difference}
 
 
-def sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
-    """Arm to metrics: flow for a network of `size` pixels, computed at another size of the same video.
+def evaluate_sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
+    """By arm: the metrics of flow for a network of `config.clip.size` pixels, computed at another size.
 
-    The video has twice the network's size. `size_2` computes flow on it and resizes the flow, `size_1` resizes the
-    frames first. Errors are in pixels of the network's size.
+    The video has twice the network's size. `size_2` computes flow at the video's size and resizes the flow; `size_1`
+    and `size_0.5` resize the frames to that multiple of the network's size first. Errors are in pixels at the
+    network's size.
     """
     clip = config.clip
-    video = frames(changed(config, size=2 * clip.size, amplitude=2 * clip.amplitude, camera=2 * clip.camera), device)
-    truth = F.avg_pool2d(video.truth, 2) / 2
-    target = F.avg_pool2d(video.parts["target"].float()[:, None], 2)[:, 0] > 0.5
-    found = {}
-    for name, factor in TVL1_SIZES.items():
-        shown = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.a, video.b)]
-        flow, ms = timed(*shown)
-        flow = F.interpolate(flow, size=truth.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
-        found[name] = score(flow, truth, target=target) | {"ms": ms}
-    return found
+    video_config = changed(config, size=2 * clip.size, amplitude=2 * clip.amplitude, camera=2 * clip.camera)
+    video = frame_pairs(video_config, device)
+    true_flow = F.avg_pool2d(video.flow, 2) / 2
+    target = F.avg_pool2d(video.regions["target"].float()[:, None], 2)[:, 0] > 0.5
+    metrics = {}
+    for arm, factor in TVL1_SIZES.items():
+        frames = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.first, video.second)]
+        flow, ms = timed_tvl1(*frames)
+        flow = F.interpolate(flow, size=true_flow.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
+        metrics[arm] = score(flow, true_flow, target=target) | {"ms": ms}
+    return metrics
 
 
-def timed(a: Tensor, b: Tensor, **parameters: float) -> tuple[Tensor, float]:
-    """`tvl1` and its milliseconds a field. A first run does not count: all pairs on a GPU, which compiles, else one."""
-    first = slice(None) if a.is_cuda else slice(1)
-    tvl1(a[first], b[first], **parameters)
-    _wait(a)
-    began = time.perf_counter()
-    flow = tvl1(a, b, **parameters)
-    _wait(a)
-    return flow, (time.perf_counter() - began) * 1000 / len(flow)
+def timed_tvl1(first: Tensor, second: Tensor, **parameters: float) -> tuple[Tensor, float]:
+    """`tvl1` and its milliseconds per pair, after a warm-up: on a GPU with all pairs, which compiles, else with one."""
+    warmup = slice(None) if first.is_cuda else slice(1)
+    tvl1(first[warmup], second[warmup], **parameters)
+    _synchronize(first)
+    start = time.perf_counter()
+    flow = tvl1(first, second, **parameters)
+    _synchronize(first)
+    return flow, (time.perf_counter() - start) * 1000 / len(flow)
 
 
-def _wait(image: Tensor) -> None:
+def _synchronize(image: Tensor) -> None:
     if image.is_cuda:
         torch.cuda.synchronize()
