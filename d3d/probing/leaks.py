@@ -15,7 +15,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from d3d.data.load import Data
 from d3d.data.sprite_classes import CLASSES, siblings
-from d3d.data.sprite_clips import rendered, sprite_clips
+from d3d.data.sprite_clips import render_batches, sprite_clips
 from d3d.study.parameters import LeakConfig
 from d3d.study.run import Run
 from d3d.study.schema import changed
@@ -84,7 +84,7 @@ def pose(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, fl
     poses, labels = {}, {}
     for split, count in {f"train/{seed}": shown.train_clips, "decorrelated": config.leak_clips}.items():
         # Part by part: all frames of so many clips would fill tens of GB.
-        parts = [(p.pose, p.table) for p in rendered(shown.clip, split, count, device=device)]
+        parts = [(p.pose, p.table) for p in render_batches(shown.clip, split, count, device=device)]
         table = pd.concat([table for _, table in parts])
         moving = (table["group"] == "motion").to_numpy()
         poses[split] = np.concatenate([found for found, _ in parts])[moving]

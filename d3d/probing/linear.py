@@ -55,8 +55,8 @@ def probed_sets(config: DataConfig, *, device: torch.device | str = "cpu") -> Se
     """The clips of all seeds' probes, with flow both seen and true."""
 
     def both(split: str, count: int) -> tuple[Clips, Clips]:
-        clips = sprite_clips(config, split, count, flow=True, truth=True, device=device)
-        shuffled = sprite_clips(config, split, count // 2, played="shuffled", flow=True, device=device)
+        clips = sprite_clips(config, split, count, flow=True, true_flow=True, device=device)
+        shuffled = sprite_clips(config, split, count // 2, playback="shuffled", flow=True, device=device)
         rest = slice(count // 2, None)
         mixed = replace(
             clips,

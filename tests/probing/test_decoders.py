@@ -16,7 +16,7 @@ CONFIG = configs.data(frames=8, size=32, extent=0.28, amplitude=2.0, noise=0.0, 
 
 @pytest.fixture(scope="module")
 def sets():
-    return [sprite_clips(CONFIG, split, 128, flow=True, truth=True) for split in ("train/0", "iid")]
+    return [sprite_clips(CONFIG, split, 128, flow=True, true_flow=True) for split in ("train/0", "iid")]
 
 
 def test_flow_is_averaged_to_the_cells_of_a_grid():
@@ -106,7 +106,7 @@ def test_errors_are_those_of_all_clips_by_hand(sets):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a step on a GPU")
 def test_a_captured_step_learns_what_a_plain_one_learns(sets):
-    there = [sprite_clips(CONFIG, split, 128, flow=True, truth=True, device="cuda") for split in ("train/0", "iid")]
+    there = [sprite_clips(CONFIG, split, 128, flow=True, true_flow=True, device="cuda") for split in ("train/0", "iid")]
     near = decoders.decode(s3dg(16, width=0.25), *sets, "rgb", dense="Mixed_4f", epochs=4, batch_size=32, tune=True)[0]
     far = decoders.decode(
         s3dg(16, width=0.25).cuda(), *there, "rgb", dense="Mixed_4f", epochs=4, batch_size=32, tune=True
