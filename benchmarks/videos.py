@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from d3d.data.file_clips import FileClips, View
+from d3d.data.file_clips import FileClips, ViewSpec
 from d3d.flow import opencv as tvl1_cpu
 from d3d.flow.cache import FlowSpec, summary
 from d3d.flow.estimate import tvl1
@@ -43,7 +43,7 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
         with ThreadPoolExecutor() as pool:
             paths = [Path(folder, f"{i}.mp4") for i in range(work["videos"])]
             table = pd.DataFrame(pool.map(film_of_texture, paths, range(len(paths))))
-        view = View(frames=64, size=224, fps=25, short_side=256, bound=20)
+        view = ViewSpec(frames=64, size=224, fps=25, short_side=256, bound=20)
         for workers in sorted({1, 2, cores}):
             clips = FileClips(table=table, labels=torch.zeros(len(table), device=DEVICE), view=view, workers=workers)
             rows = np.arange((WARM + work["clips"]) * workers) % len(table)
@@ -83,7 +83,7 @@ def seconds_after(things: Iterator, warm: int) -> float:
 
 
 def read_clips(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
-    return seconds_after(clips._read(clips._items([(rows, (run,))]), ("rgb",)), WARM * workers)
+    return seconds_after(clips._read(clips._view_keys([(rows, (run,))]), ("rgb",)), WARM * workers)
 
 
 def read_batches(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:

@@ -1,3 +1,5 @@
+"""Fixtures for all tests."""
+
 import os
 import sys
 from pathlib import Path
@@ -9,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _at_the_root():
-    """Paths in notebooks, profiles and claims are relative to the repository."""
+def _run_in_repository_root():
+    """Notebooks, profiles and claims name paths relative to it."""
     os.chdir(ROOT)
 
 
@@ -31,20 +33,21 @@ def _one_thread():
         yield
 
 
-def beside_the_checkout(name: str) -> Path:
+def shared_folder(name: str) -> Path:
+    """Returns the folder `shared/<name>` beside this checkout, or skips the test."""
     folder = ROOT.parent / "shared" / name
     if not folder.is_dir():
-        pytest.skip(f"no {name} beside this checkout")
+        pytest.skip(f"no shared/{name} beside this checkout")
     return folder
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """Reference activations of TF-slim's S3D-G; not part of the repository."""
-    return beside_the_checkout("golden")
+    """Folder of reference activations of TF-slim's S3D-G; not part of the repository."""
+    return shared_folder("golden")
 
 
 @pytest.fixture(scope="session")
 def real_clips():
-    """Eight real clips of UCF101, HMDB51 and Kinetics, in three codecs; not part of the repository."""
-    return beside_the_checkout("videos")
+    """Folder of eight real clips of UCF101, HMDB51 and Kinetics, in three codecs; not part of the repository."""
+    return shared_folder("videos")

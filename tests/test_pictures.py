@@ -1,4 +1,4 @@
-"""Pictures of clips, flow and maps; how to renew the baselines stands in tests/report/test_plots.py."""
+"""Figures and videos of clips, flow and maps; tests/report/test_plots.py says how to renew the baselines."""
 
 import base64
 import io
@@ -30,22 +30,22 @@ def test_clips():
 def test_flows():
     clip = render(configs.clip(noise=0.0, frames=2, size=32), "iid", range(2))
     truth = clip.flow[:, :, 0]
-    shown = {"frame": clip.rgb[:, :, 0], "exact": truth, "half of it": truth / 2}
-    return pictures.flows(shown, truth)
+    columns = {"frame": clip.rgb[:, :, 0], "exact": truth, "half of it": truth / 2}
+    return pictures.flows(columns, truth)
 
 
-def test_a_film_plays_what_was_rendered():
+def test_a_video_shows_the_rendered_frames_and_mask():
     clip = render(configs.clip(noise=0.0, frames=5, size=32), "iid", range(2))
-    html = pictures.film(clip, 1, zoom=2)
+    html = pictures.video_html(clip, 1, zoom=2)
     assert clip.table["class"][1] in html
     video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
     with av.open(io.BytesIO(video)) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     assert len(frames) == 5
     assert frames[0].shape == (64, 192, 3)
-    # Lossy, and half of the colours' resolution: the frame's brightness is what was rendered.
-    shown = frames[2][::2, :64:2].mean(-1) / 255
-    assert abs(shown - clip.rgb[1, :, 2].mean(0).numpy()).mean() < 0.03
+    # H.264 is lossy and halves the resolution of colour, so that only brightness is compared.
+    brightness = frames[2][::2, :64:2].mean(-1) / 255
+    assert abs(brightness - clip.rgb[1, :, 2].mean(0).numpy()).mean() < 0.03
     mask = frames[2][::2, 128::2].mean(-1) > 127
     assert (mask == clip.mask[1, 2].numpy()).mean() > 0.98
 
@@ -57,39 +57,39 @@ def test_attributions():
     return pictures.attributions(clip.rgb, clip.mask, maps, title="maps")
 
 
-def decoded(clips, share):
-    return (share * clips.flow).numpy()
+def scaled_flow(clips, factor):
+    return (factor * clips.flow).numpy()
 
 
 @figure
 def test_filmstrips():
     clips = render(SMALL, "iid", [0, 4])
-    flows = {"rgb": decoded(clips, 0.5), "tuned": decoded(clips, 1.0)}
+    flows = {"rgb": scaled_flow(clips, 0.5), "tuned": scaled_flow(clips, 1.0)}
     return pictures.filmstrips(
-        clips.rgb, clips.flow, clips.mask, flows, titles=["right", "clockwise"], moments=[0, 1, 2, 3], bound=3.0
+        clips.rgb, clips.flow, clips.mask, flows, titles=["right", "clockwise"], frame_numbers=[0, 1, 2, 3], bound=3.0
     )
 
 
-def test_a_filmstrip_tells_the_error_on_the_target():
+def test_a_filmstrip_shows_the_error_on_the_target():
     clips = render(SMALL, "iid", [0])
     drawn = pictures.filmstrips(
         clips.rgb,
         clips.flow,
         clips.mask,
-        {"rgb": decoded(clips, 0.5)},
+        {"rgb": scaled_flow(clips, 0.5)},
         titles=["right"],
-        moments=[0, 1, 2, 3],
+        frame_numbers=[0, 1, 2, 3],
         bound=3.0,
     )
-    # Half of the flow errs by half of the speed.
+    # Half of the true flow is wrong by half of the speed.
     speed = torch.linalg.vector_norm(clips.flow, dim=1)[clips.mask].mean().item()
     texts = [text.get_text() for axis in drawn.axes for text in axis.texts]
     assert f"{speed / 2:.2f}" in texts
     assert len([axis for axis in drawn.axes if axis.images]) == 3 * 4
 
 
-def test_the_wheel_is_white_at_rest_and_beyond_and_has_the_colours_of_flow():
-    wheel = pictures.wheel(bound=2.0, pixels=101)
+def test_the_colour_wheel_is_white_in_the_middle_and_outside_and_has_the_colours_of_flow():
+    wheel = pictures.colour_wheel(bound=2.0, pixels=101)
     assert (wheel[50, 50] >= 250).all()
     assert (wheel[0, 0] == 255).all()
     right = pictures.colours(torch.tensor([2.0, 0.0]).view(1, 2, 1, 1), bound=2.0)[0, :, 0, 0].numpy()
@@ -99,31 +99,31 @@ def test_the_wheel_is_white_at_rest_and_beyond_and_has_the_colours_of_flow():
     assert abs(right.astype(int) - down).max() > 100
 
 
-def test_examples_are_the_first_clips_of_their_programs():
+def test_example_rows_are_the_first_clips_of_their_programs():
     table = pd.DataFrame({"program": ["left", "right", "expand", "right"]})
-    assert pictures.examples(table) == [1, 2]
-    assert pictures.examples(table[:1]) == [0]
+    assert pictures.example_rows(table) == [1, 2]
+    assert pictures.example_rows(table[:1]) == [0]
 
 
-def test_decoded_flow_comes_from_the_first_seed_in_the_order_of_the_networks(tmp_path):
+def test_decoded_flow_is_that_of_the_first_seed_in_the_order_of_the_arms(tmp_path):
     params = {**flat(SMALL), "endpoint": "Mixed_3c"}
     truth = render(SMALL, "iid", range(6)).flow.numpy()[:, :, [0, 2]]
     frames = np.array([0, 2])
-    for seed, arm, share in ((1, "rgb", 0.0), (0, "tuned", 1.0), (0, "rgb", 0.5)):
-        arrays = {"dense": (share * truth).astype(np.float16), "frames": frames}
+    for seed, arm, factor in ((1, "rgb", 0.0), (0, "tuned", 1.0), (0, "rgb", 0.5)):
+        arrays = {"dense": (factor * truth).astype(np.float16), "frames": frames}
         records.write(tmp_path, Record("probe", arm, seed, params, {}, True, {}), arrays)
     records.write(tmp_path, Record("probe", "d3d", 0, params, {}, True, {}))
-    found = pictures.decoded(tmp_path, ["tuned", "d3d", "rgb"])
-    assert found["endpoint"] == "Mixed_3c"
-    panels = found["panels"]
+    decoded = pictures.decoded_flow(tmp_path, ["tuned", "d3d", "rgb"])
+    assert decoded["endpoint"] == "Mixed_3c"
+    panels = decoded["panels"]
     assert list(panels["decoded"]) == ["tuned", "rgb"]
     assert panels["titles"] == ["right", "clockwise"]
-    assert panels["moments"] == [0, 2]
+    assert panels["frame_numbers"] == [0, 2]
     np.testing.assert_allclose(panels["decoded"]["tuned"], panels["truth"], atol=5e-3)
     np.testing.assert_allclose(panels["decoded"]["rgb"], panels["truth"] / 2, atol=5e-3)
     assert panels["rgb"].shape == (2, 3, 2, 32, 32)
     pictures.filmstrips(**panels)
 
 
-def test_without_decoded_flow_there_is_no_filmstrip(tmp_path):
-    assert pictures.decoded(tmp_path, ["rgb"]) is None
+def test_there_is_none_without_records_of_decoded_flow(tmp_path):
+    assert pictures.decoded_flow(tmp_path, ["rgb"]) is None

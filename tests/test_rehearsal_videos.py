@@ -74,7 +74,7 @@ def test_from_official_files_to_d3d(tmp_path, name, capsys):
 
     rgb, _, rgb_metrics, rgb_arrays = network(config, data)
     flow, _, _, flow_arrays = network(changed(config, stream="flow"), data)
-    (split,) = data.tests
+    (split,) = data.test_splits
     assert split.startswith(f"{name}/")
     assert len(rgb_arrays[f"logits/{split}"]) == len(data.splits[split])
     assert 0 <= rgb_metrics[f"{split}/top1"] <= 1

@@ -1,4 +1,4 @@
-"""The only place where clips become what networks see: rendered sprites, files, and sets of either."""
+"""The only place where clips become network inputs: rendered sprites, video files, and data sets of either."""
 
 from d3d.public import lazy_getattr
 

@@ -1,6 +1,6 @@
-"""Sets of clips as networks see them, a batch at a time; the rendered ones stay on their device.
+"""Data sets as batches of network inputs; rendered clips stay on their device.
 
-for batch in clips.batches([(index, ())], ("rgb", "flow")):       # (): views for testing
+for batch in clips.batches([(rows, ())], ("rgb", "flow")):        # (): test views
     batch.inputs["rgb"]                                           # (B, 3, T, H, W) in [0, 1]
 """
 
@@ -13,51 +13,68 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-# Rows to take at a time, and the numbers from which their training views are drawn; none: the views for testing.
-Step = tuple[np.ndarray, tuple[int, ...]]
+# Rows of a split's table, and the numbers that seed their random training views; no numbers: test views.
+BatchRequest = tuple[np.ndarray, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips as networks see them: rows `index` (B,) of their set's table, which repeats where a clip has several views,
-    `labels` (B,), and by stream its float32 input (B, C, T, H, W): RGB in [0, 1], flow in [-1, 1]."""
+    """Network inputs and labels of a batch of views.
+
+    Attributes:
+        index: (B,) rows of the split's table; a row repeats where its clip has several views.
+        labels: (B,).
+        inputs: stream to float32 (B, C, T, H, W); RGB in [0, 1], flow in [-1, 1].
+    """
 
     index: Tensor
     labels: Tensor
     inputs: dict[str, Tensor]
 
     def split(self, sizes: Sequence[int]) -> Iterator["Batch"]:
-        """Its clips in parts of these sizes."""
+        """Yields micro-batches of the given sizes."""
         inputs = {stream: x.split(sizes) for stream, x in self.inputs.items()}
         for i, (index, labels) in enumerate(zip(self.index.split(sizes), self.labels.split(sizes), strict=True)):
-            yield Batch(index, labels, {stream: parts[i] for stream, parts in inputs.items()})
+            yield Batch(index, labels, {stream: chunks[i] for stream, chunks in inputs.items()})
 
 
 class ClipSet(Protocol):
-    """Clips of one split: `labels` (N,) on the device that batches come on, a `table` of a row a clip, the group (N,)
-    of classes that each counts to. redrawn: whether every epoch sees other views of them."""
+    """The clips of one split, in memory or in files.
+
+    Attributes:
+        labels: (N,), on the device of the batches.
+        table: one row per clip.
+        groups: (N,), the group of classes that each clip belongs to; accuracy is also reported per group.
+        augmented: whether every epoch sees new random views.
+    """
 
     labels: Tensor
     table: pd.DataFrame
     groups: np.ndarray
-    redrawn: bool
+    augmented: bool
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Frames, height and width of a clip as networks see it."""
+        """Frames, height and width of a network input."""
 
     def __len__(self) -> int: ...
 
-    def batches(self, steps: Iterable[Step], streams: Sequence[str]) -> Iterator[Batch]:
-        """A batch a step with the inputs of `streams`."""
+    def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
+        """Yields one batch per request, with the inputs of `streams`."""
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips of one split on one device: rgb uint8 (N, 3, T, H, W), flow float16 (N, 2, T, H, W) or None, labels (N,).
+    """The clips of one split in the memory of one device.
 
-    flow is what the temporal stream sees, true_flow what is so; mask (N, T, H, W) is where the target is seen. The
-    table has a row a clip and at least its `label` and `group`.
+    Attributes:
+        rgb: uint8 (N, 3, T, H, W).
+        flow: float16 (N, 2, T, H, W), pixels, as the temporal stream sees it; or None.
+        true_flow: exact flow, same format; or None.
+        mask: bool (N, T, H, W), the visible pixels of the target; or None.
+        labels: (N,).
+        table: one row per clip, with at least `label` and `group`.
+        bound: pixels at which flow is clipped before it is scaled to [-1, 1].
     """
 
     rgb: Tensor
@@ -67,7 +84,7 @@ class Clips:
     labels: Tensor
     table: pd.DataFrame
     bound: float
-    redrawn = False  # every epoch sees the same
+    augmented = False  # every epoch sees the same clips
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,30 +96,38 @@ class Clips:
 
     @property
     def groups(self) -> np.ndarray:
-        """The group (N,) of classes that each clip counts to."""
+        """The group of classes (N,) that each clip belongs to."""
         return self.table["group"].to_numpy(dtype=str)
 
     def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
-        """What the stream's network sees: RGB in [0, 1], or flow in [-1, 1]; float32 (B, C, T, H, W)."""
+        """Returns the network input of a stream, float32 (B, C, T, H, W): RGB in [0, 1] or flow in [-1, 1]."""
         if stream == "rgb":
             return self.rgb[index].float() / 255
         return self.flow[index].float().clamp(-self.bound, self.bound) / self.bound
 
-    def at(self, index: Tensor, streams: Sequence[str]) -> Batch:
-        """The batch of the clips `index` (B,), a tensor on their device."""
+    def batch(self, index: Tensor, streams: Sequence[str]) -> Batch:
+        """Returns the clips `index` (B,), a tensor on their device, as a batch."""
         return Batch(index, self.labels[index], {stream: self.inputs(stream, index) for stream in streams})
 
-    def batches(self, steps: Iterable[Step], streams: Sequence[str]) -> Iterator[Batch]:
-        """A batch a step; all views are the same."""
-        for rows, _ in steps:
-            yield self.at(torch.from_numpy(rows).to(self.labels.device), streams)
+    def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
+        """Yields one batch per request; the seeds of training views have no effect."""
+        for rows, _ in requests:
+            yield self.batch(torch.from_numpy(rows).to(self.labels.device), streams)
 
 
 @dataclass(frozen=True)
 class Data:
-    """`splits["train"]` and the splits to test on. Of files: `counts` of clips listed, found and missing, the names of
-    the missing, why some were `refused`, which grows while clips are read, and what is known of their flow. siblings:
-    of each class the other of its pair, -1 where it has none."""
+    """A data set: `splits["train"]` and the splits to test on.
+
+    Attributes:
+        classes: names of the classes, by label.
+        splits: name to clips.
+        counts: clips listed, found and missing; empty for rendered clips.
+        missing: names of the missing files.
+        refused: unreadable file to reason; grows while clips are read.
+        flow: statistics of the flow cache.
+        siblings: label to the other label of its pair, -1 where there is none; empty for video files.
+    """
 
     classes: tuple[str, ...]
     splits: dict[str, ClipSet]
@@ -114,11 +139,11 @@ class Data:
 
     @property
     def files(self) -> dict[str, object]:
-        """What became of the files, for the record; empty for rendered clips."""
+        """The `files` of a record: how many were listed, decoded and refused, and why; empty for rendered clips."""
         if not self.counts:
             return {}
-        found = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}
-        return found | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
+        facts = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}
+        return facts | {"missing_first": list(self.missing[:20])} | ({"flow": self.flow} if self.flow else {})
 
     @property
     def stand_in(self) -> bool:
@@ -126,5 +151,5 @@ class Data:
         return not self.counts
 
     @property
-    def tests(self) -> dict[str, ClipSet]:
+    def test_splits(self) -> dict[str, ClipSet]:
         return {name: clips for name, clips in self.splits.items() if name != "train"}

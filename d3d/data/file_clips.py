@@ -1,9 +1,9 @@
-"""Clips in video files, read by worker processes as they are needed.
+"""Clips of video files, decoded by worker processes as they are needed.
 
-    clips = FileClips(table=table, labels=labels, view=View(frames=64, size=224, fps=25, short_side=256, bound=20))
-    for batch in clips.batches(steps, ("rgb", "flow")): ...
+    clips = FileClips(table=table, labels=labels, view=ViewSpec(frames=64, size=224, fps=25, short_side=256, bound=20))
+    for batch in clips.batches(requests, ("rgb", "flow")): ...
 
-Training views lie anywhere in time and space, one in two mirrored; views for testing lie evenly.
+Training views are random crops in space and time, mirrored half of the time; test views are spaced evenly.
 """
 
 import multiprocessing
@@ -21,19 +21,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from d3d.data.clips import Batch, Step
+from d3d.data.clips import Batch, BatchRequest
 from d3d.flow.cache import STEPS, ZERO, FlowSpec, read_fields
 from d3d.video.decode import VideoError, looped, read_frames, resize
 
 T = TypeVar("T", bound=Sequence)
+# A row of the table, the seeds of its random view (none: a test view), and which of its test clips.
+ViewKey = tuple[int, tuple[int, ...], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """What of a video is shown: `frames` at `fps` per second, the short side `short_side` pixels, `size` square of it.
+class ViewSpec:
+    """How views are cut from a video.
 
-    Training views lie anywhere, one in two mirrored. For testing, `clips` stretches evenly over the video (one: its
-    middle) times `crops` squares evenly over the long side (1: the centre).
+    A training view is one random crop, mirrored half of the time. A video is tested on clips x crops views.
+
+    Attributes:
+        frames: frames per view.
+        size: height and width in pixels.
+        fps: frames per second at which the video is sampled.
+        short_side: pixels to which the short side of its frames is resized.
+        bound: pixels at which flow is clipped.
+        clips: test clips, spaced evenly in time; 1: the middle of the video.
+        crops: square crops of each test clip, spaced evenly along the long side; 1: the centre.
     """
 
     frames: int
@@ -51,19 +61,25 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class FileClips:
-    """Clips of one split in files: the table has a row a video with path, label, start and end in seconds, where needed
-    flow, the path of its fields, and seconds, how long the whole video is.
+    """The clips of one split in video files.
 
-    damaged: "skip" leaves out what cannot be read and names it in `unread`, "raise" raises VideoError.
+    Attributes:
+        table: one row per clip with path, label, start and end in seconds; where needed flow (the path of its flow
+            fields) and seconds (the length of the whole file).
+        labels: (N,), on the device of the batches.
+        view: how views are cut.
+        damaged: "skip" leaves out files that cannot be read and adds them to `refused`; "raise" raises VideoError.
+        workers: processes that decode; 0: this one.
+        refused: unreadable file to reason; grows while clips are read.
     """
 
     table: pd.DataFrame
     labels: Tensor
-    view: View
+    view: ViewSpec
     damaged: str = "skip"
     workers: int = 1
-    unread: dict[str, str] = field(default_factory=dict)
-    redrawn = True  # every epoch sees other views
+    refused: dict[str, str] = field(default_factory=dict)
+    augmented = True  # every epoch sees new random views
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,63 +91,65 @@ class FileClips:
 
     @property
     def groups(self) -> np.ndarray:
-        """One group (N,): data sets of files divide their classes no further."""
+        """A single group (N,): the classes of video data sets are not divided into groups."""
         return np.full(len(self), "all")
 
-    def batches(self, steps: Iterable[Step], streams: Sequence[str]) -> Iterator[Batch]:
-        """A batch a step, of what of it can be read, decoded ahead by `workers` processes (0: by this one).
+    def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
+        """Yields one batch per request, without the clips that cannot be read.
 
-        Raises VideoError for what cannot where `damaged` is "raise", ChildProcessError naming the file on which a
-        worker died.
+        Raises:
+            VideoError: a file cannot be read and `damaged` is "raise".
+            ChildProcessError: a worker died; names the file that it was reading.
         """
-        steps = list(steps)
-        found = self._read(self._items(steps), streams)
-        for step in steps:
-            kept: list[tuple[int, dict[str, Tensor]]] = []
-            for _ in self._items([step]):
-                row, views = next(found)
+        requests = list(requests)
+        decoded = self._read(self._view_keys(requests), streams)
+        for request in requests:
+            readable: list[tuple[int, dict[str, Tensor]]] = []
+            for _ in self._view_keys([request]):
+                row, views = next(decoded)
                 if isinstance(views, str):
                     if self.damaged == "raise":
                         raise VideoError(views)
-                    self.unread[self.table["path"].iat[row]] = views
+                    self.refused[self.table["path"].iat[row]] = views
                 else:
-                    kept.append((row, views))
-            yield self._batch(kept, streams)
+                    readable.append((row, views))
+            yield self._batch(readable, streams)
 
-    def _items(self, steps: Iterable[Step]) -> Iterator[tuple[int, tuple[int, ...], int]]:
-        """What is read one by one: a row, how it is drawn, which of its stretches."""
-        for rows, draw in steps:
+    def _view_keys(self, requests: Iterable[BatchRequest]) -> Iterator[ViewKey]:
+        for rows, seeds in requests:
             for row in rows:
-                for part in range(1 if draw else self.view.clips):
-                    yield int(row), draw, part
+                for clip in range(1 if seeds else self.view.clips):
+                    yield int(row), seeds, clip
 
-    def _batch(self, kept: list[tuple[int, dict[str, Tensor]]], streams: Sequence[str]) -> Batch:
+    def _batch(self, clips: list[tuple[int, dict[str, Tensor]]], streams: Sequence[str]) -> Batch:
         device = self.labels.device
-        repeats = [row for row, views in kept for _ in range(len(views[streams[0]]))]
-        index = torch.tensor(repeats, dtype=torch.long, device=device)
+        repeated_rows = [row for row, views in clips for _ in range(len(views[streams[0]]))]
+        index = torch.tensor(repeated_rows, dtype=torch.long, device=device)
         inputs = {}
-        for stream in streams if kept else ():
-            # Channels innermost in memory, as files have them and as the network wants them.
-            found = [views[stream] for _, views in kept]
-            levels = torch.empty(len(index), *found[0].shape[1:], dtype=torch.uint8, device=device)
-            for place, views in zip(levels.split([len(views) for views in found]), found, strict=True):
-                place.copy_(views)
+        for stream in streams if clips else ():
+            # Channels innermost in memory, as files store them and as the network reads them.
+            views_of_clips = [views[stream] for _, views in clips]
+            levels = torch.empty(len(index), *views_of_clips[0].shape[1:], dtype=torch.uint8, device=device)
+            slots = levels.split([len(views) for views in views_of_clips])
+            for slot, views in zip(slots, views_of_clips, strict=True):
+                slot.copy_(views)
             levels = levels.float()
             levels = levels.div_(255) if stream == "rgb" else levels.sub_(ZERO).div_(STEPS)
             inputs[stream] = levels.permute(0, 4, 1, 2, 3)
         return Batch(index, self.labels[index], inputs)
 
-    def _read(self, items: Iterator, streams: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor] | str]]:
+    def _read(self, keys: Iterator[ViewKey], streams: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor] | str]]:
+        """Yields, per key, its row and either its views by stream or why the file cannot be read."""
         columns = [c for c in ("path", "flow", "start", "end", "seconds") if c in self.table]
-        reading = torch.full((max(1, self.workers), 2), -1).share_memory_()
-        reader = _Reader({c: self.table[c].to_numpy() for c in columns}, self.view, tuple(streams), reading)
-        # A server that has imported what workers need forks them: no thread or GPU of this process comes along.
+        in_progress = torch.full((max(1, self.workers), 2), -1).share_memory_()
+        reader = _Reader({c: self.table[c].to_numpy() for c in columns}, self.view, tuple(streams), in_progress)
+        # Workers are forked from a server that has imported what they need: they inherit no threads and no GPU.
         context = multiprocessing.get_context("forkserver") if self.workers else None
         if context:
             context.set_forkserver_preload(["__main__", "d3d.data.file_clips"])
             _start_server()
         loader = DataLoader(
-            reader, sampler=items, batch_size=None, num_workers=self.workers, multiprocessing_context=context,
+            reader, sampler=keys, batch_size=None, num_workers=self.workers, multiprocessing_context=context,
             prefetch_factor=4 if self.workers else None, generator=torch.Generator(),
         )  # fmt: skip
         try:
@@ -140,107 +158,113 @@ class FileClips:
             if isinstance(error, RuntimeError) and not re.search("exited unexpectedly|killed", str(error)):
                 raise
             alive = {child.pid for child in multiprocessing.active_children()}
-            dead = [int(row) for pid, row in reading.tolist() if pid >= 0 and pid not in alive]
-            paths = ", ".join(self.table["path"].iat[row] for row in dead if row >= 0)
+            rows = [int(row) for pid, row in in_progress.tolist() if pid >= 0 and pid not in alive]
+            paths = ", ".join(self.table["path"].iat[row] for row in rows if row >= 0)
             raise ChildProcessError(
-                f"a worker process died while it read {paths or 'no file'}: convert or delete the file, or, where the "
-                "machine ran out of memory, ask for fewer workers"
+                f"a worker process died while it read {paths or 'no file'}: convert or delete the file, or, if the "
+                "machine ran out of memory, use fewer workers"
             ) from None
 
 
 def _start_server() -> None:
-    """Starts what forks the workers with SIGINT and SIGTERM blocked, which they inherit.
+    """Starts the fork server with SIGINT and SIGTERM blocked, which the workers inherit.
 
-    Both reach all processes of a terminal or a job: workers go on, so that this one ends in order, and end with it.
+    Both signals reach every process of a terminal or job. Workers ignore them: they serve the main process until it
+    has stopped in order, and end with it.
     """
-    resource_tracker.ensure_running()  # which would unblock them
+    resource_tracker.ensure_running()  # would otherwise be started below, and unblock the signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class _Reader(Dataset):
-    """Reads views of rows; one such object lives in every worker, which notes in `reading` its process and its row."""
+    """Reads the views of rows, one copy per worker, which writes its process id and row to `in_progress`."""
 
-    def __init__(self, columns: dict[str, np.ndarray], view: View, streams: tuple[str, ...], reading: Tensor) -> None:
-        self.columns, self.view, self.streams, self.reading = columns, view, streams, reading
+    def __init__(
+        self, columns: dict[str, np.ndarray], view: ViewSpec, streams: tuple[str, ...], in_progress: Tensor
+    ) -> None:
+        self.columns, self.view, self.streams, self.in_progress = columns, view, streams, in_progress
 
-    def __getitem__(self, item: tuple[int, tuple[int, ...], int]) -> tuple[int, dict[str, Tensor] | str]:
-        row, draw, part = item
+    def __getitem__(self, key: ViewKey) -> tuple[int, dict[str, Tensor] | str]:
+        row, seeds, clip = key
         if worker := get_worker_info():
-            self.reading[worker.id] = torch.tensor([os.getpid(), row])
+            self.in_progress[worker.id] = torch.tensor([os.getpid(), row])
         try:
-            return row, self._views(row, draw, part)
+            return row, self._views(row, seeds, clip)
         except VideoError as error:
             return row, str(error)
 
-    def _views(self, row: int, draw: tuple[int, ...], part: int) -> dict[str, Tensor]:
-        """By stream its views, uint8 (V, T, H, W, C): the same frames and pixels of each."""
-        view, column = self.view, {name: values[row] for name, values in self.columns.items()}
-        rng = np.random.default_rng((*draw, row)) if draw else None
-        end = np.nanmin([column["end"], column["seconds"]])
-        # Both streams lie on the grid of the flow's frames.
-        zero = round(column["start"] * view.fps)
-        length = max(1, int(end * view.fps + 1e-3) - zero)
-        free = max(0, length - view.frames)
+    def _views(self, row: int, seeds: tuple[int, ...], clip: int) -> dict[str, Tensor]:
+        """Returns views by stream, uint8 (V, T, H, W, C), with the same frames and pixels in each stream."""
+        view, cells = self.view, {name: values[row] for name, values in self.columns.items()}
+        rng = np.random.default_rng((*seeds, row)) if seeds else None
+        end = np.nanmin([cells["end"], cells["seconds"]])
+        # Frame numbers on the grid of the flow cache, for both streams.
+        offset = round(cells["start"] * view.fps)
+        length = max(1, int(end * view.fps + 1e-3) - offset)
+        last_start = max(0, length - view.frames)
         if rng is not None:
-            first = int(rng.integers(free + 1))
+            first = int(rng.integers(last_start + 1))
         else:
-            first = free // 2 if view.clips == 1 else round(free * part / (view.clips - 1))
+            first = last_start // 2 if view.clips == 1 else round(last_start * clip / (view.clips - 1))
         count = min(length, view.frames)
-        found: dict[str, Tensor] = {}
+        clips: dict[str, Tensor] = {}
         if "rgb" in self.streams:
-            shown = _last_whole(
-                lambda at: read_frames(column["path"], frames=count, fps=view.fps, start=(zero + at) / view.fps),
+            frames = _read_window(
+                lambda t: read_frames(cells["path"], frames=count, fps=view.fps, start=(offset + t) / view.fps),
                 first, count,
             )  # fmt: skip
-            found["rgb"] = looped(resize(shown, view.short_side), view.frames).permute(0, 2, 3, 1)
+            clips["rgb"] = looped(resize(frames, view.short_side), view.frames).permute(0, 2, 3, 1)
         if "flow" in self.streams:
-            fields = _last_whole(
-                lambda at: read_fields(column["flow"], first=zero + at, count=count - 1, spec=view.flow),
+            fields = _read_window(
+                lambda t: read_fields(cells["flow"], first=offset + t, count=count - 1, spec=view.flow),
                 first,
                 count - 1,
             )
-            found["flow"] = torch.from_numpy(_looped_fields(fields, view.frames)).permute(0, 2, 3, 1)
-        height, width = next(iter(found.values())).shape[1:3]
+            clips["flow"] = torch.from_numpy(_looped_fields(fields, view.frames)).permute(0, 2, 3, 1)
+        height, width = next(iter(clips.values())).shape[1:3]
         mirrored = rng is not None and rng.random() < 0.5
-        corners = _corners(height, width, view, rng)
-        return {stream: _cut(x, corners, view.size, mirrored, stream) for stream, x in found.items()}
+        corners = _crop_corners(height, width, view, rng)
+        return {stream: _crop(x, corners, view.size, mirrored, stream) for stream, x in clips.items()}
 
 
-def _last_whole(read: Callable[[int], T], first: int, count: int) -> T:
-    """What `read` gives from `first` on; where the video proves shorter than it says, its last `count`."""
-    found = read(first)
-    return found if len(found) >= count or first == 0 else read(max(0, first - (count - len(found))))
+def _read_window(read: Callable[[int], T], first: int, count: int) -> T:
+    """Reads `count` items from `first`, or the last `count` where the video is shorter than its header says."""
+    items = read(first)
+    return items if len(items) >= count or first == 0 else read(max(0, first - (count - len(items))))
 
 
 def _looped_fields(fields: np.ndarray, frames: int) -> np.ndarray:
-    """Fields (F, 2, H, W) of F + 1 frames as those of `frames`, looped: where the next frame is not shown, the last
-    field before it is repeated, so that the temporal stream sees no frame that the spatial one lacks."""
+    """Repeats the fields (F, 2, H, W) between F + 1 frames to match `frames` looped frames.
+
+    Where the next frame is not part of the view, the field before is repeated, so that the temporal stream sees no
+    frame that the spatial stream does not see.
+    """
     if not len(fields):
-        raise VideoError("a clip of one frame has no flow: ask for a lower fps or leave the video out")
-    at = np.minimum(np.arange(frames) % (len(fields) + 1), len(fields) - 1)
+        raise VideoError("a clip of one frame has no flow: use a lower fps or leave the video out")
+    index = np.minimum(np.arange(frames) % (len(fields) + 1), len(fields) - 1)
     if frames > 1:
-        at[-1] = at[-2]
-    return fields[at]
+        index[-1] = index[-2]
+    return fields[index]
 
 
-def _corners(height: int, width: int, view: View, rng: np.random.Generator | None) -> list[tuple[int, int]]:
-    """Top left corners of the squares to cut."""
-    down, right = height - view.size, width - view.size
+def _crop_corners(height: int, width: int, view: ViewSpec, rng: np.random.Generator | None) -> list[tuple[int, int]]:
+    """Returns the top left corners (y, x) of the crops."""
+    max_y, max_x = height - view.size, width - view.size
     if rng is not None:
-        return [(int(rng.integers(down + 1)), int(rng.integers(right + 1)))]
+        return [(int(rng.integers(max_y + 1)), int(rng.integers(max_x + 1)))]
     if view.crops == 1:
-        return [(round(down / 2), round(right / 2))]
-    share = np.linspace(0, 1, view.crops)
+        return [(round(max_y / 2), round(max_x / 2))]
+    fractions = np.linspace(0, 1, view.crops)
     if width >= height:
-        return [(round(down / 2), round(right * s)) for s in share]
-    return [(round(down * s), round(right / 2)) for s in share]
+        return [(round(max_y / 2), round(max_x * fraction)) for fraction in fractions]
+    return [(round(max_y * fraction), round(max_x / 2)) for fraction in fractions]
 
 
-def _cut(x: Tensor, corners: list[tuple[int, int]], size: int, mirrored: bool, stream: str) -> Tensor:
-    """Squares of frames (T, H, W, C) as (V, T, size, size, C); a mirror turns the flow's x around too."""
-    views = torch.stack([x[:, y : y + size, z : z + size] for y, z in corners])
+def _crop(x: Tensor, corners: list[tuple[int, int]], size: int, mirrored: bool, stream: str) -> Tensor:
+    """Crops frames (T, H, W, C) to views (V, T, size, size, C); mirroring also negates the x component of flow."""
+    views = torch.stack([x[:, top : top + size, left : left + size] for top, left in corners])
     if mirrored:
         views = views.flip(3)
         if stream == "flow":

@@ -1,4 +1,4 @@
-"""What the classes of the controlled clips are: motion programs, appearance families, and which class has which."""
+"""Defines the classes of the controlled clips by their motion program and appearance family."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ PROGRAMS = (
     "pulse",
 )
 SHAPES = {"disc": 0, "peanut": 2, "trefoil": 3, "quatrefoil": 4, "star": 5, "gear": 7}  # lobes of the outline
-# Directions of a texture's waves in degrees, and waves across half the sprite.
+# Directions of a texture's waves in degrees, and their number across half the sprite.
 TEXTURES = {"stripes": ((0,), 2.0), "checks": ((0, 90), 1.5), "cells": ((0, 60, 120), 1.75)}
 FAMILIES = (
     "disc-stripes",
@@ -37,12 +37,21 @@ FAMILIES = (
     "gear-cells",
     "gear-checks",
 )
-# What a family's name says: its outline and its texture.
-OUTLINE_OF, TEXTURE_OF = (tuple(part) for part in zip(*(family.split("-") for family in FAMILIES), strict=True))
+# Shape and texture of each family.
+FAMILY_SHAPES, FAMILY_TEXTURES = (
+    tuple(names) for names in zip(*(family.split("-") for family in FAMILIES), strict=True)
+)
 
 
 class SpriteClass(NamedTuple):
-    """What a label means: the program of the target, its own family, and what tells the class from others."""
+    """A class of the controlled clips.
+
+    Attributes:
+        name: unique name.
+        group: what sets the class apart from its sibling, "motion" or "appearance"; "both" has no sibling.
+        program: the target's motion.
+        family: the target's appearance, unless a clip draws it at random (`rho`).
+    """
 
     name: str
     group: str
@@ -50,7 +59,7 @@ class SpriteClass(NamedTuple):
     family: str
 
 
-# Motion pairs share a family. Appearance pairs share an outline, which flow can see, and a program no other class has.
+# Motion pairs share a family. Appearance pairs share a shape, which flow can see, and a program of their own.
 CLASSES = (
     SpriteClass("right", "motion", "right", "disc-stripes"),
     SpriteClass("left", "motion", "left", "disc-stripes"),
@@ -70,19 +79,22 @@ CLASSES = (
     SpriteClass("pulse", "both", "pulse", "gear-checks"),
 )
 
-_BY_MEANING = {(c.group, c.program, c.family): label for label, c in enumerate(CLASSES)}
-_BACKWARDS = {"right": "left", "clockwise": "counterclockwise", "orbit": "counterorbit", "expand": "contract"}
-_BACKWARDS |= {there: back for back, there in _BACKWARDS.items()}
-# The label of a class's clips played backwards; none where no class means that.
-REVERSED = tuple(_BY_MEANING.get((c.group, _BACKWARDS.get(c.program, c.program), c.family)) for c in CLASSES)
+_LABELS = {(c.group, c.program, c.family): label for label, c in enumerate(CLASSES)}
+_REVERSED_PROGRAMS = {"right": "left", "clockwise": "counterclockwise", "orbit": "counterorbit", "expand": "contract"}
+_REVERSED_PROGRAMS |= {backward: forward for forward, backward in _REVERSED_PROGRAMS.items()}
+# Label to the label of the same clip played backwards; None where no class has the reversed motion.
+REVERSED_LABELS = tuple(_LABELS.get((c.group, _REVERSED_PROGRAMS.get(c.program, c.program), c.family)) for c in CLASSES)
 
 
 def siblings() -> np.ndarray:
-    """For each class the other one of its pair (K,): same family for motion, same program for appearance; else −1."""
+    """Returns the label of each class's sibling (K,), -1 for none.
+
+    Siblings share the family in the group "motion" and the program in the group "appearance".
+    """
     shared = {"motion": lambda c: c.family, "appearance": lambda c: c.program}
-    found = np.full(len(CLASSES), -1)
+    labels = np.full(len(CLASSES), -1)
     for i, a in enumerate(CLASSES):
         for j, b in enumerate(CLASSES):
             if i != j and a.group == b.group and a.group in shared and shared[a.group](a) == shared[a.group](b):
-                found[i] = j
-    return found
+                labels[i] = j
+    return labels

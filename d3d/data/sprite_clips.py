@@ -1,4 +1,4 @@
-"""Sets of moving sprites, with flow as the temporal stream sees it: exact, or TV-L1, kept on disk once computed.
+"""Splits of moving sprites with exact or TV-L1 flow; TV-L1 is cached on disk.
 
 clips = sprite_clips(config.data, "iid", 4000, flow=True, device="cuda")
 """
@@ -18,31 +18,32 @@ from torch import Tensor
 
 from d3d.data import sprites
 from d3d.data.clips import Clips
-from d3d.data.sprite_classes import CLASSES, REVERSED
+from d3d.data.sprite_classes import CLASSES, REVERSED_LABELS
 from d3d.files import write_atomic
 from d3d.flow import estimate as flows
 from d3d.study.parameters import ClipConfig, DataConfig
 from d3d.study.staleness import code_hash
 
-# Test splits made of the clips of iid, and the order in which their moments are filmed.
-STRESS = {"shuffled": "shuffled", "reversed": "backwards", "frozen": "frozen"}
-# Rendered at once on a CPU, whose cache holds few, and on a GPU, which only many small clips keep busy.
-RENDER_PIXELS = (2**19, 2**25)
-# What decides a clip's TV-L1 flow.
-SOURCES = ("d3d.data.sprite_clips", "d3d.data.sprites", "d3d.flow.estimate")
+# Test splits made from the clips of iid, and how those are played.
+STRESS_PLAYBACK = {"shuffled": "shuffled", "reversed": "backwards", "frozen": "frozen"}
+# Pixels rendered at once: few fit the cache of a CPU, and only many small clips keep a GPU busy.
+CPU_PIXELS, GPU_PIXELS = 2**19, 2**25
+# Modules whose code decides the TV-L1 flow of a clip.
+TVL1_MODULES = ("d3d.data.sprite_clips", "d3d.data.sprites", "d3d.flow.estimate")
 
 
-def _at_once(clip: ClipConfig, device: torch.device | str) -> int:
-    return max(1, RENDER_PIXELS[torch.device(device).type == "cuda"] // (clip.frames * clip.size**2))
+def _batch_size(clip: ClipConfig, device: torch.device | str) -> int:
+    pixels = GPU_PIXELS if torch.device(device).type == "cuda" else CPU_PIXELS
+    return max(1, pixels // (clip.frames * clip.size**2))
 
 
-def rendered(
-    clip: ClipConfig, split: str, count: int, *, played: str = "forwards", device: torch.device | str = "cpu"
-) -> Iterator[sprites.Rendered]:
-    """The first `count` clips of a split, as many at once as suit the device."""
-    size = _at_once(clip, device)
+def render_batches(
+    clip: ClipConfig, split: str, count: int, *, playback: str = "forwards", device: torch.device | str = "cpu"
+) -> Iterator[sprites.RenderedClips]:
+    """Renders the first `count` clips of a split, in batches that suit the device."""
+    size = _batch_size(clip, device)
     for i in range(0, count, size):
-        yield sprites.render(clip, split, range(i, min(i + size, count)), played=played, device=device)
+        yield sprites.render(clip, split, range(i, min(i + size, count)), playback=playback, device=device)
 
 
 def sprite_clips(
@@ -50,32 +51,41 @@ def sprite_clips(
     split: str,
     count: int,
     *,
-    played: str = "forwards",
+    playback: str = "forwards",
     flow: bool = False,
-    truth: bool = False,
+    true_flow: bool = False,
     device: torch.device | str = "cpu",
 ) -> Clips:
-    """The first `count` sprites of a split with the flow that the temporal stream sees, and the true flow, where asked.
+    """Renders the first `count` clips of a split.
 
-    Flow is held in half precision, exact to a thousandth of a pixel where it moves less than two a frame.
+    Flow is float16, exact to a thousandth of a pixel where it moves less than two pixels per frame.
+
+    Args:
+        config: how clips look, and which flow the temporal stream sees.
+        split: as for `d3d.data.render`.
+        count: number of clips.
+        playback: as for `d3d.data.render`.
+        flow: whether to include the flow that the temporal stream sees.
+        true_flow: whether to include the exact flow.
+        device: of the clips.
     """
-    rgb, true, mask, tables = [], [], [], []
-    exact = flow and config.flow.flow == "exact"
-    for part in rendered(config.clip, split, count, played=played, device=device):
-        rgb.append((part.rgb * 255).round_().to(torch.uint8))
-        mask.append(part.mask)
-        tables.append(part.table)
-        if exact or truth:
-            true.append(part.flow.half())
+    rgb, exact_flow, mask, tables = [], [], [], []
+    sees_exact = flow and config.flow.flow == "exact"
+    for rendered in render_batches(config.clip, split, count, playback=playback, device=device):
+        rgb.append((rendered.rgb * 255).round_().to(torch.uint8))
+        mask.append(rendered.mask)
+        tables.append(rendered.table)
+        if sees_exact or true_flow:
+            exact_flow.append(rendered.flow.half())
     frames, table = torch.cat(rgb), pd.concat(tables, ignore_index=True)
-    true_flow = torch.cat(true) if true else None
-    seen = true_flow if exact else None
-    if flow and not exact:
-        seen = _tvl1(config, f"{split} {played} {count}", frames)
+    exact = torch.cat(exact_flow) if exact_flow else None
+    seen = exact if sees_exact else None
+    if flow and not sees_exact:
+        seen = _tvl1(config, f"{split} {playback} {count}", frames)
     return Clips(
         rgb=frames,
         flow=seen,
-        true_flow=true_flow if truth else None,
+        true_flow=exact if true_flow else None,
         mask=torch.cat(mask),
         labels=torch.from_numpy(table["label"].to_numpy(copy=True)).to(device),
         table=table,
@@ -83,64 +93,81 @@ def sprite_clips(
     )
 
 
-def stress_clips(config: DataConfig, name: str, count: int, **asked) -> Clips:
-    """The clips of iid as STRESS plays them; `reversed` has the labels of the reversed motion, without those of none.
+def stress_clips(config: DataConfig, name: str, count: int, **options) -> Clips:
+    """Renders the first `count` clips of iid, played as the stress split `name` requires.
 
-    asked: flow, truth and device, as of `sprite_clips`.
+    `reversed` is labelled by the reversed motion and leaves out the clips whose reversed motion is no class.
+
+    Args:
+        config: as for `sprite_clips`.
+        name: a key of STRESS_PLAYBACK.
+        count: number of clips of iid.
+        options: `flow`, `true_flow` and `device` of `sprite_clips`.
     """
-    clips = sprite_clips(config, "iid", count, played=STRESS[name], **asked)
+    clips = sprite_clips(config, "iid", count, playback=STRESS_PLAYBACK[name], **options)
     if name != "reversed":
         return clips
-    label = np.array([-1 if back is None else back for back in REVERSED])[clips.table["label"]]
-    known = label >= 0
-    rows = torch.from_numpy(np.flatnonzero(known)).to(clips.labels.device)
-    label, table = label[known], clips.table[known].reset_index(drop=True)
+    label = np.array([-1 if new is None else new for new in REVERSED_LABELS])[clips.table["label"]]
+    has_label = label >= 0
+    rows = torch.from_numpy(np.flatnonzero(has_label)).to(clips.labels.device)
+    label, table = label[has_label], clips.table[has_label].reset_index(drop=True)
     table["label"], table["class"] = label, [CLASSES[i].name for i in label]
-    kept = {name: getattr(clips, name) for name in ("rgb", "flow", "true_flow", "mask")}
-    kept = {name: None if value is None else value[rows] for name, value in kept.items()}
-    return replace(clips, **kept, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
+    tensors = {name: getattr(clips, name) for name in ("rgb", "flow", "true_flow", "mask")}
+    tensors = {name: None if value is None else value[rows] for name, value in tensors.items()}
+    return replace(clips, **tensors, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
 
 
 def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
-    """TV-L1 (N, 2, T, H, W), float16, of frames as both streams get them: uint8 (N, 3, T, H, W)."""
+    """Computes or loads the TV-L1 flow of clips.
+
+    Args:
+        config: its `flow_cache` is the folder of the cached flow; empty: no cache.
+        clips: names the clips in the cache.
+        frames: uint8 (N, 3, T, H, W), as both streams see them.
+
+    Returns:
+        float16 (N, 2, T, H, W), pixels.
+    """
 
     def compute() -> Tensor:
-        parts = frames.split(_at_once(config.clip, frames.device))
-        return torch.cat([flows.tvl1_clip(part.float() / 255).half() for part in parts])
+        batches = frames.split(_batch_size(config.clip, frames.device))
+        return torch.cat([flows.tvl1_clip(batch.float() / 255).half() for batch in batches])
 
     if not config.flow.flow_cache:
         return compute()
-    name, source = _names(config.clip, clips, frames.device.type)
+    name, source = _cache_key(config.clip, clips, frames.device.type)
     path = Path(config.flow.flow_cache) / f"{name}-{source}.npy"
-    with _held(path.with_name(f"{name}.lock")):
+    with _locked(path.with_name(f"{name}.lock")):
         if not path.is_file():
-            # What other code made, and what a killed run left half written: a gigabyte each.
-            for left in (*path.parent.glob(f"{name}-*.npy"), *path.parent.glob(f".{name}-*")):
-                left.unlink()
-            found = compute()
+            # Flow of other code, and files that a killed run left incomplete, take a gigabyte each.
+            for stale in (*path.parent.glob(f"{name}-*.npy"), *path.parent.glob(f".{name}-*")):
+                stale.unlink()
+            flow = compute()
             buffer = io.BytesIO()
-            np.save(buffer, found.cpu().numpy())
+            np.save(buffer, flow.cpu().numpy())
             try:
                 write_atomic({path: buffer.getvalue()})
             except OSError as error:
-                print(f"flow is not kept: {error}")
-            return found
+                print(f"flow is not cached: {error}")
+            return flow
     try:
         return torch.from_numpy(np.load(path)).to(frames.device)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no whole array of flow: delete it, the next run makes it anew ({error})") from None
+        raise ValueError(
+            f"{path} is no complete array of flow: delete it, the next run recomputes it ({error})"
+        ) from None
 
 
-def _names(clip: ClipConfig, clips: str, device: str) -> tuple[str, str]:
-    """What names these clips' flow, with these knobs on this kind of device; and the code that computes it."""
-    knobs = asdict(clip) | {"device": device}
-    digest = hashlib.sha256(str(sorted(knobs.items())).encode()).hexdigest()[:12]
-    return f"{clips.replace('/', '').replace(' ', '-')}-{digest}", code_hash(*SOURCES)[:12]
+def _cache_key(clip: ClipConfig, clips: str, device_type: str) -> tuple[str, str]:
+    """Returns a name for the flow of these clips on this kind of device, and a hash of the code that computes it."""
+    parameters = asdict(clip) | {"device": device_type}
+    digest = hashlib.sha256(str(sorted(parameters.items())).encode()).hexdigest()[:12]
+    return f"{clips.replace('/', '').replace(' ', '-')}-{digest}", code_hash(*TVL1_MODULES)[:12]
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """One process at a time: the others wait for what the first computes."""
+def _locked(path: Path) -> Iterator[None]:
+    """Lets one process in at a time; the others wait for what the first computes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

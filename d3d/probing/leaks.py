@@ -15,7 +15,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from d3d.data.load import Data
 from d3d.data.sprite_classes import CLASSES, siblings
-from d3d.data.sprite_clips import rendered, sprite_clips
+from d3d.data.sprite_clips import render_batches, sprite_clips
 from d3d.study.parameters import LeakConfig
 from d3d.study.run import Run
 from d3d.study.schema import changed
@@ -94,7 +94,7 @@ def pose_control(config: LeakConfig, device: torch.device | str = "cpu") -> dict
     poses, labels = {}, {}
     for split, count in {f"train/{seed}": data_config.train_clips, "decorrelated": config.leak_clips}.items():
         # Only poses and tables are kept: the pixels of that many clips would take tens of GB.
-        chunks = [(chunk.pose, chunk.table) for chunk in rendered(data_config.clip, split, count, device=device)]
+        chunks = [(chunk.pose, chunk.table) for chunk in render_batches(data_config.clip, split, count, device=device)]
         table = pd.concat([table for _, table in chunks])
         in_motion_pair = (table["group"] == "motion").to_numpy()
         poses[split] = np.concatenate([pose for pose, _ in chunks])[in_motion_pair]

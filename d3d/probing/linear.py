@@ -68,8 +68,8 @@ def render_probe_clips(config: DataConfig, *, device: torch.device | str = "cpu"
     """Renders the clips for probing, the same for every seed, with true flow and the flow that networks see."""
 
     def render_both(split: str, count: int) -> tuple[Clips, Clips]:
-        clips = sprite_clips(config, split, count, flow=True, truth=True, device=device)
-        shuffled = sprite_clips(config, split, count // 2, played="shuffled", flow=True, device=device)
+        clips = sprite_clips(config, split, count, flow=True, true_flow=True, device=device)
+        shuffled = sprite_clips(config, split, count // 2, playback="shuffled", flow=True, device=device)
         second_half = slice(count // 2, None)
         half_shuffled = replace(
             clips,

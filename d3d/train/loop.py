@@ -148,7 +148,7 @@ class _Run:
         """The steps from `first` on. Raises Stopped where a signal came to any process."""
         clips, done, last = self.data.splits["train"], first, len(self.plan)
         mine = [(self.step.share_of(rows), draw) for rows, draw in self.plan[first:]]
-        coming = iter(clips.batches(mine, self.step.objective.streams)) if clips.redrawn else None
+        coming = iter(clips.batches(mine, self.step.objective.streams)) if clips.augmented else None
         self.saved = self.wrote = self.began = time.monotonic()
         while done < min(last, self.stop_after + 1):
             batch = next(coming) if coming else None

@@ -110,7 +110,7 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
             f"distance {own.distance!r} compares as many features of both"
         )
     model, clips = fold(model), data.splits["train"]
-    if clips.redrawn:
+    if clips.augmented:
         return Teacher(model, about.stream, of)
     outputs = torch.from_numpy(predict(model, clips, about.stream, outputs=INFER[of])).to(device)
     return Teacher(model, about.stream, of, outputs)

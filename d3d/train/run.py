@@ -46,7 +46,7 @@ def score(
     """
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
-    for name, clips in data.tests.items():
+    for name, clips in data.test_splits.items():
         shares = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
         parts = team.gather(predict(model, clips, stream, rows=shares[team.rank]))
         logits = np.full((len(clips), len(data.classes)), np.nan, np.float32)
@@ -56,14 +56,14 @@ def score(
         labels, groups = clips.labels.cpu().numpy(), clips.groups
         scored = ~np.isnan(logits).any(1)
         lost = ~scored
-        if clips.redrawn:
-            for unread in team.gather(dict(clips.unread)):
-                clips.unread.update(unread)
-            lost &= ~clips.table["path"].isin(clips.unread).to_numpy()
+        if clips.augmented:
+            for unread in team.gather(dict(clips.refused)):
+                clips.refused.update(unread)
+            lost &= ~clips.table["path"].isin(clips.refused).to_numpy()
         if lost.any():
             raise ValueError(f"{lost.sum()} of the {len(lost)} clips of split {name!r} have no score: it is not whole")
         if not scored.any():
-            raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.unread.values()))}")
+            raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.refused.values()))}")
         logits, labels, groups = logits[scored], labels[scored], groups[scored]
         metrics |= {f"{name}/{metric}": value for metric, value in accuracy(logits, labels, groups).items()}
         arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}

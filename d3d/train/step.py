@@ -69,7 +69,7 @@ class Step:
         self.model, self.config, self.clips, self.objective, self.team = model.train(), config, clips, objective, team
         self.device = clips.labels.device
         on_gpu = self.device.type == "cuda"
-        self.capture = on_gpu and not clips.redrawn and not synced if capture is None else capture
+        self.capture = on_gpu and not clips.augmented and not synced if capture is None else capture
         # The metrics of a step are read this many steps later.
         self.lag = AHEAD if on_gpu else 0
         self.names = (*objective.names, *COUNTS)
@@ -186,7 +186,7 @@ class Step:
 
     def _taken(self, rows: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
         for part in rows.split(list(sizes)):
-            yield self.clips.at(part, self.objective.streams)
+            yield self.clips.batch(part, self.objective.streams)
 
     def _dropout_mask(self, position: int, rows: np.ndarray) -> Tensor:
         """What dropout leaves of this process's clips, bool (B, C, T', H', W'), by seed, step and place in it alone.

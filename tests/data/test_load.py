@@ -1,4 +1,4 @@
-"""Tables of clips: what a split holds, and what becomes of damaged files."""
+"""Loaded data sets: the contents of each split, cached TV-L1, damaged files and error messages."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ SMALL = {"frames": 4, "size": 16, "train_clips": 24, "test_clips": 16}
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of five readable files each in three codecs, one file cut in half and one that is no video."""
+    """Two classes of five readable videos in three codecs; a cut file, a text, a hidden file and a broken link."""
     root = tmp_path / "clips"
     for name in ("juggle", "wave"):
         (root / name).mkdir(parents=True)
@@ -33,10 +33,10 @@ def folder(tmp_path):
     return root
 
 
-def test_sprites_come_as_rendered():
+def test_sprites_are_loaded_as_rendered():
     data = load(configs.data(**SMALL, flow="exact"), seed=3, streams=("rgb", "flow"))
     assert set(data.splits) == {"train", "val", "iid", "decorrelated", "shuffled", "reversed", "frozen"}
-    assert set(data.tests) == set(data.splits) - {"train"}
+    assert set(data.test_splits) == set(data.splits) - {"train"}
     assert data.classes[data.siblings[data.classes.index("right")]] == "left"
     clips = data.splits["train"]
     rendered = sprites.render(configs.data(**SMALL).clip, "train/3", range(24))
@@ -45,114 +45,111 @@ def test_sprites_come_as_rendered():
     assert clips.labels.tolist() == [i % len(CLASSES) for i in range(24)]
 
 
-def test_the_seed_chooses_training_clips_and_leaves_test_clips():
+def test_the_seed_changes_training_clips_and_no_test_clip():
     a, b = (load(configs.data(**SMALL), seed=s) for s in (0, 1))
     assert not torch.equal(a.splits["train"].rgb, b.splits["train"].rgb)
-    for split in a.tests:
+    for split in a.test_splits:
         assert torch.equal(a.splits[split].rgb, b.splits[split].rgb)
 
 
-def test_the_temporal_stream_sees_tvl1_of_the_frames_in_8_bits():
+def test_the_temporal_stream_sees_tvl1_of_the_8_bit_frames():
     config = configs.data(**SMALL | {"size": 32}, noise=0.0)
     clips = load(config, seed=3, streams=("flow",)).splits["train"]
     frames = (clips.rgb.float() / 255)[:2]
     assert torch.equal(clips.flow[:2], tvl1_clip(frames).half())
-    # It is an estimate: near the truth, and not the truth.
+    # It is an estimate, close to the exact flow but not equal.
     truth = sprites.render(config.clip, "train/3", range(24)).flow
     error = (clips.flow - truth).norm(dim=1).mean()
     assert 0.01 < error < 0.7 * truth.norm(dim=1).mean()
 
 
-def test_tvl1_is_kept_and_computed_once(tmp_path, monkeypatch):
+def test_tvl1_is_computed_once_and_cached(tmp_path, monkeypatch):
     config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
-    fresh = sprite_clips(changed(config, flow_cache=""), "iid", 16, flow=True)
+    uncached = sprite_clips(changed(config, flow_cache=""), "iid", 16, flow=True)
     first = sprite_clips(config, "iid", 16, flow=True)
-    monkeypatch.setattr("d3d.flow.estimate.tvl1_clip", None)  # not called again
-    again = sprite_clips(config, "iid", 16, flow=True)
-    assert torch.equal(first.flow, fresh.flow)
-    assert torch.equal(again.flow, fresh.flow)
-    (kept,) = (tmp_path / "flow").glob("*.npy")
-    kept.write_bytes(kept.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{kept} is no whole array of flow: delete it"):
+    monkeypatch.setattr("d3d.flow.estimate.tvl1_clip", None)  # must not be called again
+    second = sprite_clips(config, "iid", 16, flow=True)
+    assert torch.equal(first.flow, uncached.flow)
+    assert torch.equal(second.flow, uncached.flow)
+    (path,) = (tmp_path / "flow").glob("*.npy")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{path} is no complete array of flow: delete it"):
         sprite_clips(config, "iid", 16, flow=True)
 
 
-def test_flow_of_other_code_makes_room(tmp_path, monkeypatch):
+def test_cached_flow_of_other_code_is_deleted(tmp_path, monkeypatch):
     config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
-    other = changed(config, noise=0.2)
-    for made in (config, other):
-        sprite_clips(made, "iid", 16, flow=True)
-    half = next((tmp_path / "flow").glob("*.npy"))
-    half.with_name(f".{half.name}.123").write_bytes(b"killed while it wrote")
-    monkeypatch.setattr("d3d.data.sprite_clips.SOURCES", ("d3d.flow.estimate",))
-    for made in (config, other):
-        sprite_clips(made, "iid", 16, flow=True)
+    noisier = changed(config, noise=0.2)
+    for each in (config, noisier):
+        sprite_clips(each, "iid", 16, flow=True)
+    old = next((tmp_path / "flow").glob("*.npy"))
+    old.with_name(f".{old.name}.123").write_bytes(b"of a process killed while it wrote")
+    monkeypatch.setattr("d3d.data.sprite_clips.TVL1_MODULES", ("d3d.flow.estimate",))
+    for each in (config, noisier):
+        sprite_clips(each, "iid", 16, flow=True)
     names = sorted(path.name for path in (tmp_path / "flow").iterdir())
     assert len([name for name in names if name.endswith(".npy")]) == 2
-    assert half.name not in names
+    assert old.name not in names
     assert not [name for name in names if name.endswith(".123")]
 
 
-def test_a_full_disk_costs_no_run(tmp_path, monkeypatch, capsys):
-    def full(contents):
+def test_a_full_disk_stops_no_run(tmp_path, monkeypatch, capsys):
+    def fail(contents):
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr("d3d.data.sprite_clips.write_atomic", full)
+    monkeypatch.setattr("d3d.data.sprite_clips.write_atomic", fail)
     config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
     assert sprite_clips(config, "iid", 16, flow=True).flow is not None
-    assert "flow is not kept: [Errno 28] no space left" in capsys.readouterr().out
+    assert "flow is not cached: [Errno 28] no space left" in capsys.readouterr().out
 
 
-def test_other_knobs_are_other_flow(tmp_path):
+def test_the_cache_key_covers_all_that_changes_the_frames(tmp_path):
     config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
-    for knobs in ({}, {"noise": 0.2}, {"rho": 0.1}):
-        sprite_clips(changed(config, **knobs), "iid", 16, flow=True)
-    sprite_clips(config, "iid", 16, played="backwards", flow=True)
+    for overrides in ({}, {"noise": 0.2}, {"rho": 0.1}):
+        sprite_clips(changed(config, **overrides), "iid", 16, flow=True)
+    sprite_clips(config, "iid", 16, playback="backwards", flow=True)
     sprite_clips(config, "val", 16, flow=True)
     assert len(list((tmp_path / "flow").glob("*.npy"))) == 5
-    # What the networks make of flow does not change it.
+    # The bound only scales the flow for the network.
     sprite_clips(changed(config, bound=1.0), "val", 16, flow=True)
     assert len(list((tmp_path / "flow").glob("*.npy"))) == 5
 
 
-def test_stress_splits_are_the_clips_of_iid_filmed_otherwise():
+def test_stress_splits_are_the_clips_of_iid_played_differently():
     config = configs.data(**SMALL | {"frames": 6, "test_clips": 64}, noise=0.0, flow="exact")
     data = load(config, seed=0, streams=("rgb", "flow"))
-    iid, frozen, shuffled, back = (data.splits[name] for name in ("iid", "frozen", "shuffled", "reversed"))
+    iid, frozen, shuffled, backwards = (data.splits[name] for name in ("iid", "frozen", "shuffled", "reversed"))
     assert (frozen.rgb == frozen.rgb[:, :, :1]).all()
     assert (frozen.flow == 0).all()
     frames = [{f.tobytes() for f in clips.rgb[0].transpose(0, 1).numpy()} for clips in (iid, shuffled)]
     assert frames[0] == frames[1]
     assert not torch.equal(iid.rgb, shuffled.rgb)
     # Appearance classes have no reversed counterpart.
-    assert len(back) == 48
-    assert set(back.groups) == {"motion", "both"}
-    kept = iid.table["group"].to_numpy() != "appearance"
-    assert torch.equal(back.rgb, iid.rgb[torch.from_numpy(kept)].flip(2))
-    names = dict(zip(iid.table["class"][kept], back.table["class"], strict=True))
+    assert len(backwards) == 48
+    assert set(backwards.groups) == {"motion", "both"}
+    has_reverse = iid.table["group"].to_numpy() != "appearance"
+    assert torch.equal(backwards.rgb, iid.rgb[torch.from_numpy(has_reverse)].flip(2))
+    names = dict(zip(iid.table["class"][has_reverse], backwards.table["class"], strict=True))
     assert names["right"] == "left"
     assert names["counterorbit"] == "orbit"
     assert names["sway"] == "sway"
-    assert [CLASSES[i].name for i in back.labels.tolist()] == back.table["class"].tolist()
-    moved = (
-        back.table[["velocity_x", "angular_velocity"]]
-        + iid.table.loc[kept, ["velocity_x", "angular_velocity"]].to_numpy()
-    )
-    assert np.allclose(moved, 0)
+    assert [CLASSES[i].name for i in backwards.labels.tolist()] == backwards.table["class"].tolist()
+    velocities = ["velocity_x", "angular_velocity"]
+    assert np.allclose(backwards.table[velocities] + iid.table.loc[has_reverse, velocities].to_numpy(), 0)
 
 
-def test_a_teacher_sees_the_training_clips_only():
+def test_streams_of_the_teacher_are_loaded_for_training_only():
     data = load(configs.data(**SMALL, flow="exact"), seed=3, teacher=("flow",))
     assert data.splits["train"].flow is not None
-    assert all(clips.flow is None for clips in data.tests.values())
+    assert all(clips.flow is None for clips in data.test_splits.values())
 
 
 def test_flow_is_clipped_and_scaled():
     clips = load(configs.data(**SMALL, amplitude=6.0, bound=2.0, flow="exact"), seed=0, streams=("flow",)).splits["iid"]
-    shown = clips.inputs("flow", slice(None))
-    assert shown.abs().max() == 1
+    inputs = clips.inputs("flow", slice(None))
+    assert inputs.abs().max() == 1
     below = clips.flow.abs() < 2
-    assert torch.equal(shown[below], clips.flow[below].float() / 2)
+    assert torch.equal(inputs[below], clips.flow[below].float() / 2)
 
 
 def test_a_folder_of_class_folders(folder):
@@ -169,24 +166,24 @@ def test_a_folder_of_class_folders(folder):
     (batch,) = train.batches([(np.arange(8), ())], ("rgb",))
     assert batch.inputs["rgb"].shape == (8, 3, 8, 32, 32)
     assert not set(train.table["path"]) & set(test.table["path"])
-    again = load(config, seed=9).splits["folder/test"]
-    assert set(again.table["path"]) == set(test.table["path"])
+    other_seed = load(config, seed=9).splits["folder/test"]
+    assert set(other_seed.table["path"]) == set(test.table["path"])
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_file_never_empties_a_split(folder, keep):
+@pytest.mark.parametrize("readable", [1, 2])
+def test_a_damaged_file_never_empties_a_split(folder, readable):
     for name in ("juggle", "wave"):
-        for path in sorted((folder / name).glob("[0-9].*"))[keep:]:
+        for path in sorted((folder / name).glob("[0-9].*"))[readable:]:
             path.unlink()
     config = configs.data(dataset="folder", root=str(folder), frames=4, size=32)
-    if keep == 1:
+    if readable == 1:
         with pytest.raises(ValueError, match="too few videos to hold any out"):
             load(config, seed=0)
     else:
         assert np.bincount(load(config, seed=0).splits["folder/test"].labels).tolist() == [1, 1]
 
 
-def test_what_a_folder_lacks_is_named(tmp_path, folder):
+def test_the_error_names_what_a_folder_lacks(tmp_path, folder):
     def config(root):
         return configs.data(dataset="folder", root=str(root), frames=4, size=32)
 
@@ -239,7 +236,7 @@ def test_what_a_folder_lacks_is_named(tmp_path, folder):
         ({"test_clips": 3}, "test_clips must be at least 16, not 3"),
     ],
 )
-def test_a_value_out_of_range_is_named(values, message):
+def test_the_error_names_the_value_out_of_range(values, message):
     with pytest.raises(ValueError, match=message):
         configs.data(**values)
 

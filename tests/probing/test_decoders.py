@@ -17,7 +17,7 @@ EASY = {"extent": 0.28, "amplitude": 2.0, "noise": 0.0, "camera": 0.0, "flow": "
 def train_and_test_clips(frames, train, test, device="cpu"):
     config = configs.data(frames=frames, size=32, **EASY)
     return [
-        sprite_clips(config, split, count, flow=True, truth=True, device=device)
+        sprite_clips(config, split, count, flow=True, true_flow=True, device=device)
         for split, count in (("train/0", train), ("iid", test))
     ]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3d.data.load import RENDERED
+from d3d.data.load import RENDERERS
 from d3d.data.sprite_classes import CLASSES
 from d3d.s3dg.checkpoints import CHANNELS
 from d3d.study import experiments, parameters, plan
@@ -56,7 +56,7 @@ def test_what_lies_elsewhere_agrees_with_the_schema():
     assert len(CLASSES) == parameters.SPRITE_CLASSES
     assert set(parameters.STREAMS) == set(CHANNELS)
     assert set(parameters.FILE_SETS) == set(annotations.DATASETS)
-    assert set(parameters.RENDERED) == set(RENDERED)
+    assert set(parameters.RENDERED) == set(RENDERERS)
     assert set(experiments.field_of("distill", "distance").metadata["choices"]) == set(DISTANCES)
 
 

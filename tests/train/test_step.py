@@ -56,7 +56,7 @@ def test_it_is_pytorchs_sgd(data, momentum):
         [p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=momentum, weight_decay=0.01
     )
     for i in range(3):
-        batch = clips.at(torch.arange(12) + i, ("rgb",))
+        batch = clips.batch(torch.arange(12) + i, ("rgb",))
         optimiser.zero_grad()
         loss = F.cross_entropy(model(batch.inputs["rgb"]), batch.labels)
         loss.backward()
