@@ -11,7 +11,7 @@ from d3d.data.clips import Clips
 from d3d.data.load import load
 from d3d.probing.networks import arm_network
 from d3d.s3dg.network import S3DG
-from d3d.study.arms import examined_by
+from d3d.study.arms import arms_examined_by
 from d3d.study.run import Run
 
 
@@ -20,7 +20,7 @@ def run(this: Run) -> None:
     config = this.config
     with this.phase("data"):
         data = load(config.data, seed=config.run.seed, device=this.device)
-    for arm in examined_by("attribution"):
+    for arm in arms_examined_by("attribution"):
         found = arm_network(
             config.run.results, arm, config.run.seed, width=config.network.width, fit=data.splits["train"]
         )
@@ -28,7 +28,7 @@ def run(this: Run) -> None:
             continue
         with this.phase("attribute"):
             metrics, arrays = explain(
-                found[0], data.splits["iid"], clips=config.clips, steps=config.steps, endpoint=config.look.endpoint
+                found[0], data.splits["iid"], clips=config.clips, steps=config.steps, endpoint=config.examined.endpoint
             )
         this.write(arm, metrics, arrays=arrays)
 

@@ -7,7 +7,7 @@ from d3d.data.sprite_classes import CLASSES
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import S3DG, s3dg
 from d3d.study import plan
-from d3d.study.arms import arm as entry_of
+from d3d.study.arms import get_arm
 from d3d.train.evaluate import calibrate
 
 
@@ -19,11 +19,11 @@ def arm_network(results: str | Path, arm: str, seed: int, *, width: float, fit: 
     norms calibrated on `fit`.
     """
     classes, device = tuple(c.name for c in CLASSES), fit.labels.device
-    entry = entry_of(arm)
+    entry = get_arm(arm)
     made_here = entry.experiment == "probe"
     if made_here and not entry.start:
         return calibrate(s3dg(len(classes), width=width, seed=seed).to(device), fit, "rgb"), "rgb"
-    path = plan.weights(results, entry.start if made_here else arm, seed)
+    path = plan.weights_path(results, entry.start if made_here else arm, seed)
     if not Path(path).is_file():
         print(f"{arm}: no weights at {path}, left out")
         return None

@@ -3,7 +3,7 @@
 from d3d.probing.decoders import decode
 from d3d.probing.linear import ENDPOINTS, linear_probes, probed_sets
 from d3d.probing.networks import arm_network
-from d3d.study.arms import ARMS, examined_by
+from d3d.study.arms import ARMS, arms_examined_by
 from d3d.study.run import Run
 
 
@@ -13,11 +13,11 @@ def run(this: Run) -> None:
     Raises ValueError for an endpoint that is not probed.
     """
     config, seed = this.config, this.config.run.seed
-    if config.look.endpoint not in ENDPOINTS:
-        raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {config.look.endpoint!r}")
+    if config.examined.endpoint not in ENDPOINTS:
+        raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {config.examined.endpoint!r}")
     with this.phase("data"):
         sets = probed_sets(config.data, device=this.device)
-    for arm in examined_by("probe"):
+    for arm in arms_examined_by("probe"):
         found = arm_network(config.run.results, arm, seed, width=config.network.width, fit=sets.fit)
         if found is None:
             continue
@@ -34,7 +34,7 @@ def run(this: Run) -> None:
                 sets.fit,
                 sets.test,
                 stream,
-                dense=config.look.endpoint,
+                dense=config.examined.endpoint,
                 epochs=config.decoder_epochs,
                 batch_size=config.optimiser.batch_size,
                 tune=tuned,

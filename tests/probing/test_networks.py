@@ -22,7 +22,7 @@ from tests import configs
 def test_arms_are_found_by_their_weights(tmp_path, capsys):
     fit = sprite_clips(configs.data(frames=4, size=16), "train/0", 32)
     classes = tuple(c.name for c in sprite_classes.CLASSES)
-    save_checkpoint(plan.weights(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
+    save_checkpoint(plan.weights_path(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
     (rgb, stream), (tuned, _), (random, _) = (
         arm_network(tmp_path, arm, 0, width=0.1, fit=fit) for arm in ("rgb", "tuned", "random")
     )
@@ -36,7 +36,7 @@ def test_arms_are_found_by_their_weights(tmp_path, capsys):
 @pytest.mark.parametrize("arm", ["d3d", pytest.param("rgb", marks=pytest.mark.slow)])
 def test_the_committed_networks_do_what_their_records_say(arm):
     """On the first clips of iid, which the records' 4,000 are the rest of, within four standard errors."""
-    path = Path(plan.weights("results/portable", arm, 0))
+    path = Path(plan.weights_path("results/portable", arm, 0))
     (record,) = (r for r in records.read_all("results/portable.jsonl", [path.parent.name]) if r.arm == arm)
     clips = sprite_clips(make(DataConfig, record.params), "iid", 64)
     model, about = checkpoints.load_checkpoint(path)
@@ -45,5 +45,5 @@ def test_the_committed_networks_do_what_their_records_say(arm):
 
 
 def test_the_committed_weights_are_few():
-    found = [Path(plan.weights("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
+    found = [Path(plan.weights_path("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
     assert sum(path.stat().st_size for path in found) < 3_000_000
