@@ -1,29 +1,30 @@
-# Everything a reader, a rerunner or CI does starts here; `make help` lists it.
+# All commands for readers, for rerunning the study and for CI; `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PROFILE ?= smoke
-# Notebooks at once: as many as there are cores, and no more than RUNS of those that use the GPU of the full-size study,
-# where one trains while others start, load and test.
+# Notebooks that run in parallel: one per core, but in a full-size study at most RUNS of those that use the GPU. More
+# than one, so that one trains while others start, load and test.
 CORES ?= all
 RUNS ?= 3
-# Of which seeds, such as "0 1"; all where empty. A machine that keeps nothing runs the whole chain of some at a time.
+# Seeds to run, such as "0 1"; empty: all. A machine without permanent storage runs all experiments of a few seeds at a
+# time.
 SEEDS ?=
 BIN := .venv/bin
-# One line per finished notebook; what is stale is told by age, from what the records say; what a killed run left half
-# done is made again. A lock that dies with its holder stands in for Snakemake's own, which a killed run leaves behind.
+# Prints one line per finished notebook; reruns what is older than its stamp (see Snakefile) and what a killed run left
+# incomplete. flock replaces Snakemake's own lock, because it is released when its holder is killed.
 FLAGS := --quiet host reason rules --rerun-triggers mtime --rerun-incomplete --nolock
 LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 --close .venv/lock)
 define snakemake
 set -o pipefail; \
   $(LOCK) $(BIN)/snakemake --cores $(CORES) $(if $(filter-out smoke,$(1)),--resources gpu=$(RUNS)) $(FLAGS) --config profile=$(1) $(if $(SEEDS),"seeds=$(SEEDS)") -- $(2) 2>&1 \
   | $(BIN)/python -m d3d.study.follow || \
-  { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it, or end it"; exit 1; }
+  { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it or stop it"; exit 1; }
 endef
 # A process per core, each on one thread: the threads of several would fight for the same cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# One environment for make, notebooks and tests: packages of the user or another project never leak in.
+# One environment for make, notebooks and tests, isolated from packages of the user and of other projects.
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
@@ -40,7 +41,7 @@ help: ## list the targets
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@cp requirements.lock $@
 
-book: .venv/lock ## run what is missing of the smoke study, execute the chapters, build book/_build/html
+book: .venv/lock ## run what is missing or stale of the smoke study, execute the chapters, build book/_build/html
 	@$(call snakemake,smoke,book)
 	@$(BIN)/python -m d3d report claims
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
@@ -51,13 +52,13 @@ study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled 
 test: .venv/lock ## the tests to run before every commit
 	@$(PYTEST) -m "not slow"
 
-test-all: .venv/lock ## all tests: kills, rehearsals and the browser too
+test-all: .venv/lock ## all tests, including the slow ones: killed runs, whole workflows, the browser
 	@$(PYTEST)
 
-bench: .venv/lock ## speed as ratios, printed and recorded
+bench: .venv/lock ## measure speed relative to other implementations, print and record it
 	@$(BIN)/python benchmarks/bench.py
 
-lint: .venv/lock ## ruff on code and notebooks, and no notebook committed with outputs
+lint: .venv/lock ## check code and notebooks with ruff, and that notebooks have no outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/nbstripout --verify notebooks/*/*.ipynb
@@ -65,12 +66,12 @@ lint: .venv/lock ## ruff on code and notebooks, and no notebook committed with o
 serve: ## show the built book on localhost
 	@$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000
 
-readme: .venv/lock ## write the verdicts of the records into README.md
+readme: .venv/lock ## write the verdicts and pictures of README.md from the records
 	@$(BIN)/python -m d3d report readme
 	@$(BIN)/python -m d3d.pictures
 
 cells: .venv/lock ## write the parameter cells of the notebooks from the schema
 	@$(BIN)/python -m d3d.study.experiments
 
-clean: ## remove the built book and the smoke results; .venv and what is published stay
+clean: ## remove the built book and the smoke results, not .venv or published studies
 	rm -rf book/_build book/chapters book/generated results/smoke .snakemake

@@ -1,11 +1,11 @@
-"""What depends on what: experiments of every arm and seed of a profile, then the chapters, then the book.
+"""The dependency graph: the experiments of every arm and seed of a profile, then the chapters, then the book.
 
     snakemake --cores all --config profile=smoke -- book
-    snakemake --cores all --config profile=h200 seeds='0 1' -- study       # the whole chain of some seeds only
+    snakemake --cores all --config profile=h200 seeds='0 1' -- study       # all experiments of some seeds only
 
-A run is stale when its record was made with other parameters, or by code of another meaning, than today's; the record
-knows (d3d/study/staleness.py). Each run has a file under .snakemake/plan whose age tells Snakemake. What is published
-is an archive: it is no target here and never stale.
+A run is stale if its record was made with other parameters than today's, or by code with another meaning
+(d3d/study/staleness.py). Each run has a stamp file under .snakemake/plan, whose age passes this on to Snakemake.
+Published studies are archives: they are no targets here and never stale.
 """
 
 import shlex
@@ -13,33 +13,35 @@ from pathlib import Path
 
 from d3d.files import write_atomic
 from d3d.study import plan, profiles, staleness
-from d3d.study.experiments import EXPERIMENTS, values
+from d3d.study.experiments import EXPERIMENTS, with_defaults
 
 PROFILE = config.get("profile", "smoke")
-PARAMS = f"notebooks/params/{PROFILE}.yaml"
+PROFILE_PATH = f"notebooks/params/{PROFILE}.yaml"
 try:
-    STUDY = profiles.read_profile(PARAMS)
+    STUDY = profiles.read_profile(PROFILE_PATH)
 except (ValueError, OSError) as error:
     raise WorkflowError(str(error)) from None
 RESULTS = f"results/{PROFILE}"
-STAMPED = Path(".snakemake/plan")
-# The profile with what it extends, as papermill takes it.
-WHOLE = f"{RESULTS}/profile.yaml"
-if not Path(WHOLE).is_file() or Path(WHOLE).read_text() != profiles.dump(STUDY):
-    write_atomic({Path(WHOLE): profiles.dump(STUDY).encode()})
-ASKED = str(config.get("seeds", "")).split()
-if strange := set(ASKED) - {str(seed) for seed in STUDY["seeds"]}:
-    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PARAMS}, not {min(strange)!r}")
-ONLY = [int(seed) for seed in ASKED] or STUDY["seeds"]
-# What is of no seed is left out where some seeds are asked for.
-WANTED = [name for name in EXPERIMENTS if not (ASKED and name == "tvl1")]
+STAMP_FOLDER = Path(".snakemake/plan")
+# The profile merged with those that it extends, which papermill cannot do itself.
+MERGED_PROFILE = f"{RESULTS}/profile.yaml"
+if not Path(MERGED_PROFILE).is_file() or Path(MERGED_PROFILE).read_text() != profiles.dump(STUDY):
+    write_atomic({Path(MERGED_PROFILE): profiles.dump(STUDY).encode()})
+REQUESTED_SEEDS = str(config.get("seeds", "")).split()
+if unknown := set(REQUESTED_SEEDS) - {str(seed) for seed in STUDY["seeds"]}:
+    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PROFILE_PATH}, not {min(unknown)!r}")
+SEEDS = [int(seed) for seed in REQUESTED_SEEDS] or STUDY["seeds"]
+# TV-L1 has no seeds, so a request for some seeds leaves it out.
+STUDY_EXPERIMENTS = [name for name in EXPERIMENTS if not (REQUESTED_SEEDS and name == "tvl1")]
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "rerun", "verdict"]
-# What a chapter shows; an experiment that is not published is shown as this machine made it.
-SHOWN = dict.fromkeys(CHAPTERS, str(plan.shown())) | {"rerun": RESULTS, "attention": str(plan.shown("attribution"))}
-TRAINED = [name for experiment in plan.TRAINED for name in plan.arms_of(experiment, STUDY)]
+# The records that each chapter reads: the published study, or this machine's for what was not published.
+CHAPTER_RESULTS = dict.fromkeys(CHAPTERS, str(plan.book_results()))
+CHAPTER_RESULTS |= {"rerun": RESULTS, "attention": str(plan.book_results("attribution"))}
+TRAINED_ARMS = [name for experiment in plan.TRAINED for name in plan.arms_of(experiment, STUDY)]
 
 
 def overrides(experiment, arm, seed):
+    """The parameters in which a run differs from the profile."""
     return plan.overrides(experiment, arm or "", seed or 0, profile=STUDY, results=RESULTS)
 
 
@@ -49,69 +51,71 @@ def runs_of(experiment):
     return [(arm, seed) for arm in arms for seed in plan.seeds_of(experiment, STUDY, name=arm)]
 
 
-def records_of(experiment, arm=None, seed=None, only=None):
-    """The records of an experiment: of one arm, of one seed, or of networks of the seeds `only`."""
+def records_of(experiment, arm=None, seed=None, seeds=None):
+    """Paths of an experiment's records: all, or those of one arm, of one seed, or that need no seeds but `seeds`."""
     return [
         f"{RESULTS}/{experiment}/{a}-seed{s}.json"
         for a, s in runs_of(experiment)
         if arm in (None, a) and seed in (None, s)
-        if only is None or plan.seeds_used(a, s) <= set(only)
+        if seeds is None or plan.seeds_used(a, s) <= set(seeds)
     ]
 
 
 def weights_of(experiment, seed):
-    """The trained networks of a seed that an experiment looks into."""
-    return [plan.weights(RESULTS, a, seed) for a in plan.arms_of(experiment, STUDY) if a in TRAINED]
+    """Paths of the trained networks of a seed that an experiment examines."""
+    return [plan.weights_path(RESULTS, arm, seed) for arm in plan.arms_of(experiment, STUDY) if arm in TRAINED_ARMS]
 
 
-def stamp(experiment, arm=None, seed=None, only=None):
-    """A file younger than the records of a run exactly where one of them is stale."""
-    own = STUDY | overrides(experiment, arm, seed)
-    current = all(staleness.is_current(path, experiment, own) for path in records_of(experiment, arm, seed, only))
-    content = f"{values(experiment, own)} {staleness.source_hash(experiment)}"
-    return staleness.write_stamp(STAMPED / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
+def stamp(experiment, arm=None, seed=None, seeds=None):
+    """Writes the stamp of a run, which is newer than the run's records if one of them is stale; returns its path."""
+    params = STUDY | overrides(experiment, arm, seed)
+    paths = records_of(experiment, arm, seed, seeds)
+    current = all(staleness.is_current(path, experiment, params) for path in paths)
+    content = f"{with_defaults(experiment, params)} {staleness.source_hash(experiment)}"
+    return staleness.write_stamp(STAMP_FOLDER / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
 
 
 planned = {record for name in EXPERIMENTS for record in records_of(name)}
-strangers = {str(p) for p in Path(RESULTS).glob("*/*.json")} - planned
-if strangers:
+unplanned = {str(p) for p in Path(RESULTS).glob("*/*.json")} - planned
+if unplanned:
     raise WorkflowError(
-        f"{min(strangers)} is no run of the profile {PROFILE!r} and would be averaged with those that are: "
-        f"move it elsewhere ({len(strangers)} such in all)"
+        f"{min(unplanned)} is not a run of the profile {PROFILE!r} and would be averaged with those that are: "
+        f"move it elsewhere (records like this: {len(unplanned)})"
     )
 
-# Written before Snakemake looks at any file.
+# These must be written before Snakemake reads the age of any file.
 STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, seed in runs_of(n)}
-STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINE for s in plan.seeds_of(n, STUDY)}
-STAMPS |= {("fuse", None, None): stamp("fuse", only=ONLY), ("tvl1", None, None): stamp("tvl1")}
+STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINING for s in plan.seeds_of(n, STUDY)}
+STAMPS |= {("fuse", None, None): stamp("fuse", seeds=SEEDS), ("tvl1", None, None): stamp("tvl1")}
 CHAPTER_STAMPS = {
     name: staleness.write_stamp(
-        STAMPED / f"chapter-{name}",
-        f"{SHOWN[name]} {staleness.notebook_hash(f'notebooks/chapters/{name}.ipynb')}",
+        STAMP_FOLDER / f"chapter-{name}",
+        f"{CHAPTER_RESULTS[name]} {staleness.notebook_hash(f'notebooks/chapters/{name}.ipynb')}",
     )
     for name in CHAPTERS
 }
 
 
-def papermill(notebook, out, options, threads=1, profile=""):
-    """One notebook through papermill, on one thread and as many workers: runs fill the cores side by side."""
-    given = [part for k, v in options.items() for part in ("-r" if isinstance(v, str) else "-p", k, str(v))]
+def papermill(notebook, out, params, threads=1, profile=""):
+    """The command that runs a notebook, on one thread and with `threads` worker processes, since runs share the cores."""
+    flags = [part for k, v in params.items() for part in ("-r" if isinstance(v, str) else "-p", k, str(v))]
     log = Path(out).with_suffix(".log")
-    command = ["papermill", "--no-progress-bar", "--log-output", notebook, out, *(["-f", profile] if profile else []), *given]
+    profile_flags = ["-f", profile] if profile else []
+    command = ["papermill", "--no-progress-bar", "--log-output", notebook, out, *profile_flags, *flags]
     return (
         f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
         f"{shlex.join(command)} > {log} 2>&1 "
-        f"|| {{ grep . {log} | tail -n 1; echo 'failed: {out} and {log} show where'; exit 1; }}"
+        f"|| {{ grep . {log} | tail -n 1; echo 'failed: see {out} and {log}'; exit 1; }}"
     )
 
 
 def job(experiment):
-    """The command of a rule's job, with the whole profile and what this run is given beyond it."""
+    """The command of a rule's job: the experiment's notebook with the profile and the run's own parameters."""
 
     def command(wildcards, output, threads):
-        options = overrides(experiment, wildcards.get("arm"), int(wildcards.get("seed", 0)))
+        params = overrides(experiment, wildcards.get("arm"), int(wildcards.get("seed", 0)))
         out = str(Path(output[0]).with_suffix(".ipynb"))
-        run = papermill(f"notebooks/experiments/{experiment}.ipynb", out, options, threads, WHOLE)
+        run = papermill(f"notebooks/experiments/{experiment}.ipynb", out, params, threads, MERGED_PROFILE)
         return f"SECONDS=0; {run} && echo finished {output[0]} $SECONDS"
 
     return command
@@ -119,7 +123,7 @@ def job(experiment):
 
 rule study:
     input:
-        [records_of(experiment, only=ONLY) for experiment in WANTED],
+        [records_of(experiment, seeds=SEEDS) for experiment in STUDY_EXPERIMENTS],
 
 
 rule train:
@@ -155,9 +159,9 @@ rule distill:
 rule fuse:
     input:
         STAMPS["fuse", None, None],
-        [records_of(experiment, arm, only=ONLY) for experiment in plan.TRAINED for arm in STUDY["arms"]],
+        [records_of(experiment, arm, seeds=SEEDS) for experiment in plan.TRAINED for arm in STUDY["arms"]],
     output:
-        records_of("fuse", only=ONLY),
+        records_of("fuse", seeds=SEEDS),
     params:
         command=job("fuse"),
     shell:
@@ -196,7 +200,7 @@ rule probe:
         lambda w: weights_of("probe", w.seed),
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in plan.arms_of("probe", STUDY)],
-    # Linear probes are many small fits on the CPU.
+    # Linear probes are many small fits on the CPU, in parallel.
     threads: 4
     resources:
         gpu=1,
@@ -225,13 +229,13 @@ rule chapter:
         lambda w: CHAPTER_STAMPS[w.name],
         "book/claims.yaml",
         [records_of(experiment) for experiment in EXPERIMENTS],
-        # What is published; the chapters take an experiment's numbers from there where there are any.
+        # Chapters read the records of an experiment from here if it was published.
         [str(path) for path in plan.ARCHIVES if path.is_file()],
     output:
         "book/chapters/{name}.ipynb",
     params:
         command=lambda w, output: papermill(
-            f"notebooks/chapters/{w.name}.ipynb", output[0], {"results": SHOWN[w.name]}
+            f"notebooks/chapters/{w.name}.ipynb", output[0], {"results": CHAPTER_RESULTS[w.name]}
         ),
     shell:
         "SECONDS=0; {params.command} && echo finished {output} $SECONDS"
@@ -248,7 +252,7 @@ rule book:
     output:
         "book/_build/html/index.html",
     shell:
-        # After a failure Sphinx's cache would hide the warnings that caused it.
+        # A failed build is removed, because Sphinx's cache would hide the warnings that caused the failure.
         "SECONDS=0; python3 -m d3d report pages && "
         "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
         "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }} "

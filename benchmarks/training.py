@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from d3d.data.load import load
 from d3d.progress import read_metrics
 from d3d.s3dg import ops as s3dg_ops
-from d3d.study.experiments import read
+from d3d.study.experiments import make_config
 from d3d.study.parameters import TrainConfig
 from d3d.train.evaluate import predict
 from d3d.train.loop import fit
@@ -36,7 +36,7 @@ SCALE = STUDY if CUDA else TOY
 
 def bench_training(interleaved: Callable) -> tuple[dict, dict[str, float]]:
     """The engine's step against a plain eager loop of the same network, and how alike the losses come out."""
-    config = read("train", SCALE | {"learning_rate": 0.1})  # the study's
+    config = make_config("train", SCALE | {"learning_rate": 0.1})  # the study's
     work = {"device": DEVICE, "runs": 20, "curve_steps": 40 if CUDA else 4, **SCALE}
     data = load(config.data, seed=0, device=DEVICE)
     order = np.random.default_rng(0)

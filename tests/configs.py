@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from d3d.study.experiments import EXPERIMENTS, read
+from d3d.study.experiments import EXPERIMENTS, make_config
 from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,
@@ -57,4 +57,4 @@ def _group(group: type, flat: Mapping[str, Any]) -> Any:
 
 def _experiment(name: str, flat: Mapping[str, Any]) -> Any:
     refuse_unknown(flat, EXPERIMENTS[name].names, f"parameter of {name!r}")
-    return read(name, DEFAULTS | flat)
+    return make_config(name, DEFAULTS | flat)

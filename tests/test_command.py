@@ -11,7 +11,7 @@ import pytest
 
 from d3d.__main__ import COMMANDS
 from d3d.study import records
-from d3d.study.experiments import EXPERIMENTS, read
+from d3d.study.experiments import EXPERIMENTS, make_config
 from d3d.study.records import ROOT
 from d3d.train.command import read_config
 
@@ -108,7 +108,7 @@ def test_training_has_a_flag_per_parameter(tmp_path):
     assert (experiment, config.optimiser.epochs, config.run.seed) == ("distill", 5, 1)
     assert config.optimiser.sync_norm
     assert read_config("notebooks/params/portable.yaml")[1].network.width == 0.14
-    assert read_config(None, "train", {"stream": "flow"}) == ("train", read("train", {"stream": "flow"}))
+    assert read_config(None, "train", {"stream": "flow"}) == ("train", make_config("train", {"stream": "flow"}))
     shown = d3d("train", "--help").stdout
     for name in (*EXPERIMENTS["train"].names, *EXPERIMENTS["distill"].names):
         assert f"--{name.strip('_').replace('_', '-')} " in shown

@@ -1,4 +1,4 @@
-"""The graph: what is stale after which change. Nothing is run: a finished study's records are made by hand."""
+"""The Snakemake graph: which jobs a change makes stale. Most tests run none of them: a fixture writes the records."""
 
 import os
 import re
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from d3d.study import archive, plan, records, staleness
-from d3d.study.experiments import EXPERIMENTS, values
+from d3d.study.experiments import EXPERIMENTS, with_defaults
 from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
 
@@ -39,15 +39,16 @@ def finished(tmp_path, monkeypatch):
     for experiment in EXPERIMENTS:
         for arm in plan.arms_of(experiment, profile):
             for seed in plan.seeds_of(experiment, profile, name=arm):
-                of_network = experiment in plan.TRAINED
-                own = plan.overrides(experiment, arm if of_network else "", seed, profile=profile, results=results)
-                made = {"source": staleness.source_hash(experiment), "seconds": 1.0}
-                made["made_from"] = plan.made_from(experiment, arm)
-                params = values(experiment, profile | own)
-                records.write(root / results, Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, made))
-                if of_network:
-                    (root / plan.weights(results, arm, seed)).touch()
-    # Upstream first, so that ages are those of a study that ran in order.
+                trains = experiment in plan.TRAINED
+                overrides = plan.overrides(experiment, arm if trains else "", seed, profile=profile, results=results)
+                params = with_defaults(experiment, profile | overrides)
+                provenance = {"source": staleness.source_hash(experiment), "seconds": 1.0}
+                provenance["made_from"] = plan.made_from(experiment, arm)
+                record = Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, provenance)
+                records.write(root / results, record)
+                if trains:
+                    (root / plan.weights_path(results, arm, seed)).touch()
+    # The files' ages are those of experiments that ran in order.
     for age, experiment in enumerate(reversed(EXPERIMENTS)):
         for path in (root / results / experiment).iterdir():
             os.utime(path, (path.stat().st_mtime - 10 * age,) * 2)
@@ -60,7 +61,7 @@ def finished(tmp_path, monkeypatch):
 
 
 def snakemake(*arguments: str) -> list[str]:
-    """The command of the Makefile, with its flags."""
+    """The Snakemake command of the Makefile, with its flags."""
     flags = re.search(r"^FLAGS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
     executable = str(Path(sys.executable).with_name("snakemake"))
     return [executable, "--cores", "2", *flags, "--config", "profile=smoke", *arguments]
@@ -71,7 +72,7 @@ def environment(root) -> dict[str, str]:
 
 
 def planned(root, *config: str, targets=("study", *(f"book/chapters/{name}.ipynb" for name in CHAPTERS))):
-    """How many jobs of each rule a run would start."""
+    """The number of jobs of each rule that a dry run would start."""
     command = [
         str(Path(sys.executable).with_name("snakemake")),
         "--cores",
@@ -82,50 +83,51 @@ def planned(root, *config: str, targets=("study", *(f"book/chapters/{name}.ipynb
     ]
     command += ["--config", "profile=smoke", *config, "--", *targets]
     environment = os.environ | {"PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    stats = re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.M)
+    process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    output = process.stdout + process.stderr
+    assert process.returncode == 0, output
+    stats = re.findall(r"^(\w+) +(\d+)$", output, re.M)
     return {rule: int(n) for rule, n in stats if rule not in ("total", "study", "job", "book")}
 
 
-def edit(path: Path, **changes):
+def edit_profile(path: Path, **changes):
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(content | changes))
 
 
-def test_a_parameter_reruns_what_takes_it(finished):
-    edit(finished / "notebooks/params/smoke.yaml", steps=8)
+def test_a_changed_parameter_reruns_the_experiments_that_have_it(finished):
+    edit_profile(finished / "notebooks/params/smoke.yaml", steps=8)
     assert planned(finished) == {"attribution": 1, "chapter": len(CHAPTERS)}
 
 
-def test_a_parameter_of_training_reruns_everything_that_follows(finished):
-    edit(finished / "notebooks/params/smoke.yaml", epochs=2)
+def test_a_changed_parameter_of_training_reruns_everything_downstream(finished):
+    edit_profile(finished / "notebooks/params/smoke.yaml", epochs=2)
     expected = {"train": 7, "distill": 11, "fuse": 1, "probe": 1, "attribution": 1, "leak": 1}
     assert planned(finished) == expected | {"chapter": len(CHAPTERS)}
 
 
-def test_a_parameter_of_students_leaves_the_streams(finished):
-    edit(finished / "notebooks/params/smoke.yaml", lambda_=0.3)
-    found = planned(finished)
-    # RGB-longer has a lambda of its own, and so have three of the ablations.
-    assert "train" not in found
-    assert found["distill"] == 6
+def test_a_changed_parameter_of_students_does_not_rerun_streams(finished):
+    edit_profile(finished / "notebooks/params/smoke.yaml", lambda_=0.3)
+    jobs = planned(finished)
+    # RGB-longer and three of the ablations set their own lambda.
+    assert "train" not in jobs
+    assert jobs["distill"] == 6
 
 
-def test_a_module_reruns_what_uses_it(finished):
+def test_a_changed_module_reruns_its_users(finished):
     with open(finished / "d3d/probing/linear.py", "a") as file:
         file.write("\nCHANGED = True\n")
-    found = planned(finished)
-    assert found["probe"] == 1
-    assert not {"train", "distill", "fuse", "attribution", "leak", "tvl1"} & set(found)
+    jobs = planned(finished)
+    assert jobs["probe"] == 1
+    assert not {"train", "distill", "fuse", "attribution", "leak", "tvl1"} & set(jobs)
 
 
-def test_tvl1_has_parameters_of_its_own(finished):
-    edit(finished / "notebooks/params/smoke.yaml", pairs=8)
+def test_a_changed_parameter_of_tvl1_reruns_only_tvl1(finished):
+    edit_profile(finished / "notebooks/params/smoke.yaml", pairs=8)
     assert planned(finished) == {"tvl1": 1, "chapter": len(CHAPTERS)}
 
 
-def test_published_records_rerun_the_chapters_that_show_them(finished):
+def test_a_newly_published_study_reruns_the_chapters(finished):
     archive.pack(finished / "results/smoke", finished / "results/h200")
     assert planned(finished) == {"chapter": len(CHAPTERS)}
 
@@ -137,49 +139,49 @@ def test_a_comment_and_a_new_arm_rerun_no_experiment(finished):
     entry = 'Arm(name="d3d_mild", label="D3D, mild", overrides={"lambda_": 0.5}, **D3D),\n        *map('
     path.write_text(path.read_text().replace("*map(", entry, 1))
     assert set(planned(finished)) <= {"chapter"}
-    edit(finished / "notebooks/params/smoke.yaml", ablations=[*ABLATIONS, "d3d_mild"])
-    found = planned(finished)
-    assert (found["distill"], set(found) - {"chapter"}) == (1, {"distill"})
+    edit_profile(finished / "notebooks/params/smoke.yaml", ablations=[*ABLATIONS, "d3d_mild"])
+    jobs = planned(finished)
+    assert (jobs["distill"], set(jobs) - {"chapter"}) == (1, {"distill"})
 
 
-def test_figures_rerun_chapters_only(finished):
+def test_a_changed_figure_reruns_only_chapters(finished):
     with open(finished / "d3d/report/plots.py", "a") as file:
         file.write("\nCHANGED = True\n")
     assert planned(finished) == {"chapter": len(CHAPTERS)}
 
 
-def test_a_damaged_record_is_made_again(finished):
+def test_a_damaged_record_reruns_its_experiment(finished):
     path = finished / "results/smoke/probe/random-seed0.json"
     path.write_text(path.read_text()[:100])
     assert planned(finished)["probe"] == 1
 
 
-def test_any_record_of_a_run_that_writes_several_counts(finished):
+def test_one_damaged_record_of_several_reruns_their_run(finished):
     (finished / "results/smoke/probe/d3d-seed0.json").write_text("{}")
     assert planned(finished)["probe"] == 1
 
 
-def test_a_chapter_reruns_alone(finished):
+def test_a_changed_chapter_reruns_alone(finished):
     path = finished / "notebooks/chapters/streams.ipynb"
     path.write_text(path.read_text().replace("chance = 1 /", "chance = 1.0 /"))
     assert planned(finished) == {"chapter": 1}
 
 
-def test_a_changed_claim_reruns_chapters(finished):
+def test_changed_claims_rerun_all_chapters(finished):
     path = finished / "book/claims.yaml"
     path.write_text(path.read_text() + "# changed\n")
     assert planned(finished) == {"chapter": len(CHAPTERS)}
 
 
-def test_lost_weights_are_made_again_for_what_needs_them(finished):
+def test_lost_weights_are_trained_again_only_if_needed(finished):
     (finished / "results/smoke/train/flow-seed1.safetensors").unlink()
     assert planned(finished) == {}
     (finished / "results/smoke/distill/d3d-seed1.json").unlink()
-    found = planned(finished)
-    assert (found["train"], found["distill"]) == (1, 1)
+    jobs = planned(finished)
+    assert (jobs["train"], jobs["distill"]) == (1, 1)
 
 
-def test_a_killed_study_goes_on(finished):
+def test_a_killed_run_is_planned_again(finished):
     record = finished / "results/smoke/train/rgb-seed1.json"
     record.unlink()
     command = snakemake("--", "results/smoke/train/rgb-seed1.json")
@@ -194,40 +196,41 @@ def test_a_killed_study_goes_on(finished):
     assert planned(finished)["train"] == 1
 
 
-def test_a_record_of_no_run_is_not_averaged_in(finished):
-    edit(finished / "notebooks/params/smoke.yaml", seeds=[0])
-    with pytest.raises(AssertionError, match=r"seed1.json is no run of the profile 'smoke' .* move it elsewhere"):
+def test_a_record_that_the_profile_does_not_plan_is_refused(finished):
+    edit_profile(finished / "notebooks/params/smoke.yaml", seeds=[0])
+    with pytest.raises(AssertionError, match=r"seed1.json is not a run of the profile 'smoke' .* move it elsewhere"):
         planned(finished)
 
 
-def test_the_chain_of_one_seed(finished):
-    """What a machine that keeps nothing runs: no other seed, and no pair that needs another."""
+def test_a_request_for_one_seed_plans_no_other(finished):
+    """Neither other seeds, nor ensembles of two seeds."""
     for path in (finished / "results/smoke").glob("*/*"):
         path.unlink()
-    found = planned(finished, "seeds=1", targets=["study"])
-    assert found == {"train": 3, "distill": 3, "fuse": 1}
-    found = planned(finished, "seeds=0 1", targets=["study"])
-    assert found == {"train": 7, "distill": 11, "fuse": 1, "probe": 1, "attribution": 1, "leak": 1}
+    assert planned(finished, "seeds=1", targets=["study"]) == {"train": 3, "distill": 3, "fuse": 1}
+    jobs = planned(finished, "seeds=0 1", targets=["study"])
+    assert jobs == {"train": 7, "distill": 11, "fuse": 1, "probe": 1, "attribution": 1, "leak": 1}
     with pytest.raises(AssertionError, match=r"seeds must be some of \[0, 1\] of .*smoke.yaml, not '7'"):
         planned(finished, "seeds=7")
 
 
 def test_a_wrong_profile_stops_the_graph(finished):
-    edit(finished / "notebooks/params/smoke.yaml", learning_rat=0.1)
+    edit_profile(finished / "notebooks/params/smoke.yaml", learning_rat=0.1)
     with pytest.raises(AssertionError, match="'learning_rat' is no parameter of any experiment"):
         planned(finished)
 
 
-def test_runs_share_a_gpu_as_the_resource_allows(finished):
-    """Of four cores two are idle: one run at a time has the GPU; each tells one line when it is over."""
-    edit(finished / "notebooks/params/smoke.yaml", epochs=1, train_clips=64, test_clips=32, width=0.1)
-    wanted = [f"results/smoke/train/{run}.json" for run in ("rgb-seed0", "rgb-seed1", "rgb_twin-seed0")]
-    command = [snakemake()[0], "--cores", "4", "--resources", "gpu=1", *snakemake("--", *wanted)[3:]]
-    done = subprocess.run(command, cwd=finished, env=environment(finished), capture_output=True, text=True, check=True)
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("train ")]
+def test_runs_use_the_gpu_one_at_a_time(finished):
+    """There are cores for more, but the resource allows one run; each run prints one line when it ends."""
+    edit_profile(finished / "notebooks/params/smoke.yaml", epochs=1, train_clips=64, test_clips=32, width=0.1)
+    targets = [f"results/smoke/train/{run}.json" for run in ("rgb-seed0", "rgb-seed1", "rgb_twin-seed0")]
+    command = [snakemake()[0], "--cores", "4", "--resources", "gpu=1", *snakemake("--", *targets)[3:]]
+    process = subprocess.run(
+        command, cwd=finished, env=environment(finished), capture_output=True, text=True, check=True
+    )
+    lines = [line for line in (process.stdout + process.stderr).splitlines() if line.startswith("train ")]
     assert len(lines) == 3
     assert all(re.match(r"train +rgb(_twin)?-seed\d +iid/top1 0\.\d{3} +\d+\.\d s$", line) for line in lines)
-    found = [records.read(finished / path).provenance for path in wanted]
-    spans = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in found)
-    # Starts are kept in whole seconds.
+    provenances = [records.read(finished / path).provenance for path in targets]
+    spans = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in provenances)
+    # Starting times are rounded to seconds.
     assert all(start + seconds <= after + 1 for (start, seconds), (after, _) in pairwise(spans))

@@ -14,7 +14,7 @@ from d3d import pictures
 from d3d.data.sprites import render
 from d3d.study import records
 from d3d.study.records import Record
-from d3d.study.schema import flat
+from d3d.study.schema import flatten
 from tests import configs
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
@@ -106,7 +106,7 @@ def test_example_rows_are_the_first_clips_of_their_programs():
 
 
 def test_decoded_flow_is_that_of_the_first_seed_in_the_order_of_the_arms(tmp_path):
-    params = {**flat(SMALL), "endpoint": "Mixed_3c"}
+    params = {**flatten(SMALL), "endpoint": "Mixed_3c"}
     truth = render(SMALL, "iid", range(6)).flow.numpy()[:, :, [0, 2]]
     frames = np.array([0, 2])
     for seed, arm, factor in ((1, "rgb", 0.0), (0, "tuned", 1.0), (0, "rgb", 0.5)):

@@ -1,4 +1,4 @@
-"""The house: what may be in which room, and which way imports go."""
+"""The rooms (folders) of the package: which rooms may import which, and what importing a room costs."""
 
 import ast
 import json
@@ -14,7 +14,7 @@ from d3d.study.records import ROOT
 
 PACKAGE = ROOT / "d3d"
 TOOLS = {"files", "progress", "public"}
-# What each room may import beside itself.
+# The rooms that each room may import, besides itself.
 MAY_IMPORT = {
     "files": set(),
     "progress": {"files"},
@@ -39,8 +39,8 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Rooms that a module imports, also within functions."""
+def imported_rooms(path: Path) -> Iterator[str]:
+    """Yields the rooms that a module imports, including imports within functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module == "d3d":
@@ -52,7 +52,7 @@ def imported(path: Path) -> Iterator[str]:
         yield from (name.split(".")[1] for name in names if name.startswith("d3d."))
 
 
-def test_every_room_is_known():
+def test_every_room_is_listed():
     assert {room_of(path) for path in modules()} == set(MAY_IMPORT)
 
 
@@ -60,12 +60,12 @@ ROOMS = sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py"))
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_says_what_may_be_in_it_and_costs_nothing_to_enter(room):
+def test_a_room_states_its_purpose_and_imports_nothing_else(room):
     code = (
         f"import sys, d3d.{room}; print(len([m for m in sys.modules if m.startswith('d3d')]), 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["3", "False"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["3", "False"]
     package = import_module(f"d3d.{room}")
     assert package.__doc__.startswith("The only place ")
     assert all(getattr(package, name) is not None for name in package.__all__)
@@ -74,8 +74,8 @@ def test_a_room_says_what_may_be_in_it_and_costs_nothing_to_enter(room):
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_the_package_imports_modules_and_not_the_names_of_a_room(path):
-    """Or a room's list of names would hide what a run computes with."""
+def test_the_package_imports_from_modules_not_from_rooms(path):
+    """The hash of an experiment's code could not follow an import from a room's list of public names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("d3d."):
             module = ROOT.joinpath(*node.module.split("."))
@@ -84,15 +84,15 @@ def test_the_package_imports_modules_and_not_the_names_of_a_room(path):
 
 
 @pytest.mark.parametrize("room", ["study", "report"])
-def test_a_room_without_torch(room):
+def test_the_room_does_not_import_torch(room):
     names = [f"d3d.{room}.{p.stem}" for p in sorted((PACKAGE / room).glob("*.py")) if p.stem != "__init__"]
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"
 
 
-def test_the_verdict_chapter_needs_no_torch(tmp_path):
-    """Nor UCF101's annotations, nor TV-L1's kernels: records, the ledger and figures."""
+def test_the_verdict_chapter_imports_only_records_claims_and_figures(tmp_path):
+    """Neither torch nor the rooms that handle videos, flow or networks."""
     cells = json.loads((ROOT / "notebooks/chapters/verdict.ipynb").read_text())["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     code = code.replace('"results/smoke"', '"results/h200.jsonl"').replace(
@@ -102,18 +102,18 @@ def test_the_verdict_chapter_needs_no_torch(tmp_path):
     path.write_text(
         f"{code}\nimport sys\nprint(sorted(m for m in sys.modules if m == 'torch' or m.startswith('d3d.')))"
     )
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
-    loaded = ast.literal_eval(done.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=True)
+    loaded = ast.literal_eval(process.stdout.splitlines()[-1])
     assert "torch" not in loaded
     assert {name.split(".")[1] for name in loaded} <= {"report", "study", *TOOLS}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
+def test_a_room_imports_only_the_rooms_it_may(path):
     room = room_of(path)
-    assert set(imported(path)) <= MAY_IMPORT[room] | {room}
+    assert set(imported_rooms(path)) <= MAY_IMPORT[room] | {room}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_modules_can_be_read_in_one_sitting(path):
+def test_a_module_has_at_most_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400

@@ -11,7 +11,7 @@ from d3d.data.clips import Clips
 from d3d.data.load import load
 from d3d.probing.networks import load_arm_network
 from d3d.s3dg.network import S3DG
-from d3d.study.arms import examined_by
+from d3d.study.arms import arms_examined_by
 from d3d.study.run import Run
 
 
@@ -20,7 +20,7 @@ def run(active_run: Run) -> None:
     config = active_run.config
     with active_run.phase("data"):
         data = load(config.data, seed=config.run.seed, device=active_run.device)
-    for arm in examined_by("attribution"):
+    for arm in arms_examined_by("attribution"):
         network = load_arm_network(
             config.run.results,
             arm,
@@ -37,7 +37,7 @@ def run(active_run: Run) -> None:
                 data.splits["iid"],
                 num_clips=config.clips,
                 steps=config.steps,
-                endpoint=config.look.endpoint,
+                endpoint=config.examined.endpoint,
             )
         active_run.write(arm, metrics, arrays=arrays)
 

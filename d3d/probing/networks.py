@@ -7,7 +7,7 @@ from d3d.data.sprite_classes import CLASSES
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import S3DG, s3dg
 from d3d.study import plan
-from d3d.study.arms import arm as arm_entry
+from d3d.study.arms import get_arm
 from d3d.train.evaluate import calibrate
 
 
@@ -28,12 +28,12 @@ def load_arm_network(
         The network and its stream, or None, with a printed line, if the checkpoint does not exist.
     """
     classes, device = tuple(c.name for c in CLASSES), calibration_clips.labels.device
-    entry = arm_entry(arm)
+    entry = get_arm(arm)
     is_probe_arm = entry.experiment == "probe"
     if is_probe_arm and not entry.start:
         model = s3dg(len(classes), width=width, seed=seed).to(device)
         return calibrate(model, calibration_clips, "rgb"), "rgb"
-    path = plan.weights(results, entry.start if is_probe_arm else arm, seed)
+    path = plan.weights_path(results, entry.start if is_probe_arm else arm, seed)
     if not Path(path).is_file():
         print(f"{arm}: no weights at {path}, skipped")
         return None

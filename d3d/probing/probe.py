@@ -3,7 +3,7 @@
 from d3d.probing.decoders import train_flow_decoders
 from d3d.probing.linear import ENDPOINTS, linear_probes, render_probe_clips
 from d3d.probing.networks import load_arm_network
-from d3d.study.arms import ARMS, examined_by
+from d3d.study.arms import ARMS, arms_examined_by
 from d3d.study.run import Run
 
 
@@ -14,11 +14,11 @@ def run(active_run: Run) -> None:
         ValueError: the run's endpoint is not one of `ENDPOINTS`.
     """
     config, seed = active_run.config, active_run.config.run.seed
-    if config.look.endpoint not in ENDPOINTS:
-        raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {config.look.endpoint!r}")
+    if config.examined.endpoint not in ENDPOINTS:
+        raise ValueError(f"endpoint must be one of {', '.join(ENDPOINTS)}, not {config.examined.endpoint!r}")
     with active_run.phase("data"):
         probe_clips = render_probe_clips(config.data, device=active_run.device)
-    for arm in examined_by("probe"):
+    for arm in arms_examined_by("probe"):
         network = load_arm_network(
             config.run.results, arm, seed, width=config.network.width, calibration_clips=probe_clips.train
         )
@@ -37,7 +37,7 @@ def run(active_run: Run) -> None:
                 probe_clips.train,
                 probe_clips.test,
                 stream,
-                dense_endpoint=config.look.endpoint,
+                dense_endpoint=config.examined.endpoint,
                 epochs=config.decoder_epochs,
                 batch_size=config.optimiser.batch_size,
                 fine_tune=fine_tune,

@@ -22,7 +22,7 @@ from d3d.report.prose import exploration, without_looks
 from d3d.report.stats import share
 from d3d.study import records, staleness
 from d3d.study.experiments import EXPERIMENTS, field_of
-from d3d.study.plan import BENCH, PUBLISHED, REGIME, SETTLED, SMOKE, TRAINED, TUNING, shown, student_of
+from d3d.study.plan import BENCH, PUBLISHED, REGIME, SETTLED, SMOKE, TRAINED, TUNING, book_results, main_student
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -80,7 +80,7 @@ def tuning(study: Path) -> pd.DataFrame:
     """
     tries: dict[tuple[str, float, float], list[float]] = {}
     for record in records.read_all(study, ["distill"]):
-        key = student_of(record.params), record.params["learning_rate"], record.params["lambda_"]
+        key = main_student(record.params), record.params["learning_rate"], record.params["lambda_"]
         tries.setdefault(key, []).append(record.metrics["val/top1"])
     rows = [(*key, sum(values) / len(values), len(values)) for key, values in sorted(tries.items())]
     found = pd.DataFrame(rows, columns=["student", "learning rate", "lambda", "val top-1", "seeds"])
@@ -133,7 +133,7 @@ def readme() -> str:
 
 
 def _short_table(found: list[Verdict]) -> str:
-    source = banner(PUBLISHED) if shown() == PUBLISHED else "The published study on a GPU is still to come."
+    source = banner(PUBLISHED) if book_results() == PUBLISHED else "The published study on a GPU is still to come."
     lines = [source, "", "| claims | verdict |", "|---|---|"]
     by_word: dict[str, list[str]] = {}
     for verdict in found:
@@ -144,11 +144,11 @@ def _short_table(found: list[Verdict]) -> str:
 
 def pages() -> None:
     """Writes what the book includes: the verdict table, the evidence behind it, the table of runs."""
-    results = shown()
+    results = book_results()
     found = verdicts(results)
     GENERATED.mkdir(parents=True, exist_ok=True)
     (GENERATED / "banner.md").write_text(admonition(results))
-    (GENERATED / "attention_banner.md").write_text(admonition(shown("attribution")))
+    (GENERATED / "attention_banner.md").write_text(admonition(book_results("attribution")))
     (GENERATED / "verdicts.md").write_text(table(found) + "\n")
     (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence(found)}")
     (GENERATED / "parameters.md").write_text(f"{PARAMETERS}\n{parameters()}")
@@ -253,7 +253,7 @@ def _records(found: list[records.Record], *, archived: bool) -> str:
     """What a set of records comes from. An archive names its commit, and is neither stale nor current."""
     if not found:
         return "None."
-    stale = {} if archived else {"made by other code than today's": sum(not staleness.by_todays_code(r) for r in found)}
+    stale = {} if archived else {"made by other code than today's": sum(not staleness.matches_code(r) for r in found)}
     last = max(found, key=lambda r: r.provenance["started"]).provenance
     facts = {
         "records": str(len(found)),
@@ -295,9 +295,9 @@ def claims_text(results: Path | None) -> str:
 
     Raises FileNotFoundError where there is no record.
     """
-    lines = [f"  {v.claim.id:<4} {v.word:<26} {v.reason}" for v in verdicts(results or shown())]
+    lines = [f"  {v.claim.id:<4} {v.word:<26} {v.reason}" for v in verdicts(results or book_results())]
     if results is None:
-        return "\n".join([banner(shown()), *lines])
+        return "\n".join([banner(book_results()), *lines])
     found = records.read_all(results)
     if not found:
         raise FileNotFoundError(f"no records at {results}: give a folder that runs wrote, or a published .jsonl file")

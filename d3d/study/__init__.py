@@ -1,5 +1,5 @@
-"""The only place that says what is run: arms, parameters, profiles, records, and what is stale. Nothing here computes,
-and nothing imports torch."""
+"""The only place that defines the runs of the study: arms, parameters, profiles, records, and which runs are stale.
+Nothing here trains or evaluates, and no module imports torch when it is loaded."""
 
 from d3d.public import lazy_getattr
 

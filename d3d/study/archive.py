@@ -1,12 +1,16 @@
-"""Published studies: a finished folder of records as one file, so that anyone can recompute what follows from them.
+"""Published studies: a finished folder of records in one file, from which all results can be recomputed.
 
     d3d records pack results/h200       # writes results/h200.jsonl and results/h200.npz
 
-The .jsonl has a record per line, with its `cell` where the study is of several folders of records. The .npz has
-`<experiment>/<arm>-seed<seed>/<array>`, small types: of a network, by test split, `prediction/<split>` the class,
-`margin/<split>` the logit of the clip's class minus the highest other, `sibling/<split>` minus that of the other class
-of its pair (nan where it has none); `curve/<name>` over epochs; what other experiments kept, as they kept it.
-Labels are stored once, as `labels/<split>/<digest>`; a run's `labels/<split>` is the digest.
+The .jsonl file has one record per line, with a field `cell` if the study consists of several folders of records. The
+.npz file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each test split of a network these are:
+
+- `prediction/<split>`: the predicted class of each clip,
+- `margin/<split>`: the logit of its true class minus the highest other logit,
+- `sibling/<split>`: the logit of its true class minus that of the other class of its pair; nan without one,
+- `labels/<split>`: the digest of the true classes, which are stored only once, as `labels/<split>/<digest>`.
+
+`curve/<name>` are training curves over epochs. Other experiments publish all their arrays unchanged.
 """
 
 import argparse
@@ -25,15 +29,22 @@ from d3d.study import records
 from d3d.study.plan import TRAINED
 from d3d.study.records import Record, RecordError
 
-LARGEST = 16 * 2**20  # bytes that all published studies may take together
+MAX_BYTES = 16 * 2**20  # of all published studies together
 
 
 def pack(folder: str | Path, out: str | Path = "") -> Path:
-    """Writes a finished folder of records, or of folders of them, as <out>.jsonl and <out>.npz.
+    """Writes a folder of records, or a folder of several such folders, as <out>.jsonl and <out>.npz.
 
-    out: the path without its ending; empty: beside the folder, with its name.
-    Raises RecordError where the folder has no record, or one that is not whole or not comparable with the others, and
-    where all that is published there would take more than LARGEST.
+    Args:
+        folder: the folder to publish.
+        out: path of the files without suffix; empty: that of the folder.
+
+    Returns:
+        The path of the .jsonl file.
+
+    Raises:
+        RecordError: if the folder has no records, or invalid ones, or ones that `records.check_comparable` refuses, or
+            if all published studies together would exceed MAX_BYTES.
     """
     folder = Path(folder).resolve()
     path = Path(out or folder)
@@ -42,54 +53,51 @@ def pack(folder: str | Path, out: str | Path = "") -> Path:
     lines: list[str] = []
     arrays: dict[str, np.ndarray] = {}
     for cell in cells:
-        name = cell.name if cell != folder else ""
+        cell_name = cell.name if cell != folder else ""
         for record in records.read_all(cell):
-            own: dict[str, np.ndarray] = {}
-            for key, x in _arrays(cell, record):
-                own[key], shared = _pointer(key, x) if key.startswith("labels/") else (x, {})
-                arrays |= shared
-            arrays |= {f"{records.place_of(record, name)}{key}": x for key, x in own.items()}
-            fields = asdict(replace(record, arrays=records.digest_of(own)))
-            lines.append(json.dumps(fields | ({"cell": name} if name else {}), sort_keys=True) + "\n")
+            record_arrays: dict[str, np.ndarray] = {}
+            for name, x in _arrays_to_publish(cell, record):
+                if name.startswith("labels/"):
+                    digest = records.arrays_digest({name: x})
+                    arrays[f"{name}/{digest}"] = x
+                    x = np.array(digest)
+                record_arrays[name] = x
+            arrays |= {f"{records.array_prefix(record, cell_name)}{name}": x for name, x in record_arrays.items()}
+            fields = asdict(replace(record, arrays=records.arrays_digest(record_arrays)))
+            lines.append(json.dumps(fields | ({"cell": cell_name} if cell_name else {}), sort_keys=True) + "\n")
     if not lines:
         raise RecordError(f"{folder} holds no records: give a folder that a study has written, such as results/smoke")
     contents = {path: "".join(lines).encode()}
     if arrays:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
-        contents = {records.arrays_of(path): buffer.getvalue()} | contents
-    _keep_small(path.parent, contents)
+        contents = {records.arrays_path(path): buffer.getvalue()} | contents
+    _check_size(path.parent, contents)
     write_atomic(contents)
     return path
 
 
-def _pointer(key: str, labels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Labels that many networks share are stored once, by their digest, which stands in their place."""
-    digest = records.digest_of({key: labels})
-    return np.array(digest), {f"{key}/{digest}": labels}
-
-
-def _keep_small(folder: Path, contents: Mapping[Path, bytes]) -> None:
-    beside = [p for ending in ("jsonl", "npz") for p in folder.glob(f"*.{ending}") if p not in contents]
-    total = sum(p.stat().st_size for p in beside) + sum(map(len, contents.values()))
-    if total > LARGEST:
+def _check_size(folder: Path, contents: Mapping[Path, bytes]) -> None:
+    published = [p for ending in ("jsonl", "npz") for p in folder.glob(f"*.{ending}") if p not in contents]
+    total = sum(p.stat().st_size for p in published) + sum(map(len, contents.values()))
+    if total > MAX_BYTES:
         raise RecordError(
-            f"all that is published in {folder} would take {total / 2**20:.1f} MiB, over {LARGEST // 2**20}: "
-            "pack fewer runs, or move what is old elsewhere"
+            f"all published studies in {folder} would take {total / 2**20:.1f} MiB, more than {MAX_BYTES // 2**20}: "
+            "pack fewer runs, or move old studies elsewhere"
         )
 
 
-def _arrays(folder: Path, record: Record) -> Iterator[tuple[str, np.ndarray]]:
-    """What is published of a record's arrays, and of its curves."""
+def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and arrays of a record, reduced for publication, and its training curves."""
     try:
-        found = records.read_arrays(folder, record)
+        arrays = records.read_arrays(folder, record)
     except FileNotFoundError:  # not copied along with the record
-        found = {}
-    siblings = found.pop("siblings", None)
-    for name, x in found.items():
+        arrays = {}
+    siblings = arrays.pop("siblings", None)
+    for name, x in arrays.items():
         kind, _, split = name.partition("/")
         if kind == "logits":
-            labels = found[f"labels/{split}"]
+            labels = arrays[f"labels/{split}"]
             yield f"prediction/{split}", x.argmax(1).astype(np.uint8 if x.shape[1] <= 256 else np.uint16)
             yield f"margin/{split}", margins(x, labels).astype(np.float16)
             if siblings is not None:
@@ -99,75 +107,96 @@ def _arrays(folder: Path, record: Record) -> Iterator[tuple[str, np.ndarray]]:
             yield name, x.astype(np.float32)
         elif kind not in ("labels", "groups"):
             yield name, x
-    if not any(name.startswith("curve/") for name in found):
-        yield from curves(read_metrics(folder / record.experiment / f"{record.name}.jsonl")).items()
+    if not any(name.startswith("curve/") for name in arrays):
+        yield from curve_arrays(read_metrics(folder / record.experiment / f"{record.name}.jsonl")).items()
 
 
-def curves(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    """Training curves `curve/<name>`, float32, from the rows at each epoch's end of a run's metrics file."""
-    ends = [row for row in rows if "loss" in row and row["epoch"] == int(row["epoch"])]
-    names = [name for name in (ends[0] if ends else {}) if name not in ("time", "step", "event")]
-    return {f"curve/{name}": np.array([row[name] for row in ends], np.float32) for name in names}
+def curve_arrays(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """Returns training curves as arrays `curve/<name>` (E,), float32, from the rows of a run's metrics file.
+
+    Only the E rows written at the end of an epoch count.
+    """
+    epoch_ends = [row for row in rows if "loss" in row and row["epoch"] == int(row["epoch"])]
+    names = [name for name in (epoch_ends[0] if epoch_ends else {}) if name not in ("time", "step", "event")]
+    return {f"curve/{name}": np.array([row[name] for row in epoch_ends], np.float32) for name in names}
 
 
 def read_curves(results: str | Path, record: Record) -> list[dict[str, float]]:
-    """A row per epoch of a run's training, from its metrics file or a published study; empty where none is kept."""
+    """Reads the training curves of a run, from its metrics file or from a published study.
+
+    Returns:
+        One row of metrics per epoch; empty if the curves are missing.
+    """
     if records.is_archive(results):
         try:
-            found = records.read_arrays(results, record)
+            arrays = records.read_arrays(results, record)
         except FileNotFoundError:
-            found = {}
-        found = {name: x for name, x in found.items() if name.startswith("curve/")}
+            arrays = {}
+        arrays = {name: x for name, x in arrays.items() if name.startswith("curve/")}
     else:
-        found = curves(read_metrics(Path(results) / record.experiment / f"{record.name}.jsonl"))
-    names = [name.removeprefix("curve/") for name in found]
-    return [dict(zip(names, map(float, row), strict=True)) for row in zip(*found.values(), strict=True)]
+        arrays = curve_arrays(read_metrics(Path(results) / record.experiment / f"{record.name}.jsonl"))
+    names = [name.removeprefix("curve/") for name in arrays]
+    return [dict(zip(names, map(float, row), strict=True)) for row in zip(*arrays.values(), strict=True)]
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The logit of each clip's class minus the highest of the others (N,), from logits (N, K)."""
-    own = logits[np.arange(len(labels)), labels]
+    """Returns the logit of each clip's true class minus the highest other logit.
+
+    Args:
+        logits: (N, K).
+        labels: (N,), the true classes.
+
+    Returns:
+        (N,): positive where the prediction is correct.
+    """
+    rows = np.arange(len(labels))
     others = logits.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    return own - others.max(1)
+    others[rows, labels] = -np.inf
+    return logits[rows, labels] - others.max(1)
 
 
 def sibling_margins(logits: np.ndarray, labels: np.ndarray, siblings: np.ndarray) -> np.ndarray:
-    """The logit of each clip's class minus that of the other class of its pair (N,); nan where it has none.
+    """Returns the logit of each clip's true class minus that of the sibling, the other class of its pair.
 
-    siblings (K,): the other class of each, -1 for none.
+    Args:
+        logits: (N, K).
+        labels: (N,), the true classes.
+        siblings: (K,), the sibling of each class; -1: none.
+
+    Returns:
+        (N,): nan for classes without a sibling.
     """
-    other = siblings[labels]
+    sibling = siblings[labels]
     rows = np.arange(len(labels))
-    return np.where(other >= 0, logits[rows, labels] - logits[rows, other], np.nan)
+    return np.where(sibling >= 0, logits[rows, labels] - logits[rows, sibling], np.nan)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d records", description="Records of runs.")
+    parser = argparse.ArgumentParser(prog="d3d records", description="Shows or publishes records of runs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("show", help="one line: a run and its first metric of interest")
-    show.add_argument("record", type=Path, help="a record's JSON file")
-    packed = commands.add_parser("pack", help="a finished folder as one published file")
-    packed.add_argument("folder", type=Path, help="a folder of records, or of folders of them")
-    packed.add_argument("--out", default="", help="the file to write (default: beside the folder, with its name)")
-    given = parser.parse_args(argv)
+    show_parser = commands.add_parser("show", help="print a run and its most telling metric in one line")
+    show_parser.add_argument("record", type=Path, help="JSON file of a record")
+    pack_parser = commands.add_parser("pack", help="write a finished folder of records as one published file")
+    pack_parser.add_argument("folder", type=Path, help="a folder of records, or a folder of several such folders")
+    pack_parser.add_argument("--out", default="", help="the file to write (default: next to the folder, with its name)")
+    args = parser.parse_args(argv)
     try:
-        if given.command == "show":
-            print(records.headline(records.read(given.record)))
+        if args.command == "show":
+            print(records.headline(records.read(args.record)))
             return
-        path = pack(given.folder, given.out)
+        path = pack(args.folder, args.out)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    files = [p for p in (path, records.arrays_of(path)) if p.is_file()]
-    found = [r for cell in records.read_cells(path).values() for r in cell]
+    files = [p for p in (path, records.arrays_path(path)) if p.is_file()]
+    packed = [record for cell in records.read_cells(path).values() for record in cell]
     size = sum(p.stat().st_size for p in files)
-    print(f"{len(found)} records -> {', '.join(map(str, files))}, {size / 2**20:.2f} MiB")
-    bare = [r for r in found if r.experiment in (*TRAINED, "fuse") and not _predicts(path, r)]
-    if bare:
-        print(f"{len(bare)} networks have no predictions beside their records: only their metrics are published")
+    print(f"{len(packed)} records -> {', '.join(map(str, files))}, {size / 2**20:.2f} MiB")
+    networks = [record for record in packed if record.experiment in (*TRAINED, "fuse")]
+    if missing := sum(not _has_predictions(path, record) for record in networks):
+        print(f"{missing} networks have no predictions next to their records: only their metrics are published")
 
 
-def _predicts(path: Path, record: Record) -> bool:
+def _has_predictions(path: Path, record: Record) -> bool:
     try:
         return any(name.startswith("prediction/") for name in records.read_arrays(path, record))
     except FileNotFoundError:

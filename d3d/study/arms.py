@@ -1,6 +1,6 @@
-"""The arms: every network and ensemble of the study, one entry each.
+"""The arms: one entry for every network and ensemble of the study.
 
-To add one, write its entry and name it in a profile; nothing else has to know it, and no record becomes stale.
+To add an arm, write its entry here and name it in a profile. No other code changes, and no record becomes stale.
 """
 
 from collections.abc import Mapping
@@ -10,20 +10,24 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A network, or an ensemble of networks.
+    """A network, or an ensemble of two networks.
 
-    experiment: what makes it: train, distill, fuse or probe.
-    label: its name in figures and prose.
-    short: its name in contrasts, where the label is too long for them.
-    colour, marker: how every figure draws it, as matplotlib takes them.
-    stream: its input.
-    start: the arm whose weights it starts from; a student without one takes as many steps as a stream and a student
-        together.
-    teacher: the arm that it learns from.
-    overrides: parameters of its own.
-    members: of an ensemble, two arms of one seed, or one arm twice: its networks of the seeds 2k and 2k + 1.
-    fused_by: the mean of their softmax or of their logits.
-    examined: the experiments that look into it.
+    Attributes:
+        name: its key in `ARMS`, in profiles and in the file names of its records.
+        experiment: the experiment that makes it: train, distill, fuse or probe.
+        label: its name in figures and prose.
+        colour: its colour in all figures, as matplotlib takes it.
+        marker: its marker in all figures, as matplotlib takes it.
+        short: its name in contrasts; empty: the label.
+        stream: its input, rgb or flow.
+        start: the arm whose weights initialise it; empty: random weights. A student with random weights trains for as
+            many epochs as a stream and a student together.
+        teacher: the arm that it is distilled from; empty: none.
+        overrides: parameters in which it differs from the profile.
+        members: the two arms of an ensemble, of the same seed; if one arm is named twice, its networks of seeds 2k and
+            2k + 1.
+        fused_by: the outputs that an ensemble averages: softmax or logits.
+        examined_by: the experiments that examine it: probe, attribution.
     """
 
     name: str
@@ -38,46 +42,56 @@ class Arm:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     fused_by: str = "softmax"
-    examined: tuple[str, ...] = ()
+    examined_by: tuple[str, ...] = ()
 
     @property
-    def pairs_seeds(self) -> bool:
-        """Whether it is an ensemble of one arm's networks of two seeds."""
+    def fuses_two_seeds(self) -> bool:
+        """Whether it is an ensemble of two networks of one arm, of different seeds."""
         return bool(self.members) and len(set(self.members)) == 1
 
 
-# Of seaborn's palette "colorblind": blues are RGB's, reds D3D's.
+# Seaborn's palette "colorblind": RGB is blue, D3D is red.
 BLUE, ORANGE, GREEN, RED, PINK, BROWN, GREY, YELLOW, SKY = (
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#ece133", "#56b4e9",
 )  # fmt: skip
+# Fields that several arms share.
 STUDENT = {"experiment": "distill", "start": "rgb"}
 D3D = STUDENT | {"teacher": "flow", "colour": RED}
-BOTH = ("probe", "attribution")
+BOTH_EXAMINATIONS = ("probe", "attribution")
 
 
 def _lambda_arm(value: float) -> Arm:
     return Arm(name=f"d3d_lambda_{value:g}", label=f"D3D, λ = {value:g}", overrides={"lambda_": value}, **D3D)
 
 
-def _official(split: int) -> list[Arm]:
-    """The arms of the paper's rows on one of a data set's three official splits."""
-    where = f"split {split}"
-    own = {"overrides": {"split": split}}
-    # A teacher of another split has seen this one's test clips.
+def _official_split_arms(split: int) -> list[Arm]:
+    """The arms for the paper's results on one of the three official splits of a data set."""
+    suffix, overrides = f"split {split}", {"split": split}
+    # Each split has its own teacher: one trained on another split would have seen test clips of this one.
     teacher = Arm(
-        name=f"flow_s{split}", experiment="train", label=f"flow, {where}", colour=ORANGE, stream="flow", **own
+        name=f"flow_s{split}",
+        experiment="train",
+        label=f"flow, {suffix}",
+        colour=ORANGE,
+        stream="flow",
+        overrides=overrides,
     )
-    taught = D3D | own | {"teacher": teacher.name}
-    students = [Arm(name=f"d3d_k{n}_s{split}", label=f"D3D from Kinetics-{n}, {where}", **taught) for n in (400, 600)]
-    both = tuple(arm.name for arm in students)
-    fused = Arm(
+    students = [
+        Arm(
+            name=f"d3d_k{n}_s{split}",
+            label=f"D3D from Kinetics-{n}, {suffix}",
+            **D3D | {"teacher": teacher.name, "overrides": overrides},
+        )
+        for n in (400, 600)
+    ]
+    ensemble = Arm(
         name=f"d3d_d3d_s{split}",
         experiment="fuse",
-        label=f"D3D + D3D, {where}",
+        label=f"D3D + D3D, {suffix}",
         colour=(0.53, 0.13, 0.33),
-        members=both,
+        members=tuple(arm.name for arm in students),
     )
-    return [teacher, *students, fused]
+    return [teacher, *students, ensemble]
 
 
 ARMS = {
@@ -85,25 +99,26 @@ ARMS = {
     for arm in (
         Arm(
             name="random", experiment="probe", label="random weights", short="random", colour=(0.6, 0.6, 0.6),
-            marker="X", examined=BOTH,
+            marker="X", examined_by=BOTH_EXAMINATIONS,
         ),
-        Arm(name="rgb", experiment="train", label="RGB", colour=BLUE, examined=BOTH),
-        # The clips of rgb with weights and order of its own: it differs from RGB in nothing but chance.
+        Arm(name="rgb", experiment="train", label="RGB", colour=BLUE, examined_by=BOTH_EXAMINATIONS),
+        # The same clips as rgb, but other initial weights and another batch order.
         Arm(name="rgb_twin", experiment="train", label="RGB, twin", colour=GREY, overrides={"twin": 1}),
         Arm(
-            name="flow", experiment="train", label="flow", colour=ORANGE, marker="^", stream="flow", examined=("probe",)
+            name="flow", experiment="train", label="flow", colour=ORANGE, marker="^", stream="flow",
+            examined_by=("probe",),
         ),
-        Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined=BOTH, **STUDENT),
+        Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined_by=BOTH_EXAMINATIONS, **STUDENT),
         Arm(
-            name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin", examined=BOTH,
-            **STUDENT,
+            name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin",
+            examined_by=BOTH_EXAMINATIONS, **STUDENT,
         ),
-        Arm(name="d3d", label="D3D", marker="P", examined=BOTH, **D3D),
+        Arm(name="d3d", label="D3D", marker="P", examined_by=BOTH_EXAMINATIONS, **D3D),
         Arm(
             name="tuned", experiment="probe", label="tuned for flow", short="tuned", colour=(0.0, 0.0, 0.0), marker="v",
-            start="rgb", examined=("probe",),
+            start="rgb", examined_by=("probe",),
         ),
-        # What is changed of D3D, one thing at a time.
+        # Ablations: each changes one thing of D3D.
         Arm(
             name="flow_exact", experiment="train", label="flow, exact", colour=YELLOW, stream="flow",
             overrides={"flow": "exact"},
@@ -114,7 +129,7 @@ ARMS = {
         ),
         Arm(name="d3d_scratch", label="D3D from scratch", **D3D | {"start": ""}),
         Arm(name="d3d_kl", label="D3D by KL", overrides={"distance": "kl", "lambda_": 1.0}, **D3D),
-        # MARS's own weight.
+        # The weight of MARS.
         Arm(name="d3d_features", label="D3D by features", overrides={"distance": "features", "lambda_": 50.0}, **D3D),
         *map(_lambda_arm, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
         # Ensembles.
@@ -128,10 +143,10 @@ ARMS = {
         ),
         Arm(name="d3d_rgb", experiment="fuse", label="D3D + RGB", colour=BROWN, members=("d3d", "rgb")),
         Arm(name="d3d_d3d", experiment="fuse", label="D3D + D3D", colour=(0.53, 0.13, 0.33), members=("d3d", "d3d")),
-        *(arm for split in (1, 2, 3) for arm in _official(split)),
+        *(arm for split in (1, 2, 3) for arm in _official_split_arms(split)),
     )
 }  # fmt: skip
-# TV-L1: changes of its parameters, the size it is computed at from a video of twice the network's, and OpenCV's.
+# Variants of TV-L1: the parameters that each changes.
 TVL1_VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
     "lambda_0.05": {"lambda_": 0.05},
@@ -143,16 +158,21 @@ TVL1_VARIANTS: dict[str, dict[str, float]] = {
     "outer_2": {"outer": 2},
     "epsilon_0.1": {"epsilon": 0.1},
 }
+# Sizes at which TV-L1 is computed from a video of twice the network's size, relative to the network's size.
 TVL1_SIZES = {"size_2": 2.0, "size_1": 1.0, "size_0.5": 0.5}
 
 
-def examined_by(experiment: str) -> tuple[str, ...]:
-    """The arms that an experiment looks into."""
-    return tuple(arm.name for arm in ARMS.values() if experiment in arm.examined)
+def arms_examined_by(experiment: str) -> tuple[str, ...]:
+    """Returns the names of the arms that an experiment examines."""
+    return tuple(arm.name for arm in ARMS.values() if experiment in arm.examined_by)
 
 
-def arm(name: str) -> Arm:
-    """The entry of an arm. Raises ValueError for a name that has none."""
+def get_arm(name: str) -> Arm:
+    """Returns the entry of an arm.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     if name not in ARMS:
         raise ValueError(f"no arm {name!r}: the arms are {', '.join(ARMS)}")
     return ARMS[name]

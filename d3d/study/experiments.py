@@ -1,6 +1,6 @@
-"""The experiments: what each takes, in the order of its notebook, and which module computes it.
+"""The experiments: their parameters, in the order of their notebooks, and the module that computes each.
 
-config = read("train", {"stream": "flow", "epochs": 12})      # the defaults for the rest
+config = make_config("train", {"stream": "flow", "epochs": 12})      # the other parameters keep their defaults
 config.optimiser.epochs, config.data.clip.rho
 """
 
@@ -25,9 +25,9 @@ from d3d.study.parameters import (
     TrainConfig,
     Tvl1Config,
 )
-from d3d.study.schema import ParameterError, flat, make, parameters_of, refuse_unknown, same_kind
+from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown
 
-# Keys of a profile that say which runs there are, not how one is made.
+# Keys of a profile that are not parameters: they say which runs the study has.
 PROFILE_KEYS = (
     "extends", "seeds", "examined_seeds", "ablation_seeds", "arms", "ablations", "students", "overrides",
 )  # fmt: skip
@@ -46,7 +46,7 @@ _TRAINING = {
     "video files": _FILES,
     "training": _names(OptimiserConfig),
 }
-_LOOKING = {
+_EXAMINING = {
     "run": ("seed", "results"),
     "clips": (*_CLIP, "train_clips", "test_clips"),
     "flow": _FLOW,
@@ -55,9 +55,12 @@ _LOOKING = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """One kind of run: its configuration, what of it a notebook may set, and the module that computes it.
+    """One kind of run.
 
-    sections: by heading the parameters of its notebook, in order; what is not among them keeps its neutral value.
+    Attributes:
+        config: the class of its configuration.
+        sections: the parameters that its notebook can set, in order, by heading; the others keep their defaults.
+        module: name of the module that computes it.
     """
 
     config: type
@@ -66,6 +69,7 @@ class Experiment:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The parameters that its notebook can set, in order."""
         return tuple(name for section in self.sections.values() for name in section)
 
 
@@ -85,59 +89,70 @@ EXPERIMENTS = {
     "fuse": Experiment(FuseConfig, {"run": ("results",)}, "d3d.train.fuse"),
     "probe": Experiment(
         ProbeConfig,
-        _LOOKING | {"probes": ("width", "endpoint", "decoder_epochs", "batch_size", "pictures")},
+        _EXAMINING | {"probes": ("width", "endpoint", "decoder_epochs", "batch_size", "pictures")},
         "d3d.probing.probe",
     ),
     "attribution": Experiment(
         AttributionConfig,
-        _LOOKING | {"attribution": ("width", "endpoint", "clips", "steps")},
+        _EXAMINING | {"attribution": ("width", "endpoint", "clips", "steps")},
         "d3d.probing.attribution",
     ),
 }
 
 
 def field_of(experiment: str, name: str) -> Field:
-    """The declaration of a parameter."""
+    """Returns the declaration of a parameter."""
     return dict(parameters_of(EXPERIMENTS[experiment].config))[name]
 
 
 def defaults(experiment: str) -> dict[str, Any]:
-    """The parameters of an experiment and their defaults, in the order of its notebook."""
+    """Returns the default of every parameter of an experiment, in the order of its notebook."""
     return {name: field_of(experiment, name).default for name in EXPERIMENTS[experiment].names}
 
 
-def known_parameters() -> set[str]:
-    """Every parameter of any experiment; a profile may set them all, each experiment takes its own."""
+def parameter_names() -> set[str]:
+    """Returns the parameters of all experiments, all of which a profile may set."""
     return {name for experiment in EXPERIMENTS.values() for name in experiment.names}
 
 
-def values(experiment: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of an experiment: those given that it takes, the defaults for the rest.
+def with_defaults(experiment: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all parameters of an experiment, with some of its defaults overridden.
 
-    Raises ParameterError for a value of another kind.
+    Args:
+        experiment: name of the experiment.
+        overrides: values by name; parameters of other experiments are ignored.
+
+    Raises:
+        ParameterError: for a value of the wrong type.
     """
     return {
-        name: same_kind(default, name, given[name]) if name in given else default
+        name: check_type(name, overrides[name], default) if name in overrides else default
         for name, default in defaults(experiment).items()
     }
 
 
-def read(experiment: str, given: Mapping[str, Any]) -> Any:
-    """The configuration of an experiment with the parameters given; those of other experiments are passed over.
+def make_config(experiment: str, overrides: Mapping[str, Any]) -> Any:
+    """Makes the configuration of an experiment, with some of its defaults overridden.
 
-    Raises ParameterError for a value of another kind, ValueError naming a parameter that is out of its range.
+    Args:
+        experiment: name of the experiment.
+        overrides: values by name; parameters of other experiments are ignored.
+
+    Raises:
+        ParameterError: for a value of the wrong type.
+        ValueError: for a value out of range, naming the parameter.
     """
-    return make(EXPERIMENTS[experiment].config, values(experiment, given))
+    return make(EXPERIMENTS[experiment].config, with_defaults(experiment, overrides))
 
 
 def params_of(experiment: str, config: Any) -> dict[str, Any]:
-    """The `params` of a record: what the experiment's notebook can set."""
-    found = flat(config)
-    return {name: found[name] for name in EXPERIMENTS[experiment].names}
+    """Returns the `params` of a record: those parameters of a configuration that the experiment's notebook can set."""
+    params = flatten(config)
+    return {name: params[name] for name in EXPERIMENTS[experiment].names}
 
 
-def _plain(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a notebook's globals."""
+def _plain_values(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The globals of a notebook that may be parameters: no modules, functions, or variables of IPython."""
     return {
         name: value
         for name, value in namespace.items()
@@ -148,38 +163,58 @@ def _plain(namespace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_only(namespace: Mapping[str, Any], *names: str) -> None:
-    """Raises ParameterError for a parameter that a chapter was given and does not take."""
-    refuse_unknown(_plain(namespace), names, "parameter of this chapter")
+    """Checks that a chapter was given no parameters but these.
+
+    Args:
+        namespace: the globals of the chapter.
+        names: its parameters.
+
+    Raises:
+        ParameterError: for another parameter, naming it.
+    """
+    refuse_unknown(_plain_values(namespace), names, "parameter of this chapter")
 
 
-def refuse_strangers(profile: Mapping[str, Any]) -> None:
-    """Raises ParameterError for the first name that no experiment takes and no profile has."""
-    refuse_unknown(profile, known_parameters() | set(PROFILE_KEYS), "parameter of any experiment nor key of a profile")
+def refuse_unknown_keys(profile: Mapping[str, Any]) -> None:
+    """Raises ParameterError for a key that is neither a parameter of any experiment nor a key of profiles."""
+    refuse_unknown(profile, parameter_names() | set(PROFILE_KEYS), "parameter of any experiment nor key of a profile")
 
 
 def from_namespace(experiment: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a notebook from its globals: every plain value there at this point is one.
+    """Returns all parameters of an experiment, read from the globals of its notebook.
 
-    One that the experiment does not take is an error, unless it belongs to another and came with a whole profile
-    (papermill's `-f`), which sets `seeds`. Raises ParameterError naming it and what is known, or a value of another
-    kind.
+    Every plain value among the globals counts as a parameter. Parameters of other experiments are allowed only if a
+    complete profile was passed (papermill's `-f`), which is recognised by its key `seeds`.
+
+    Args:
+        experiment: name of the experiment.
+        namespace: the globals after papermill has set parameters.
+
+    Raises:
+        ParameterError: for an unknown parameter, a value of the wrong type, or a profile that extends another.
     """
-    given = _plain(namespace)
-    own = EXPERIMENTS[experiment].names
-    if "extends" in given:
+    overrides = _plain_values(namespace)
+    if "extends" in overrides:
         raise ParameterError(
-            f"the profile extends {given['extends']!r}, which papermill does not follow: give it what "
-            "`d3d profile FILE` prints"
+            f"the profile extends {overrides['extends']!r}, which papermill does not follow: pass it the output of "
+            "`d3d profile FILE` instead"
         )
-    if "seeds" not in given:
-        refuse_unknown(given, own, f"parameter of {experiment!r}")
+    if "seeds" in overrides:
+        refuse_unknown_keys(overrides)
     else:
-        refuse_strangers(given)
-    return values(experiment, given)
+        refuse_unknown(overrides, EXPERIMENTS[experiment].names, f"parameter of {experiment!r}")
+    for name, default in defaults(experiment).items():
+        value = overrides.get(name, default)
+        if isinstance(default, str) and isinstance(value, bool | int | float | NoneType):
+            raise ParameterError(
+                f"{name} must be of type str, but arrived as {value!r} ({type(value).__name__}): papermill may have "
+                f"guessed this type, so pass it with `-r {name} VALUE` instead of `-p`, or quote it in a YAML file"
+            )
+    return with_defaults(experiment, overrides)
 
 
 def parameter_cell(experiment: str) -> str:
-    """The code of the cell tagged `parameters` in an experiment's notebook: a line per parameter, under headings."""
+    """Returns the code of a notebook's cell tagged `parameters`: one line per parameter, under headings."""
     lines = []
     for heading, names in EXPERIMENTS[experiment].sections.items():
         lines.append(f"# {heading}")
@@ -191,7 +226,7 @@ def parameter_cell(experiment: str) -> str:
 
 
 def write_cells(folder: Path) -> None:
-    """Writes the parameter cells of the experiments' notebooks below `folder`."""
+    """Writes the parameter cell of every experiment's notebook in `folder`."""
     for experiment in EXPERIMENTS:
         path = folder / f"{experiment}.ipynb"
         notebook = json.loads(path.read_text())

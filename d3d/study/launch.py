@@ -1,8 +1,8 @@
-"""Training from a notebook: in a process of its own, or several, whose log and metrics the notebook shows as they come.
+"""Training from a notebook, in one or several processes whose log and curves the notebook shows while they run.
 
     record = launch.train("distill", globals())
 
-The kernel itself never imports torch nor touches a GPU.
+The notebook's kernel neither imports torch nor uses a GPU.
 """
 
 import io
@@ -24,19 +24,29 @@ from d3d.study.experiments import from_namespace
 from d3d.study.records import Record
 
 MODULE = "d3d.train"
-PROG = "d3d train: "
-EVERY = 2.0  # seconds between pictures
+ERROR_PREFIX = "d3d train: "  # of the line in which training reports its error
+SECONDS_BETWEEN_PLOTS = 2.0
 
 
 class TrainingError(RuntimeError):
-    """The training process failed; the message is what it said."""
+    """The training process failed; the message is the error that it printed."""
 
 
 def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
-    """Runs `python -m d3d.train`, or torchrun with it, on a notebook's parameters; its record.
+    """Trains a network with a notebook's parameters, through `d3d.train` and with several processes torchrun.
 
-    Ctrl-C reaches the training processes, which save first; so does the end of this one. Raises ParameterError as
-    `from_namespace`, and TrainingError with the sentence in which training ended.
+    If this process is interrupted or ends, the training processes save their state and stop.
+
+    Args:
+        experiment: train or distill.
+        namespace: the globals of the notebook.
+
+    Returns:
+        The record of the run.
+
+    Raises:
+        ParameterError: for an unknown parameter or a value of the wrong type.
+        TrainingError: if training failed, with the error that it printed.
     """
     params = from_namespace(experiment, namespace)
     path = plan.run_path(experiment, params)
@@ -44,7 +54,7 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
     files.write_atomic({config: yaml.safe_dump({"experiment": experiment} | params, sort_keys=False).encode()})
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "D3D_FOLLOWER": str(os.getpid())}
     if params["processes"] != 1:
-        environment.setdefault("OMP_NUM_THREADS", "1")  # which torchrun would set, with a warning
+        environment.setdefault("OMP_NUM_THREADS", "1")  # torchrun would set it too, with a warning
     child = subprocess.Popen(
         command(params["processes"], config),
         env=environment,
@@ -52,13 +62,13 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    picture = Picture(Path(f"{path}.jsonl"))
-    said: list[str] = []
+    curves = LiveCurves(Path(f"{path}.jsonl"))
+    output: list[str] = []
     try:
         for line in child.stdout:
             print(line, end="", flush=True)
-            said.append(line.strip())
-            picture.update()
+            output.append(line.strip())
+            curves.update()
     except BaseException as error:
         child.send_signal(signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
         print(*child.stdout, sep="", end="")
@@ -66,51 +76,64 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
     finally:
         child.wait()
         child.stdout.close()
-    picture.update(last=True)
+    curves.update(last=True)
     if child.returncode:
-        sentence = next((line.removeprefix(PROG) for line in said if line.startswith(PROG)), None)
-        last = next((line for line in reversed(said) if line.strip("=-")), f"exit {child.returncode}")
-        raise TrainingError(sentence or last)
+        message = next((line.removeprefix(ERROR_PREFIX) for line in output if line.startswith(ERROR_PREFIX)), None)
+        last_line = next((line for line in reversed(output) if line.strip("=-")), f"exit {child.returncode}")
+        raise TrainingError(message or last_line)
     return records.read(f"{path}.json")
 
 
 def command(processes: int, config: Path) -> list[str]:
-    """What trains in this many processes; 0: one for each GPU."""
-    run = ["-m", MODULE, "--config", str(config)]
+    """Returns the command that trains in this many processes; 0: one per GPU."""
+    module = ["-m", MODULE, "--config", str(config)]
     if processes == 1:
-        return [sys.executable, *run]
+        return [sys.executable, *module]
     count = str(processes) if processes else "gpu"
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, *run]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count, *module]
 
 
-class Picture:
-    """The curves of a run that is under way, drawn anew in the same place of the notebook."""
+class LiveCurves:
+    """The training curves of a run in progress, updated in place in the notebook.
+
+    Args:
+        path: the metrics file of the run.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.shown, self.drawn = path, None, time.monotonic()
+        self.path = path
+        self.output = None  # handle of the notebook's output
+        self.plotted = time.monotonic()
 
     def update(self, *, last: bool = False) -> None:
-        """Draws at most every other second, and at last."""
-        if not last and time.monotonic() - self.drawn < EVERY:
+        """Plots the metrics so far, unless the previous plot is recent; always if it is the last."""
+        if not last and time.monotonic() - self.plotted < SECONDS_BETWEEN_PLOTS:
             return
-        self.drawn = time.monotonic()
+        self.plotted = time.monotonic()
         rows = [row for row in read_metrics(self.path) if "loss" in row]
         if not rows:
             return
         from IPython.display import Image, display
 
-        # A kernel that has not imported pyplot shows no figure.
+        # As a PNG, because a notebook displays figures by itself only after pyplot was imported.
         buffer = io.BytesIO()
-        draw(rows).savefig(buffer, format="png", dpi=144)
+        plot_curves(rows).savefig(buffer, format="png", dpi=144)
         image = Image(buffer.getvalue(), width=800, alt="Loss and top-1 over the epochs so far.")
-        if self.shown:
-            self.shown.update(image)
+        if self.output:
+            self.output.update(image)
         else:
-            self.shown = display(image, display_id=True)
+            self.output = display(image, display_id=True)
 
 
-def draw(rows: list[dict[str, float]]):
-    """Loss and its terms, and training top-1, over epochs, as a matplotlib figure."""
+def plot_curves(rows: list[dict[str, float]]):
+    """Plots the loss with its terms, and the training accuracy, over epochs.
+
+    Args:
+        rows: rows of a run's metrics file, each with epoch, loss, cross_entropy, distance and top1.
+
+    Returns:
+        A matplotlib figure with two axes.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.6), layout="constrained")

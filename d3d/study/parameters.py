@@ -1,8 +1,8 @@
 """Every parameter, declared once: its type, default, range and meaning.
 
-The parameter cells of the notebooks, profiles, `d3d train`, the `params` of a record and the book's parameter table all
-come from here. Groups are composed; the name of a parameter is unique among all groups, so that notebooks and records
-hold them flat.
+The parameter cells of the notebooks, the checks of profiles, the flags of `d3d train`, the `params` of records and the
+book's parameter table are all made from these declarations. Groups are composed into one configuration per experiment;
+parameter names are unique over all groups, so notebooks and records list them without groups.
 """
 
 import re
@@ -12,173 +12,190 @@ from typing import Any
 from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
-RENDERED = ("sprites",)
-FILE_SETS = ("folder", "ucf101", "hmdb51", "kinetics400", "kinetics600", "table", "ava")
-# Seeds of training stay below; from here on they are the twins' and the probes' own.
+RENDERED_DATASETS = ("sprites",)
+FILE_DATASETS = ("folder", "ucf101", "hmdb51", "kinetics400", "kinetics600", "table", "ava")
+# Upper bound of training seeds; twins and probes draw from seeds above it.
 MAX_SEED = 1000
-# What may change between a run and its resumption: where files lie, and what only says how fast it goes.
-FREE = ("results", "workers", "save_every")
+# Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
+CHANGEABLE_ON_RESUME = ("results", "workers", "save_every")
 SPRITE_CLASSES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipConfig(Group):
-    """One clip: how many frames of which size, and for sprites how they look and move."""
+    """Size of a clip, and appearance and motion of the sprites in it."""
 
-    rho: float = parameter(0.5, "sprites: how often appearance gives the class away, in [0, 1]", low=0, high=1)
-    frames: int = parameter(8, "frames per clip, 2 or more", low=2)
-    size: int = parameter(32, "height and width in pixels, 16 or more", low=16)
-    # Grown by half of a factor of two, the largest sprite must not meet itself around the torus.
+    rho: float = parameter(
+        0.5, "sprites: probability that a clip of a motion class has its typical appearance, in [0, 1]", low=0, high=1
+    )
+    frames: int = parameter(8, "frames per clip, at least 2", low=2)
+    size: int = parameter(32, "height and width of a clip in pixels, at least 16", low=16)
+    # Up to 0.28, even the largest sprite, enlarged by √2, does not overlap itself around the torus.
     extent: float = parameter(
-        0.18, "sprites: mean radius of the target, of the frame's side, in [0.05, 0.28]", low=0.05, high=0.28
+        0.18,
+        "sprites: mean radius of the target as a fraction of the frame's side, in [0.05, 0.28]",
+        low=0.05,
+        high=0.28,
     )
     amplitude: float = parameter(1.5, "sprites: speed of the target, pixels per frame", low=0)
-    contrast: float = parameter(1.0, "sprites: of texture and colour, in (0, 1]", above=0, high=1)
-    camera: float = parameter(0.3, "sprites: fastest drift of the background, pixels per frame", low=0)
-    noise: float = parameter(0.05, "sprites: standard deviation of the sensor noise, for pixels in [0, 1]", low=0)
+    contrast: float = parameter(1.0, "sprites: contrast of texture and colour, in (0, 1]", above=0, high=1)
+    camera: float = parameter(0.3, "sprites: maximum speed of the background, pixels per frame", low=0)
+    noise: float = parameter(0.05, "sprites: standard deviation of the sensor noise, for pixel values in [0, 1]", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig(Group):
-    """What the temporal stream sees."""
+    """Optical flow, the input of the temporal stream."""
 
-    flow: str = parameter("tvl1", "tvl1 as in the paper | exact (sprites only)", choices=("tvl1", "exact"))
-    bound: float = parameter(5.0, "flow is clipped to ± bound pixels and divided by it", above=0)
+    flow: str = parameter(
+        "tvl1", "optical flow: tvl1 (as in the paper) | exact (sprites only)", choices=("tvl1", "exact")
+    )
+    bound: float = parameter(5.0, "flow is clipped to ± bound pixels and divided by bound", above=0)
     flow_cache: str = parameter(
-        "", "video files: what `d3d flow` filled at this fps, short_side, bound | sprites: keeps TV-L1"
+        "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow` at this fps, short_side and bound"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilesConfig(Group):
-    """Video files: which set, where it lies, and what of a video is shown."""
+    """Video files: the data set, where it lies, and how clips are cut from a video."""
 
     dataset: str = parameter(
         "sprites",
-        "sprites | folder (one per class) | ucf101 | hmdb51 | kinetics400 | kinetics600 | table",
-        choices=(*RENDERED, *FILE_SETS),
+        "sprites | folder (a subfolder per class) | ucf101 | hmdb51 | kinetics400 | kinetics600 | table",
+        choices=(*RENDERED_DATASETS, *FILE_DATASETS),
     )
-    root: str = parameter("", "video files: their folder, or the CSV file of dataset table")
-    annotations: str = parameter("", "video files: folder of the set's annotation files; empty: root")
-    split: int = parameter(1, "ucf101 and hmdb51: 1, 2 or 3", low=1, high=3)
-    fps: float = parameter(25.0, "video files: frames per second", above=0)
+    root: str = parameter("", "video files: folder of the videos; for dataset table: the CSV file")
+    annotations: str = parameter("", "video files: folder of the data set's annotation files; empty: root")
+    split: int = parameter(1, "ucf101 and hmdb51: official split, 1, 2 or 3", low=1, high=3)
+    fps: float = parameter(25.0, "video files: frames per second of a clip", above=0)
     short_side: int = parameter(
-        0, "video files: pixels to which the short side is resized, of which size x size is cut; 0: size", low=0
+        0, "video files: pixels of the short side after resizing, before a size x size crop; 0: size", low=0
     )
-    view_clips: int = parameter(1, "video files: stretches of a test video that predictions are averaged over", low=1)
-    view_crops: int = parameter(1, "video files: squares of each, 1 (the centre) or more along the long side", low=1)
+    view_clips: int = parameter(1, "video files: clips per test video, over which predictions are averaged", low=1)
+    view_crops: int = parameter(
+        1, "video files: crops per clip of a test video, 1 (centre) or more along the long side", low=1
+    )
     damaged: str = parameter(
-        "skip", "video files: skip what cannot be read and name it in the record | raise", choices=("skip", "raise")
+        "skip", "video files that cannot be decoded: skip (the record lists them) | raise", choices=("skip", "raise")
     )
-    workers: int = parameter(0, "video files: processes that decode; 0: one per core", low=0)
+    workers: int = parameter(0, "video files: decoding processes; 0: one per core", low=0)
 
     def check(self) -> None:
         if self.dataset == "ava":
-            raise ValueError("dataset 'ava' has several labels per clip, which no stream here is trained on")
-        if self.dataset in FILE_SETS and not self.root:
-            raise ValueError(f"dataset {self.dataset!r} needs root: the folder of its videos, or a table's CSV file")
+            raise ValueError("dataset 'ava' has several labels per clip, and training supports one label per clip only")
+        if self.dataset in FILE_DATASETS and not self.root:
+            raise ValueError(
+                f"dataset {self.dataset!r} needs root: the folder of its videos, or for dataset 'table' the CSV file"
+            )
         for name in ("root", "annotations"):
-            if self.dataset in RENDERED and getattr(self, name):
+            if self.dataset in RENDERED_DATASETS and getattr(self, name):
                 raise ValueError(f"{name} is only for video files, not for dataset {self.dataset!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Group):
-    """The clips that networks are trained and tested on."""
+    """The clips on which networks are trained and tested."""
 
     clip: ClipConfig = ClipConfig()
     flow: FlowConfig = FlowConfig()
     files: FilesConfig = FilesConfig()
-    train_clips: int = parameter(512, "sprites: training clips, 16 or more", low=SPRITE_CLASSES)
-    test_clips: int = parameter(256, "sprites: clips per test split, 16 or more", low=SPRITE_CLASSES)
+    train_clips: int = parameter(512, "sprites: number of training clips, at least 16", low=SPRITE_CLASSES)
+    test_clips: int = parameter(256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES)
 
     def check(self) -> None:
-        if self.files.dataset in FILE_SETS and self.flow.flow == "exact":
-            raise ValueError(f"flow 'exact' is known of sprites only, dataset {self.files.dataset!r} has tvl1")
+        if self.files.dataset in FILE_DATASETS and self.flow.flow == "exact":
+            raise ValueError(f"flow 'exact' exists for sprites only: dataset {self.files.dataset!r} needs flow 'tvl1'")
         if self.files.short_side and self.files.short_side < self.clip.size:
             raise ValueError(
                 f"short_side must be 0 (size) or at least size ({self.clip.size}), not {self.files.short_side}"
             )
 
-    def input_of(self, stream: str) -> dict[str, Any]:
-        """What a network of this stream is shown: what another must be shown to understand the same clips."""
-        shown: dict[str, Any] = {"frames": self.clip.frames, "size": self.clip.size}
+    def input_spec(self, stream: str) -> dict[str, Any]:
+        """Returns the parameters that define the input of a network of this stream.
+
+        A checkpoint stores them; a teacher and its student must agree on them.
+        """
+        spec: dict[str, Any] = {"frames": self.clip.frames, "size": self.clip.size}
         if stream == "flow":
-            shown |= {"bound": self.flow.bound, "flow": self.flow.flow}
-        if self.files.dataset in FILE_SETS:
-            shown |= {"fps": self.files.fps, "short_side": self.files.short_side or self.clip.size}
-        return shown
+            spec |= {"bound": self.flow.bound, "flow": self.flow.flow}
+        if self.files.dataset in FILE_DATASETS:
+            spec |= {"fps": self.files.fps, "short_side": self.files.short_side or self.clip.size}
+        return spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Group):
-    """The network."""
+    """Input and size of the network."""
 
     stream: str = parameter(
-        "rgb", "input of the network, rgb: the spatial stream | flow: the temporal stream", choices=STREAMS
+        "rgb", "input of the network: rgb (spatial stream) | flow (temporal stream)", choices=STREAMS
     )
-    width: float = parameter(0.25, "multiplies S3D-G's channels; 1.0 is the paper's network", above=0)
-    dropout: float = parameter(0.2, "before the classifier, in [0, 1)", low=0, below=1)
+    width: float = parameter(0.25, "multiplies the channels of S3D-G; 1.0: the paper's network", above=0)
+    dropout: float = parameter(0.2, "dropout probability before the classifier, in [0, 1)", low=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig(Group):
-    """How it is trained: SGD with momentum, a warm-up and half a cosine."""
+    """SGD with momentum; the learning rate warms up, then follows half a cosine."""
 
     epochs: int = parameter(8, "passes over the training clips", low=1)
-    batch_size: int = parameter(32, "clips per step, over all processes; 2 or more, for batch norm", low=2)
-    accumulate: int = parameter(1, "parts in which a process takes its share of them, where memory is short", low=1)
-    learning_rate: float = parameter(0.03, "at its peak, after the warm-up", above=0)
-    momentum: float = parameter(0.9, "of SGD, in [0, 1)", low=0, below=1)
-    weight_decay: float = parameter(0.0001, "of SGD", low=0)
-    warmup: float = parameter(0.1, "share of the steps in which the learning rate rises, in [0, 1)", low=0, below=1)
-    sync_norm: bool = parameter(False, "batch norm over the clips of all processes, instead of each by its own")
+    batch_size: int = parameter(32, "clips per step over all processes, at least 2 because of batch norm", low=2)
+    accumulate: int = parameter(1, "micro-batches per step and process, computed in turn to save memory", low=1)
+    learning_rate: float = parameter(0.03, "peak learning rate, reached after the warm-up", above=0)
+    momentum: float = parameter(0.9, "momentum of SGD, in [0, 1)", low=0, below=1)
+    weight_decay: float = parameter(0.0001, "weight decay of SGD", low=0)
+    warmup: float = parameter(0.1, "fraction of the steps in which the learning rate rises, in [0, 1)", low=0, below=1)
+    sync_norm: bool = parameter(False, "batch norm statistics over the clips of all processes instead of per process")
 
     def check(self) -> None:
         if self.batch_size < 2 * self.accumulate:
             raise ValueError(
                 f"accumulate must lie between 1 and half of batch_size ({self.batch_size // 2}), since batch norm "
-                f"needs two clips per part, not {self.accumulate}"
+                f"needs two clips per micro-batch, not {self.accumulate}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig(Group):
-    """What a student learns from, and where it starts."""
+    """The teacher, the initial weights and the distillation loss of a student."""
 
-    teacher: str = parameter("", "checkpoint of the teacher; may stay empty only where lambda_ is 0")
-    student: str = parameter("", "checkpoint that the student starts from, imported ones too; empty: random weights")
-    lambda_: float = parameter(1.0, "weight of the distance to the teacher, 0 (no teacher) or more", low=0)
+    teacher: str = parameter("", "checkpoint of the teacher; may be empty only if lambda_ is 0")
+    student: str = parameter("", "checkpoint of the initial weights, trained here or imported; empty: random weights")
+    lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0)
     distance: str = parameter(
         "mse",
-        "mse: of logits, as in D3D | kl: of predictions | features: mse of pooled features, as in MARS",
+        "distillation loss: mse (logits, as in D3D) | kl (predictions) | features (pooled, as in MARS)",
         choices=("mse", "kl", "features"),
     )
-    temperature: float = parameter(4.0, "of kl", above=0)
+    temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0)
 
     def check(self) -> None:
         if self.lambda_ > 0 and not self.teacher:
-            raise ValueError("a student with lambda_ above 0 needs teacher: the path of a trained stream's checkpoint")
+            raise ValueError("a student with lambda_ above 0 needs teacher: the path of a trained network's checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Group):
-    """One run: its name, its seed, where its record goes."""
+    """One run: its name, its seed, and where its record is written."""
 
-    arm: str = parameter(
-        "", "name of the record; empty: the stream, or for a student d3d (rgb_longer where lambda_ is 0)"
-    )
+    arm: str = parameter("", "name of the record; empty: the stream, or for a student d3d (rgb_longer if lambda_ is 0)")
     seed: int = parameter(
-        0, "0 to 999: chooses training sprites, weights and order; of a probe, whose networks", low=0, high=MAX_SEED - 1
+        0,
+        "0 to 999: draws training sprites, initial weights and batch order; selects the networks to examine",
+        low=0,
+        high=MAX_SEED - 1,
     )
-    twin: int = parameter(0, "1: the same clips, but other weights and another order", low=0, high=1)
-    processes: int = parameter(1, "processes that train together, one per GPU; 0: one for each GPU", low=0)
-    save_every: float = parameter(60.0, "seconds between states from which a killed run resumes", above=0)
-    results: str = parameter("results/local", "folder of the records; weights and predictions lie beside them")
+    twin: int = parameter(0, "1: the clips of twin 0, but other initial weights and another batch order", low=0, high=1)
+    processes: int = parameter(1, "processes that train one network, one per GPU; 0: all GPUs of this machine", low=0)
+    save_every: float = parameter(60.0, "seconds between saved states, from which a killed run resumes", above=0)
+    results: str = parameter("results/local", "folder of the records, weights and predictions")
 
     def check(self) -> None:
         if self.arm and not re.fullmatch(r"[a-z]\w*(\.\d+)?", self.arm, re.ASCII):
-            raise ValueError(f"arm must be a name of small letters, digits and _, such as d3d_mine, not {self.arm!r}")
+            raise ValueError(
+                f"arm must be a name of lower-case letters, digits and _, such as d3d_mine, not {self.arm!r}"
+            )
 
 
 NO_TEACHER = DistillationConfig(lambda_=0.0)
@@ -186,7 +203,7 @@ NO_TEACHER = DistillationConfig(lambda_=0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Group):
-    """Training a stream, or a student where `distillation` says of what."""
+    """Training of a stream, or of a student if `distillation` names a teacher or initial weights."""
 
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
@@ -197,16 +214,16 @@ class TrainConfig(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(Group):
-    """Averaging the predictions of trained networks."""
+    """Ensembles: averages of the predictions of trained networks."""
 
     run: RunConfig = RunConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookConfig(Group):
-    """Where a network is looked into."""
+class EndpointConfig(Group):
+    """The endpoint at which a network is examined."""
 
-    endpoint: str = parameter("Mixed_4f", "the endpoint that a dense decoder, or Grad-CAM, reads")
+    endpoint: str = parameter("Mixed_4f", "endpoint of S3D-G that the dense decoder or Grad-CAM reads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,18 +234,18 @@ class ProbeConfig(Group):
     network: NetworkConfig = NetworkConfig()
     data: DataConfig = DataConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
-    look: LookConfig = LookConfig()
+    examined: EndpointConfig = EndpointConfig()
     decoder_epochs: int = parameter(
-        8, "passes over the training clips to train flow decoders, and the tuned network", low=1
+        8, "passes over the training clips for training flow decoders and the network tuned for flow", low=1
     )
-    pictures: int = parameter(0, "clips whose decoded dense flow is kept", low=0)
+    pictures: int = parameter(0, "number of clips whose decoded dense flow is saved", low=0)
 
     def check(self) -> None:
         for name in ("train_clips", "test_clips"):
             if getattr(self.data, name) < 4 * SPRITE_CLASSES:
                 raise ValueError(
-                    f"probes look within classes: {name} must be at least {4 * SPRITE_CLASSES}, four per class, "
-                    f"not {getattr(self.data, name)}"
+                    f"probes compare clips within classes: {name} must be at least {4 * SPRITE_CLASSES}, "
+                    f"four per class, not {getattr(self.data, name)}"
                 )
         if self.pictures > self.data.test_clips:
             raise ValueError(
@@ -238,14 +255,14 @@ class ProbeConfig(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionConfig(Group):
-    """Where in a clip a network's decision lies."""
+    """Attribution of a network's decision to the pixels of a clip."""
 
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
     data: DataConfig = DataConfig()
-    look: LookConfig = LookConfig()
-    clips: int = parameter(16, "clips of the split iid to attribute, the first ones", low=1)
-    steps: int = parameter(32, "of the integral from the grey clip to the clip, 2 or more", low=2)
+    examined: EndpointConfig = EndpointConfig()
+    clips: int = parameter(16, "number of clips to attribute, the first of split iid", low=1)
+    steps: int = parameter(32, "steps of integrated gradients from a grey clip to the clip, at least 2", low=2)
 
     def check(self) -> None:
         if self.clips > self.data.test_clips:
@@ -254,20 +271,22 @@ class AttributionConfig(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class LeakConfig(Group):
-    """What a single frame gives away."""
+    """Leak controls: how well a single frame predicts the class."""
 
     train: TrainConfig = TrainConfig()
-    leak_clips: int = parameter(256, "clips to test on, 16 or more; 16000 tell two points from chance", low=16)
+    leak_clips: int = parameter(
+        256, "number of test clips, at least 16; 16000 resolve two percentage points above chance", low=16
+    )
 
     def check(self) -> None:
         if (frames := self.train.data.clip.frames) < 3:
-            raise ValueError(f"the controls look at three frames in a row: frames must be at least 3, not {frames}")
+            raise ValueError(f"leak controls read three frames in a row: frames must be at least 3, not {frames}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tvl1Config(Group):
-    """Which TV-L1?"""
+    """TV-L1 with different parameters, compared with exact flow."""
 
     run: RunConfig = RunConfig()
     clip: ClipConfig = ClipConfig()
-    pairs: int = parameter(32, "pairs of frames, one per clip", low=1)
+    pairs: int = parameter(32, "number of pairs of frames, one per clip", low=1)

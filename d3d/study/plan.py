@@ -1,115 +1,143 @@
-"""What a profile runs: the arms and seeds of each experiment, and what each run is given beyond the profile."""
+"""The plan of a profile: the arms and seeds of each experiment, and the parameters in which each run differs from the
+profile."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d3d.study.arms import ARMS, TVL1_SIZES, TVL1_VARIANTS, arm, examined_by
+from d3d.study.arms import ARMS, TVL1_SIZES, TVL1_VARIANTS, arms_examined_by, get_arm
 from d3d.study.experiments import EXPERIMENTS
 
-# Experiments that look into clips or networks, all arms of a seed in one run.
-EXAMINE = ("leak", "probe", "attribution")
-# Experiments whose records are those of networks.
+# Experiments that examine clips or networks: one run writes the records of all arms of a seed.
+EXAMINING = ("leak", "probe", "attribution")
+# Experiments that train networks: one record per network.
 TRAINED = ("train", "distill")
 LEAKS = ("pose", "one_frame")
 TVL1 = (*TVL1_VARIANTS, *TVL1_SIZES, "opencv")
 PUBLISHED, SMOKE = Path("results/h200.jsonl"), Path("results/smoke")
-BENCH = Path("results/bench.jsonl")  # speed on one H200: what `make bench` wrote there
-REGIME = Path("results/regime.jsonl")  # the search for the knobs of the study: a folder of records per cell
-TUNING = Path("results/lambda.jsonl")  # the search for the students' learning rate and lambda: a folder per round
-# An exploration beside the study (book/plan.md): streams trained until RGB has settled.
+BENCH = Path("results/bench.jsonl")  # speed on one H200, written by `make bench`
+REGIME = Path("results/regime.jsonl")  # the search for the study's parameters: one folder of records per cell
+TUNING = Path("results/lambda.jsonl")  # the search for the students' learning rate and lambda: one folder per round
+# An exploration beside the study (book/plan.md): streams trained until the accuracy of RGB has settled.
 SETTLED = Path("results/settled.jsonl")
 ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED)
 
 
 def arms_of(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
-    """The arms that an experiment writes records of."""
+    """Returns the names of the arms of which an experiment writes records."""
     if experiment in ("leak", "tvl1"):
         return LEAKS if experiment == "leak" else TVL1
-    asked = [*profile["arms"], *profile["ablations"]]
+    listed = [*profile["arms"], *profile["ablations"]]
     if experiment in TRAINED:
-        return tuple(name for name in asked if arm(name).experiment == experiment)
+        return tuple(name for name in listed if get_arm(name).experiment == experiment)
     if experiment == "fuse":
-        return tuple(a.name for a in ARMS.values() if a.members and set(a.members) <= set(profile["arms"]))
-    return tuple(name for name in examined_by(experiment) if name in asked or arm(name).experiment == "probe")
+        return tuple(arm.name for arm in ARMS.values() if arm.members and set(arm.members) <= set(profile["arms"]))
+    examined = arms_examined_by(experiment)
+    return tuple(name for name in examined if name in listed or get_arm(name).experiment == "probe")
 
 
 def seeds_of(experiment: str, profile: Mapping[str, Any], *, name: str = "") -> list[int]:
-    """The seeds that an experiment writes records of: one for TV-L1, those to examine for what looks into networks and
-    clips, those of ablations for these, the even one of each pair for an ensemble of one arm."""
+    """Returns the seeds of the records that an experiment writes.
+
+    TV-L1 has one seed, 0. Ablations and experiments that examine have the seeds that the profile lists for them. An
+    ensemble of two seeds of one arm is named by the even one.
+
+    Args:
+        experiment: name of the experiment.
+        profile: a complete profile.
+        name: the arm; empty: an arm that is neither an ablation nor an ensemble.
+    """
     if experiment == "tvl1":
         return [0]
     if name in profile["ablations"]:
         return profile["ablation_seeds"]
-    seeds = profile["examined_seeds"] if experiment in EXAMINE else profile["seeds"]
-    pairs = name in ARMS and ARMS[name].pairs_seeds
-    return [seed for seed in seeds if seed % 2 == 0 and seed + 1 in seeds] if pairs else seeds
+    seeds = profile["examined_seeds"] if experiment in EXAMINING else profile["seeds"]
+    if name in ARMS and ARMS[name].fuses_two_seeds:
+        return [seed for seed in seeds if seed % 2 == 0 and seed + 1 in seeds]
+    return seeds
 
 
 def seeds_used(name: str, seed: int) -> set[int]:
-    """The seeds of the networks that a record combines: 2k and 2k + 1 where an arm is fused with itself."""
-    return {seed, seed + 1} if name in ARMS and ARMS[name].pairs_seeds else {seed}
+    """Returns the seeds of the networks behind a record: `seed`, and `seed + 1` for an ensemble of two seeds."""
+    return {seed, seed + 1} if name in ARMS and ARMS[name].fuses_two_seeds else {seed}
 
 
 def made_from(experiment: str, name: str) -> dict[str, Any]:
-    """What decides a record beside its parameters and the code: the members of an ensemble, the weights that a probed
-    network starts from, the change that a variant of TV-L1 is."""
+    """Returns the inputs of a record besides its parameters and the code, as stored in its provenance.
+
+    These are the members of an ensemble, the initial weights of a network that probes train, and the parameters or the
+    size that a variant of TV-L1 changes.
+    """
     if experiment == "tvl1":
         return {"size": TVL1_SIZES[name]} if name in TVL1_SIZES else dict(TVL1_VARIANTS.get(name, {}))
-    entry = ARMS.get(name)
-    if entry and experiment == "fuse":
-        return {"members": list(entry.members), "fused_by": entry.fused_by}
-    return {"start": entry.start} if entry and experiment == entry.experiment == "probe" else {}
+    arm = ARMS.get(name)
+    if arm and experiment == "fuse":
+        return {"members": list(arm.members), "fused_by": arm.fused_by}
+    return {"start": arm.start} if arm and experiment == arm.experiment == "probe" else {}
 
 
-def weights(results: str | Path, name: str, seed: int) -> str:
-    """Where the checkpoint of an arm's network is. Raises ValueError for a name that is no arm's."""
-    return str(Path(results) / arm(name).experiment / f"{name}-seed{seed}.safetensors")
+def weights_path(results: str | Path, name: str, seed: int) -> str:
+    """Returns the path of the checkpoint of an arm's network.
+
+    Raises:
+        ValueError: for an unknown arm.
+    """
+    return str(Path(results) / get_arm(name).experiment / f"{name}-seed{seed}.safetensors")
 
 
-def arm_of(experiment: str, params: Mapping[str, Any]) -> str:
-    """The name under which a run is filed: its parameter `arm`, or what it trains."""
+def arm_name(experiment: str, params: Mapping[str, Any]) -> str:
+    """Returns the arm under which a run of `train` or `distill` is recorded.
+
+    It is the parameter `arm`, or if that is empty the stream, `d3d`, or `rgb_longer` for a student without teacher.
+    """
     if params["arm"]:
         return params["arm"]
     return params["stream"] if experiment == "train" else "d3d" if params["lambda_"] else "rgb_longer"
 
 
-def student_of(params: Mapping[str, Any]) -> str:
-    """The main student (d3d, rgb_teacher, rgb_longer) that a run is a variant of, told by its teacher."""
-    taught_by = Path(params["teacher"]).stem.split("-seed")[0] if params["lambda_"] else ""
-    main = (a for a in ARMS.values() if a.experiment == "distill" and not a.overrides)
-    return next((a.name for a in main if a.teacher == taught_by), "")
+def main_student(params: Mapping[str, Any]) -> str:
+    """Returns the student with the same teacher among d3d, rgb_teacher and rgb_longer; empty: there is none."""
+    teacher = Path(params["teacher"]).stem.split("-seed")[0] if params["lambda_"] else ""
+    students = (arm for arm in ARMS.values() if arm.experiment == "distill" and not arm.overrides)
+    return next((arm.name for arm in students if arm.teacher == teacher), "")
 
 
 def run_path(experiment: str, params: Mapping[str, Any]) -> Path:
-    """Where the files of a network's run lie, but for their suffixes."""
-    return Path(params["results"]) / experiment / f"{arm_of(experiment, params)}-seed{params['seed']}"
+    """Returns the path of the files of a run of `train` or `distill`, without their suffixes."""
+    return Path(params["results"]) / experiment / f"{arm_name(experiment, params)}-seed{params['seed']}"
 
 
 def overrides(
     experiment: str, name: str, seed: int, *, profile: Mapping[str, Any], results: str | Path
 ) -> dict[str, Any]:
-    """The parameters of a run beyond its profile's: of an arm's network, or of all that an experiment makes of a seed
-    (name empty)."""
-    own: dict[str, Any] = {"results": str(results), "seed": seed}
+    """Returns the parameters in which a run differs from its profile.
+
+    Args:
+        experiment: name of the experiment.
+        name: the arm whose network is trained; empty for experiments other than `train` and `distill`.
+        seed: the seed of the run.
+        profile: a complete profile.
+        results: folder of the records.
+    """
+    params: dict[str, Any] = {"results": str(results), "seed": seed}
     if experiment == "probe" and seed != profile["examined_seeds"][0]:
-        own |= {"pictures": 0}  # one seed's are enough to look at
+        params |= {"pictures": 0}  # the book shows the pictures of one seed only
     if experiment in TRAINED:
-        entry = arm(name)
-        own |= {"arm": name, "stream": entry.stream}
+        arm = get_arm(name)
+        params |= {"arm": name, "stream": arm.stream}
         if experiment == "distill":
-            own |= {"student": weights(results, entry.start, seed) if entry.start else ""} | profile["students"]
-            own |= {"teacher": weights(results, entry.teacher, seed)} if entry.teacher else {"lambda_": 0.0}
-            if not entry.start:
-                # As many steps as the stream it would have started from and its students took together.
-                own |= {"epochs": profile["epochs"] + own.pop("epochs", profile["epochs"])}
-                own.pop("learning_rate", None)
-        own |= entry.overrides | profile["overrides"].get(name, {})
-    return {key: value for key, value in own.items() if key in EXPERIMENTS[experiment].names}
+            params |= {"student": weights_path(results, arm.start, seed) if arm.start else ""} | profile["students"]
+            params |= {"teacher": weights_path(results, arm.teacher, seed)} if arm.teacher else {"lambda_": 0.0}
+            if not arm.start:
+                # As many epochs, in total, as a stream and the student that starts from it.
+                params |= {"epochs": profile["epochs"] + params.pop("epochs", profile["epochs"])}
+                params.pop("learning_rate", None)
+        params |= arm.overrides | profile["overrides"].get(name, {})
+    return {key: value for key, value in params.items() if key in EXPERIMENTS[experiment].names}
 
 
-def shown(experiment: str = "train") -> Path:
-    """Where the book's numbers of an experiment come from: the published records, or what this machine made."""
+def book_results(experiment: str = "train") -> Path:
+    """Returns where the book reads records of an experiment: the published study if it has any, or the smoke study."""
     from d3d.study.records import read_all
 
     return PUBLISHED if PUBLISHED.is_file() and read_all(PUBLISHED, [experiment]) else SMOKE

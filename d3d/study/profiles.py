@@ -1,10 +1,10 @@
-"""Profiles: YAML files that say which runs there are, and the parameters that they share.
+"""Profiles: YAML files that list the runs of a study and the parameters that they share.
 
-extends: h200            # the keys of notebooks/params/h200.yaml, where this file does not set them itself
-seeds: [0, 1, 2]         # examined_seeds, ablation_seeds: some of them; all where not set
-arms: [rgb, flow, d3d]   # trained for every seed; ablations: for ablation_seeds
+extends: h200            # takes the keys that this file does not set from notebooks/params/h200.yaml
+seeds: [0, 1, 2]         # examined_seeds and ablation_seeds are subsets of these; default: all
+arms: [rgb, flow, d3d]   # trained with every seed; ablations: trained with ablation_seeds
 students: {epochs: 12}   # parameters of every student
-overrides: {d3d: {lambda_: 0.3}}     # parameters of an arm
+overrides: {d3d: {lambda_: 0.3}}     # parameters of one arm
 rho: 0.8                 # any parameter of any experiment
 """
 
@@ -16,18 +16,20 @@ from typing import Any
 import yaml
 
 from d3d.study.arms import ARMS
-from d3d.study.experiments import EXPERIMENTS, defaults, refuse_strangers
+from d3d.study.experiments import EXPERIMENTS, defaults, refuse_unknown_keys
 from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import TRAINED
-from d3d.study.schema import ParameterError, refuse_unknown, same_kind
+from d3d.study.schema import ParameterError, check_type, refuse_unknown
 
 
 def read_profile(path: str | Path) -> dict[str, Any]:
-    """A profile with what it extends, all of its keys set.
+    """Reads and checks a profile, including the profiles that it extends, and sets all of its keys.
 
-    Raises ParameterError naming the file and a key, arm or value that is not right, FileNotFoundError.
+    Raises:
+        ParameterError: for an invalid file, key, arm or value, naming it.
+        OSError: for a file that cannot be read.
     """
-    profile = _extended(Path(path), ())
+    profile = _read_extended(Path(path), ())
     try:
         _check(profile)
     except ParameterError as error:
@@ -36,7 +38,12 @@ def read_profile(path: str | Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a file maps parameters to, before anything is checked. Raises ParameterError naming the file, or OSError."""
+    """Reads a YAML file that maps parameters to values, without checking either.
+
+    Raises:
+        ParameterError: for another file, naming it.
+        OSError: for a file that cannot be read.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -46,62 +53,63 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _extended(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path in above:
-        raise ParameterError(f"{path} extends itself, through {above[-1]}")
+def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """Reads a profile and those that it extends; `extending` are the profiles that extend it."""
+    if path in extending:
+        raise ParameterError(f"{path} extends itself, through {extending[-1]}")
     content = read_yaml(path)
     base = content.pop("extends", None)
     if base is None:
         return content
     if not isinstance(base, str) or Path(base).name != base:
-        raise ParameterError(f"{path}: extends must name a profile beside it, such as h200, not {base!r}")
-    found = path.with_name(f"{base}.yaml")
-    if not found.is_file():
-        raise ParameterError(f"{path} extends {base!r}, but there is no {found}")
-    return _extended(found, (*above, path)) | content
+        raise ParameterError(f"{path}: extends must name a profile in the same folder, such as h200, not {base!r}")
+    base_path = path.with_name(f"{base}.yaml")
+    if not base_path.is_file():
+        raise ParameterError(f"{path} extends {base!r}, but there is no {base_path}")
+    return _read_extended(base_path, (*extending, path)) | content
 
 
 def _check(profile: dict[str, Any]) -> None:
-    refuse_strangers(profile)
-    everywhere = {name: default for experiment in EXPERIMENTS for name, default in defaults(experiment).items()}
+    refuse_unknown_keys(profile)
+    all_defaults = {name: default for experiment in EXPERIMENTS for name, default in defaults(experiment).items()}
     for name, value in profile.items():
-        if name in everywhere:
-            profile[name] = same_kind(everywhere[name], name, value)
+        if name in all_defaults:
+            profile[name] = check_type(name, value, all_defaults[name])
     _check_seeds(profile)
     _check_arms(profile)
     students, overrides = profile.setdefault("students", {}), profile.setdefault("overrides", {})
     if not isinstance(overrides, dict):
         raise ParameterError(f"overrides must map arms to their parameters, not {overrides!r}")
     for arm in overrides:
-        _known("overrides", arm)
-    for arm, own in {"students": students, **overrides}.items():
-        if not isinstance(own, dict):
-            raise ParameterError(f"{arm} must map parameters to values, not {own!r}")
-        taken = defaults("distill" if arm == "students" else ARMS[arm].experiment)
-        refuse_unknown(own, set(taken) - {"seed", "results", "arm"}, f"parameter of {arm}")
-        for name, value in own.items():
-            own[name] = same_kind(taken[name], f"{name} of {arm}", value)
+        _check_arm(arm, "overrides")
+    for arm, arm_overrides in {"students": students, **overrides}.items():
+        if not isinstance(arm_overrides, dict):
+            raise ParameterError(f"{arm} must map parameters to values, not {arm_overrides!r}")
+        arm_defaults = defaults("distill" if arm == "students" else ARMS[arm].experiment)
+        refuse_unknown(arm_overrides, set(arm_defaults) - {"seed", "results", "arm"}, f"parameter of {arm}")
+        for name, value in arm_overrides.items():
+            arm_overrides[name] = check_type(f"{name} of {arm}", value, arm_defaults[name])
 
 
 def _check_seeds(profile: dict[str, Any]) -> None:
     seeds = profile.get("seeds")
-    if not _distinct(seeds, int) or not seeds or not all(0 <= s < MAX_SEED for s in seeds):
+    if not _is_distinct_list(seeds, int) or not seeds or not all(0 <= s < MAX_SEED for s in seeds):
         raise ParameterError(f"seeds must list whole numbers from 0 to {MAX_SEED - 1}, each once, not {seeds!r}")
     for name in ("examined_seeds", "ablation_seeds"):
-        some = profile.setdefault(name, seeds)
-        if not _distinct(some, int) or not set(some) <= set(seeds):
-            raise ParameterError(f"{name} must be some of the seeds, not {some!r}")
+        subset = profile.setdefault(name, seeds)
+        if not _is_distinct_list(subset, int) or not set(subset) <= set(seeds):
+            raise ParameterError(f"{name} must be some of the seeds, not {subset!r}")
 
 
 def _check_arms(profile: dict[str, Any]) -> None:
-    for name in ("arms", "ablations"):
-        listed = profile.setdefault(name, [])
-        if not _distinct(listed, str) or (name == "arms" and not listed):
-            raise ParameterError(f"{name} must list arms, each once, not {listed!r}")
-        for arm in listed:
-            _known(name, arm)
-    if both := sorted(set(profile["arms"]) & set(profile["ablations"])):
-        raise ParameterError(f"{both[0]!r} stands among arms and ablations: leave it in one of them")
+    for key in ("arms", "ablations"):
+        arms = profile.setdefault(key, [])
+        if not _is_distinct_list(arms, str) or (key == "arms" and not arms):
+            raise ParameterError(f"{key} must list arms, each once, not {arms!r}")
+        for arm in arms:
+            _check_arm(arm, key)
+    if duplicates := sorted(set(profile["arms"]) & set(profile["ablations"])):
+        raise ParameterError(f"{duplicates[0]!r} is listed under both arms and ablations: list it under one of them")
     listed = {*profile["arms"], *profile["ablations"]}
     for arm in sorted(listed):
         for needed in (ARMS[arm].start, ARMS[arm].teacher):
@@ -109,34 +117,35 @@ def _check_arms(profile: dict[str, Any]) -> None:
                 raise ParameterError(f"{arm!r} starts from or learns from {needed!r}: list that arm too")
 
 
-def _distinct(listed: Any, kind: type) -> bool:
-    """Whether something is a list of values of a kind, each once."""
-    return isinstance(listed, list) and all(type(x) is kind for x in listed) and len(set(listed)) == len(listed)
+def _is_distinct_list(value: Any, item_type: type) -> bool:
+    """Whether a value is a list of items of a type, each once."""
+    return isinstance(value, list) and all(type(x) is item_type for x in value) and len(set(value)) == len(value)
 
 
-def _known(key: str, arm: Any) -> None:
+def _check_arm(arm: Any, key: str) -> None:
+    """Refuses an arm, listed under `key`, that is unknown or not trained."""
     trained = [name for name, entry in ARMS.items() if entry.experiment in TRAINED]
     if arm not in trained:
-        raise ParameterError(f"{key} has no arm {arm!r}: they are {', '.join(trained)}")
+        raise ParameterError(f"{key} names {arm!r}, which is not one of the trained arms: {', '.join(trained)}")
 
 
-class _Plain(yaml.SafeDumper):
-    """Lists that stand twice are written twice."""
+class _Dumper(yaml.SafeDumper):
+    """Writes a list that occurs twice in full instead of as an alias."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def dump(profile: dict[str, Any]) -> str:
-    """A whole profile as YAML."""
-    return yaml.dump(profile, Dumper=_Plain, sort_keys=False)
+    """Returns a complete profile as YAML."""
+    return yaml.dump(profile, Dumper=_Dumper, sort_keys=False)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d profile", description="Prints a profile with all that it extends.")
+    parser = argparse.ArgumentParser(prog="d3d profile", description="Prints a profile merged with what it extends.")
     parser.add_argument("profile", type=Path, help="such as notebooks/params/portable.yaml")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        print(dump(read_profile(given.profile)), end="")
+        print(dump(read_profile(args.profile)), end="")
     except (ValueError, OSError) as error:
         sys.exit(str(error))

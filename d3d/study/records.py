@@ -1,9 +1,9 @@
-"""Run records: one JSON per run, written last and whole, and one tidy table of them all.
+"""Run records: one JSON file per run, written atomically at the end of the run, and one tidy table of all records.
 
     table = load("results/smoke")        # experiment, arm, seed, metric, value, stand_in
-    table = load("results/h200.jsonl")   # the same of a published study (d3d/study/archive.py)
+    table = load("results/h200.jsonl")   # the same for a published study (d3d/study/archive.py)
 
-A working folder holds <experiment>/<arm>-seed<seed>.json, and beside it .npz, .jsonl and .safetensors.
+A working folder holds <experiment>/<arm>-seed<seed>.json, and next to it the run's .npz, .jsonl and .safetensors.
 """
 
 import hashlib
@@ -33,16 +33,30 @@ PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
     *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
 )
-HEADLINES = ("iid/top1", "/test/top1", "/val/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
+# Endings of metric names; a headline shows the first that a record has.
+HEADLINE_METRICS = ("iid/top1", "/test/top1", "/val/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
 
 
 class RecordError(ValueError):
-    """A file that is no whole record of this schema; the message names it."""
+    """A file that is not a complete, valid record or does not belong to its folder; the message names it."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run. `metrics` are flat (`iid/top1`), `files` tells of the videos found, `arrays` is the .npz's SHA-256."""
+    """The record of one run.
+
+    Attributes:
+        experiment: name of the experiment.
+        arm: name of the arm.
+        seed: seed of the run.
+        params: all parameters that the experiment's notebook can set.
+        metrics: values by name, such as `iid/top1`.
+        stand_in: whether rendered sprites stand in for the paper's videos.
+        provenance: origin of the run, from `provenance`, with its `seconds` and `made_from`.
+        files: which video files were listed, found, missing and refused; empty for sprites.
+        arrays: shortened SHA-256 of the .npz file; empty: there is none. In a published study: of the arrays.
+        schema: version of this format.
+    """
 
     experiment: str
     arm: str
@@ -57,13 +71,19 @@ class Record:
 
     @property
     def name(self) -> str:
+        """File name of the record without its suffix."""
         return f"{self.arm}-seed{self.seed}"
 
 
 def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Writes results/<experiment>/<arm>-seed<seed>.json last, after the .npz beside it where there are arrays.
+    """Writes <results>/<experiment>/<arm>-seed<seed>.json, after the .npz file of `arrays` if there are any.
 
-    Raises ValueError for a metric that is not finite, OSError naming the file where the disk does not take it.
+    Returns:
+        The path of the JSON file.
+
+    Raises:
+        ValueError: for a metric that is not finite, naming it.
+        OSError: for a file that cannot be written, naming it.
     """
     if bad := [name for name, value in record.metrics.items() if not np.isfinite(value)]:
         raise ValueError(f"metric {bad[0]!r} of {record.experiment}/{record.name} is {record.metrics[bad[0]]}")
@@ -73,180 +93,212 @@ def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] 
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         contents[path.with_suffix(".npz")] = buffer.getvalue()
-        record = replace(record, arrays=_digest(buffer.getvalue()))
+        record = replace(record, arrays=_short_sha256(buffer.getvalue()))
     contents[path] = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
     write_atomic(contents)
     return path
 
 
-def _digest(content: bytes) -> str:
+def _short_sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read(path: str | Path) -> Record:
-    """Raises RecordError naming a file that is cut, foreign or of another schema."""
+    """Reads one record from its JSON file.
+
+    Raises:
+        RecordError: for a file that is truncated, renamed, of another schema or not a record, naming it.
+        OSError: for a file that cannot be read.
+    """
     path = Path(path)
-    record = _record(_fields(path.read_bytes(), str(path)), str(path))
+    record = _to_record(_parse(path.read_bytes(), str(path)), str(path))
     if path.stem != record.name or path.parent.name != record.experiment:
         raise RecordError(f"{path} holds the record of {record.experiment}/{record.name}: it was moved or renamed")
     return record
 
 
-def _fields(content: bytes, where: str) -> dict[str, Any]:
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    """The fields of a record from its JSON; `where` names the source in errors."""
     try:
         fields = json.loads(content)
     except ValueError:
-        raise RecordError(f"{where} is no whole JSON, as a run's record is: delete it and run it again") from None
+        raise RecordError(f"{where} is not complete JSON, as a record must be: delete it and run it again") from None
     if not isinstance(fields, dict) or "schema" not in fields:
-        raise RecordError(f"{where} is no run record: it names no schema")
+        raise RecordError(f"{where} is not a run record: it has no field 'schema'")
     return fields
 
 
-def _record(fields: dict[str, Any], where: str) -> Record:
+def _to_record(fields: dict[str, Any], where: str) -> Record:
+    """A record from its fields, whose types are checked; `where` names the source in errors."""
     if fields["schema"] != SCHEMA:
         raise RecordError(f"{where} has schema {fields['schema']!r}, this version reads {SCHEMA}: run it again")
     try:
         record = Record(**fields)
     except TypeError as error:
-        raise RecordError(f"{where} is no run record: {str(error).removeprefix('Record.__init__() ')}") from None
+        raise RecordError(f"{where} is not a run record: {str(error).removeprefix('Record.__init__() ')}") from None
     for f in dataclass_fields(Record):
-        kind = get_origin(f.type) or f.type
-        if type(getattr(record, f.name)) is not kind:
-            raise RecordError(f"{where}: {f.name} must be of type {kind.__name__}, not {getattr(record, f.name)!r}")
+        field_type = get_origin(f.type) or f.type
+        if type(getattr(record, f.name)) is not field_type:
+            value = getattr(record, f.name)
+            raise RecordError(f"{where}: {f.name} must be of type {field_type.__name__}, not {value!r}")
     if bad := [name for name, value in record.metrics.items() if type(value) not in (int, float)]:
         raise RecordError(f"{where}: metric {bad[0]!r} must be a number, not {record.metrics[bad[0]]!r}")
     return record
 
 
 def is_archive(results: str | Path) -> bool:
-    """Whether results are a published study, one file, and not a working folder."""
+    """Whether `results` is a published study, one .jsonl file, rather than a working folder."""
     return Path(results).suffix == ".jsonl"
 
 
 def read_cells(results: str | Path) -> dict[str, list[Record]]:
-    """The records of a published study by the folder that they were made in; `""` where it had no folders in it.
+    """Reads the records of a published study, grouped by cell: the folder in which they were made.
 
-    Raises RecordError naming the line that is no record.
+    Returns:
+        Records by the name of their cell; the name is empty if the study was packed from a single folder.
+
+    Raises:
+        RecordError: for a line that is not a record, naming it.
     """
-    found: dict[str, list[Record]] = {}
+    cells: dict[str, list[Record]] = {}
     path = Path(results)
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         where = f"line {number} of {path}"
-        fields = _fields(line, where)
+        fields = _parse(line, where)
         cell = fields.pop("cell", "")
-        found.setdefault(cell, []).append(_record(fields, where))
-    return found
+        cells.setdefault(cell, []).append(_to_record(fields, where))
+    return cells
 
 
 def read_all(results: str | Path, experiments: Sequence[str] = ("*",)) -> list[Record]:
-    """Every record of the experiments in a working folder or a published study, in order; empty where there are none.
+    """Reads all records of some experiments from a working folder or a published study; empty if there are none.
 
-    Raises RecordError where runs of one arm were made with different parameters: their mean would mean nothing.
+    Raises:
+        RecordError: for an invalid record, or for records that `check_comparable` refuses.
     """
     if is_archive(results):
         cells = list(read_cells(results).values())
     else:
         cells = [[read(path) for name in experiments for path in sorted(Path(results).glob(f"{name}/*.json"))]]
-    return [r for cell in cells for r in comparable(cell, results) if set(experiments) & {"*", r.experiment}]
+    for cell in cells:
+        check_comparable(cell, results)
+    return [record for cell in cells for record in cell if set(experiments) & {"*", record.experiment}]
 
 
-def comparable(found: list[Record], results: str | Path) -> list[Record]:
-    """The records. Raises RecordError where runs of one arm were made with different parameters: their mean would mean
-    nothing."""
-    first: dict[tuple[str, str], Record] = {}
-    names = Counter((r.experiment, r.name) for r in found)
-    if doubled := [f"{experiment}/{name}" for (experiment, name), count in names.items() if count > 1]:
-        raise RecordError(f"{results} holds {doubled[0]} more than once: leave one")
-    for record in found:
-        other = first.setdefault((record.experiment, record.arm), record)
-        own, others = _shared(record), _shared(other)
-        if differing := [name for name in own if own[name] != others.get(name)]:
+def check_comparable(records: Sequence[Record], results: str | Path) -> None:
+    """Checks that no run is recorded twice and that all seeds of an arm have the same parameters, so can be averaged.
+
+    Raises:
+        RecordError: otherwise, naming the records and `results`, where they come from.
+    """
+    counts = Counter((record.experiment, record.name) for record in records)
+    if duplicates := [f"{experiment}/{name}" for (experiment, name), count in counts.items() if count > 1]:
+        raise RecordError(f"{results} holds {duplicates[0]} more than once: keep one of them")
+    first_of_arm: dict[tuple[str, str], Record] = {}
+    for record in records:
+        first = first_of_arm.setdefault((record.experiment, record.arm), record)
+        params, first_params = _common_params(record), _common_params(first)
+        if differing := [name for name in params if params[name] != first_params.get(name)]:
             raise RecordError(
-                f"{record.experiment}/{record.name} and {other.name} under {results} were made with different "
+                f"{record.experiment}/{record.name} and {first.name} under {results} were made with different "
                 f"{', '.join(differing)}: delete the one that does not belong there"
             )
-    return found
 
 
-def _shared(record: Record) -> dict[str, Any]:
-    """The parameters that all seeds of an arm have in common."""
-    own = {"seed", "results", "teacher", "student", "pictures"}
-    return {name: value for name, value in record.params.items() if name not in own}
+def _common_params(record: Record) -> dict[str, Any]:
+    """The parameters that must be the same for all seeds of an arm."""
+    varying = {"seed", "results", "teacher", "student", "pictures"}
+    return {name: value for name, value in record.params.items() if name not in varying}
 
 
 def read_arrays(results: str | Path, record: Record, *, cell: str = "") -> dict[str, np.ndarray]:
-    """The arrays beside a record; of a published study in several folders, of the one named `cell`.
+    """Reads the arrays that belong to a record.
 
-    Raises FileNotFoundError where there are none, RecordError where they are cut or another run's.
+    Args:
+        results: a working folder or a published study.
+        record: a record read from there.
+        cell: cell of the record, in a published study that has several.
+
+    Raises:
+        FileNotFoundError: if the record has no arrays.
+        RecordError: if the file is truncated or its arrays belong to another run.
     """
     if is_archive(results):
-        return _published_arrays(arrays_of(results), record, cell)
+        return _published_arrays(arrays_path(results), record, cell)
     path = Path(results) / record.experiment / f"{record.name}.npz"
     if not path.is_file():
         raise FileNotFoundError(f"no arrays at {path}, beside its record: run {record.experiment!r} again")
     content = path.read_bytes()
-    if _digest(content) != record.arrays:
+    if _short_sha256(content) != record.arrays:
         raise RecordError(f"{path} holds other arrays than its record says: run {record.experiment!r} again")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return dict(file)
 
 
-def arrays_of(archive: str | Path) -> Path:
-    """Where the arrays of a published study are."""
+def arrays_path(archive: str | Path) -> Path:
+    """Returns the path of the .npz file of a published study."""
     path = Path(archive)
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.npz")
 
 
-def place_of(record: Record, cell: str = "") -> str:
-    """What the names of a record's arrays begin with in a published study."""
+def array_prefix(record: Record, cell: str = "") -> str:
+    """Returns the prefix of the names of a record's arrays in a published study."""
     return f"{cell}/{record.experiment}/{record.name}/" if cell else f"{record.experiment}/{record.name}/"
 
 
 def _published_arrays(path: Path, record: Record, cell: str) -> dict[str, np.ndarray]:
-    place = place_of(record, cell)
+    prefix = array_prefix(record, cell)
     if not record.arrays or not path.is_file():
-        raise FileNotFoundError(f"no arrays of {place[:-1]} in {path}: they were not published")
+        raise FileNotFoundError(f"no arrays of {prefix[:-1]} in {path}: they were not published")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name.removeprefix(place): file[name] for name in file.files if name.startswith(place)}
-            if digest_of(found) != record.arrays:
-                raise RecordError(f"{path} holds other arrays of {place[:-1]} than its record says")
-            shared = {name: file[f"{name}/{x}"] for name, x in found.items() if name.startswith("labels/")}
+            arrays = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
+            if arrays_digest(arrays) != record.arrays:
+                raise RecordError(f"{path} holds other arrays of {prefix[:-1]} than its record says")
+            labels = {name: file[f"{name}/{x}"] for name, x in arrays.items() if name.startswith("labels/")}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise RecordError(f"{path} is no whole archive of arrays: {error}") from None
-    return found | shared
+        raise RecordError(f"{path} is not a complete archive of arrays: {error}") from None
+    return arrays | labels
 
 
-def digest_of(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256, shortened, of arrays and their names."""
-    parts = [f"{name} {x.dtype} {x.shape}".encode() + x.tobytes() for name, x in sorted(arrays.items())]
-    return _digest(b"".join(parts)) if parts else ""
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns the shortened SHA-256 of arrays and their names; empty if there are none."""
+    content = [f"{name} {x.dtype} {x.shape}".encode() + x.tobytes() for name, x in sorted(arrays.items())]
+    return _short_sha256(b"".join(content)) if content else ""
 
 
 def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> list[Record]:
-    """The records of an experiment's arms at its lowest seed, in the order of `arms`.
+    """Reads the records of an experiment's arms at their lowest seed, in the order of `arms`.
 
-    Raises FileNotFoundError where there is none.
+    Raises:
+        FileNotFoundError: if there are none.
     """
-    found = [r for r in read_all(results, [experiment]) if r.arm in arms]
-    if not found:
+    records = [record for record in read_all(results, [experiment]) if record.arm in arms]
+    if not records:
         raise FileNotFoundError(f"no records of {experiment!r} under {results}: run that experiment first")
-    first = [r for r in found if r.seed == min(r.seed for r in found)]
-    return sorted(first, key=lambda r: arms.index(r.arm))
+    lowest = min(record.seed for record in records)
+    return sorted((record for record in records if record.seed == lowest), key=lambda record: arms.index(record.arm))
 
 
 def load(results: str | Path, *, needs: Sequence[str] = ()):
-    """One tidy pandas table: a row per metric, with experiment, arm, seed, metric, value and stand_in; empty where
-    there is no record.
+    """Reads all records into one tidy pandas table with one row per metric; empty if there are none.
 
-    Raises FileNotFoundError naming an experiment of `needs` that has no record.
+    Args:
+        results: a working folder or a published study.
+        needs: experiments that must have records.
+
+    Returns:
+        A data frame with the columns experiment, arm, seed, metric, value and stand_in.
+
+    Raises:
+        FileNotFoundError: for an experiment of `needs` without records, naming it.
     """
     import pandas as pd
 
     rows = [
-        (r.experiment, r.arm, r.seed, metric, value, r.stand_in)
-        for r in read_all(results)
-        for metric, value in r.metrics.items()
+        (record.experiment, record.arm, record.seed, metric, value, record.stand_in)
+        for record in read_all(results)
+        for metric, value in record.metrics.items()
     ]
     table = pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
     if missing := [name for name in needs if name not in set(table["experiment"])]:
@@ -255,8 +307,18 @@ def load(results: str | Path, *, needs: Sequence[str] = ()):
 
 
 def provenance(*, source: str, notebook: str, device: str) -> dict[str, Any]:
-    """What a run is made from, to be taken when it starts: commit (D3D_COMMIT and D3D_DIRTY where the tree has no
-    history), source, packages, device, time.
+    """Returns the origin of a run: its code, packages, device and starting time; to be called when the run starts.
+
+    Without git history, the environment variables D3D_COMMIT and D3D_DIRTY say which commit it is and whether it was
+    changed.
+
+    Args:
+        source: hash of the code that computes the run.
+        notebook: path of the notebook.
+        device: name of the device.
+
+    Returns:
+        commit, dirty, source, notebook, packages (versions by name), device and started (UTC, ISO 8601).
     """
     return {
         "commit": os.environ.get("D3D_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
@@ -270,22 +332,22 @@ def provenance(*, source: str, notebook: str, device: str) -> dict[str, Any]:
 
 
 def seconds_since(started: str) -> float:
-    """Seconds since a time as `provenance` keeps it."""
+    """Returns the seconds since `started`, a time in the format of `provenance`."""
     return round((datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds(), 1)
 
 
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        process = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return process.stdout.strip() if process.returncode == 0 else ""
 
 
 def _dirty() -> bool:
-    """Whether code or parameters differ from the commit, or nobody knows; what runs write does not count."""
-    made_from = ("d3d", "notebooks", "Snakefile", "requirements.lock")
-    return not _git("rev-parse", "HEAD") or bool(_git("status", "--porcelain", "--", *made_from))
+    """Whether code or parameters differ from the commit, or the commit is unknown; ignores what runs write."""
+    sources = ("d3d", "notebooks", "Snakefile", "requirements.lock")
+    return not _git("rev-parse", "HEAD") or bool(_git("status", "--porcelain", "--", *sources))
 
 
 def _version(name: str) -> str:
@@ -296,7 +358,8 @@ def _version(name: str) -> str:
 
 
 def headline(record: Record) -> str:
-    """One line: the run, its first metric of interest, its seconds."""
-    metric = next((m for end in HEADLINES for m in record.metrics if m.endswith(end)), next(iter(record.metrics), None))
+    """Returns one line: the run, its most telling metric and its seconds."""
+    ranked = (name for ending in HEADLINE_METRICS for name in record.metrics if name.endswith(ending))
+    metric = next(ranked, next(iter(record.metrics), None))
     value = f"{metric} {record.metrics[metric]:.3f}" if metric else "no metric"
     return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance.get('seconds', 0):6.1f} s"

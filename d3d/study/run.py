@@ -1,8 +1,8 @@
-"""One execution of an experiment, from its parameters to its records.
+"""One run of an experiment, from its parameters to its records.
 
-The cells of every experiment's notebook:
+The notebook of an experiment has these cells:
 
-    seed = 0                                 # tagged "parameters"; papermill's -p and -f replace it
+    seed = 0                                 # tagged "parameters": papermill's -p and -f override it
     run = start("leak", globals())
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from d3d.study import records
-from d3d.study.experiments import from_namespace, params_of, read
+from d3d.study.experiments import from_namespace, make_config, params_of
 from d3d.study.plan import made_from
 from d3d.study.records import Record
 from d3d.study.staleness import source_hash
@@ -24,7 +24,15 @@ from d3d.study.staleness import source_hash
 
 @dataclass
 class Run:
-    """A run under way. `provenance` is taken when it starts: an edit during a long run is not its source."""
+    """A run in progress.
+
+    Attributes:
+        experiment: name of the experiment.
+        config: its configuration, such as a `TrainConfig`.
+        device: PyTorch's name of the device.
+        provenance: origin of the run, taken at its start, so that later edits of the code do not count.
+        seconds: duration of each phase that no record holds yet.
+    """
 
     experiment: str
     config: Any
@@ -34,14 +42,15 @@ class Run:
 
     @property
     def params(self) -> dict[str, Any]:
+        """All parameters that the experiment's notebook can set."""
         return params_of(self.experiment, self.config)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a part of the run; the next record holds it as `seconds/<name>`."""
-        began = time.perf_counter()
+        """Times a part of the run; the next record stores the duration as metric `seconds/<name>`."""
+        started = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def write(
         self,
@@ -53,14 +62,23 @@ class Run:
         seed: int | None = None,
         stand_in: bool = True,
     ) -> Record:
-        """Writes the run's record and prints its headline. `seed` defaults to the run's parameter."""
+        """Writes a record of the run and prints its headline.
+
+        Args:
+            arm: the arm of the record.
+            metrics: values by name.
+            arrays: arrays by name, written next to the record.
+            files: which video files were read.
+            seed: seed of the record; None: that of the run.
+            stand_in: whether rendered sprites stand in for the paper's videos.
+        """
         params = self.params
         record = Record(
             experiment=self.experiment,
             arm=arm,
             seed=params["seed"] if seed is None else seed,
             params=params,
-            metrics={k: float(v) for k, v in metrics.items()}
+            metrics={name: float(value) for name, value in metrics.items()}
             | {f"seconds/{name}": round(value, 2) for name, value in self.seconds.items()},
             stand_in=stand_in,
             files=dict(files or {}),
@@ -74,25 +92,40 @@ class Run:
         return record
 
 
-def begin(experiment: str, config: Any, device: str, device_name: str) -> Run:
-    """A run that starts now, on this device."""
-    made = records.provenance(
+def new_run(experiment: str, config: Any, device: str, device_name: str) -> Run:
+    """Starts a run with a configuration on a device.
+
+    Args:
+        experiment: name of the experiment.
+        config: its configuration.
+        device: PyTorch's name of the device.
+        device_name: name of the hardware, for the provenance.
+    """
+    provenance = records.provenance(
         source=source_hash(experiment), notebook=f"notebooks/experiments/{experiment}.ipynb", device=device_name
     )
-    return Run(experiment, config, device, made)
+    return Run(experiment, config, device, provenance)
 
 
 def start(experiment: str, namespace: Mapping[str, Any]) -> Run:
-    """A run with a notebook's parameters, on the GPU where there is one.
+    """Starts a run with a notebook's parameters, on a GPU if there is one.
 
-    On a CPU it computes on one thread, unless OMP_NUM_THREADS asks for more: other threads, other last digits.
-    Raises ParameterError as `from_namespace` does, and ValueError naming a parameter that is out of its range.
+    On a CPU it computes with one thread unless OMP_NUM_THREADS is set, since results depend on the number of threads
+    in their last digits.
+
+    Args:
+        experiment: name of the experiment.
+        namespace: the globals of the notebook.
+
+    Raises:
+        ParameterError: for an unknown parameter or a value of the wrong type.
+        ValueError: for a value out of range, naming the parameter.
     """
-    config = read(experiment, from_namespace(experiment, namespace))
-    # The graph reads this room at every start, and torch takes seconds to import.
+    config = make_config(experiment, from_namespace(experiment, namespace))
+    # Snakemake loads this package at every start, and importing torch takes seconds.
     import torch
 
     cuda = torch.cuda.is_available()
     if not cuda:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return begin(experiment, config, "cuda" if cuda else "cpu", torch.cuda.get_device_name() if cuda else "cpu")
+    return new_run(experiment, config, "cuda" if cuda else "cpu", torch.cuda.get_device_name() if cuda else "cpu")

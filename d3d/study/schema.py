@@ -1,4 +1,4 @@
-"""What a parameter is: a field of a dataclass with a default, a range and one sentence; groups of them are composed.
+"""The schema of parameters: dataclass fields with a default, a range and a one-sentence help, composed from groups.
 
 class Optimiser(Group):
     epochs: int = parameter(8, "passes over the training clips", low=1)
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ParameterError(ValueError):
-    """A parameter that does not exist, or a value of the wrong kind; the message lists what is right."""
+    """An unknown parameter or a value of the wrong type; the message says what would be right."""
 
 
 def parameter(
@@ -24,15 +24,26 @@ def parameter(
     below: float = math.inf,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A field of a group: its default, one sentence, and what it may be.
+    """Declares a field of a group.
 
-    low, high: the least and the largest value. above, below: bounds that themselves are not allowed.
+    Args:
+        default: the default value, whose type is the parameter's type.
+        help: one sentence, printed in notebooks, by `d3d train --help` and in the book.
+        low: smallest allowed value.
+        high: largest allowed value.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        choices: the allowed values of a string; empty: any.
     """
     return field(default=default, metadata={"help": help, "range": (low, high, above, below), "choices": choices})
 
 
 class Group:
-    """Checks every parameter against its range when a group is made; raises ValueError naming it."""
+    """Base class of groups: checks every parameter when an instance is made.
+
+    Raises:
+        ValueError: for a value out of range, naming the parameter.
+    """
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -41,7 +52,7 @@ class Group:
         self.check()
 
     def check(self) -> None:
-        """What must hold between several parameters."""
+        """Checks conditions between several parameters; subclasses override it."""
 
 
 def _check(f: Field, value: Any) -> None:
@@ -53,15 +64,16 @@ def _check(f: Field, value: Any) -> None:
     if not isinstance(value, int | float) or (low <= value <= high and above < value < below):
         return
     if math.isfinite(high) or math.isfinite(below):
-        least, most = (f"({above:g}" if above > low else f"[{low:g}"), (f"{below:g})" if below < high else f"{high:g}]")
-        raise ValueError(f"{f.name} must lie in {least}, {most}, not {value}")
+        lower = f"({above:g}" if above > low else f"[{low:g}"
+        upper = f"{below:g})" if below < high else f"{high:g}]"
+        raise ValueError(f"{f.name} must lie in {lower}, {upper}, not {value}")
     if low == 0 or above == 0:
         raise ValueError(f"{f.name} must {'be positive' if above == 0 else 'not be negative'}, it is {value}")
     raise ValueError(f"{f.name} must be at least {low:g}, not {value}")
 
 
 def parameters_of(config: type) -> Iterator[tuple[str, Field]]:
-    """Names and fields of all parameters of a configuration, through its groups."""
+    """Yields the name and field of every parameter of a configuration class, including those of its groups."""
     for f in fields(config):
         if is_dataclass(f.type):
             yield from parameters_of(f.type)
@@ -69,47 +81,63 @@ def parameters_of(config: type) -> Iterator[tuple[str, Field]]:
             yield f.name, f
 
 
-def make(config: type, flat: Mapping[str, Any]) -> Any:
-    """A configuration from its parameters by name; those not given keep their neutral values."""
-    made = {}
+def make(config: type, params: Mapping[str, Any]) -> Any:
+    """Makes a configuration from a flat mapping of parameters.
+
+    Args:
+        config: the configuration class.
+        params: values by parameter name; missing ones keep their defaults, names that `config` lacks are ignored.
+    """
+    arguments = {}
     for f in fields(config):
         if is_dataclass(f.type):
-            # A group of which nothing is given stays as it is where it is composed.
-            own = {name: flat[name] for name, _ in parameters_of(f.type) if name in flat}
-            made[f.name] = make(f.type, own) if own else f.default
-        elif f.name in flat:
-            made[f.name] = flat[f.name]
-    return config(**made)
+            # Without any of its parameters a group keeps the default that the outer class declares for it.
+            group_params = {name: params[name] for name, _ in parameters_of(f.type) if name in params}
+            arguments[f.name] = make(f.type, group_params) if group_params else f.default
+        elif f.name in params:
+            arguments[f.name] = params[f.name]
+    return config(**arguments)
 
 
-def flat(config: Any) -> dict[str, Any]:
-    """All parameters of a configuration by name."""
-    found: dict[str, Any] = {}
+def flatten(config: Any) -> dict[str, Any]:
+    """Returns all parameters of a configuration by name, the inverse of `make`."""
+    params: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
-        found |= flat(value) if is_dataclass(f.type) else {f.name: value}
-    return found
+        params |= flatten(value) if is_dataclass(f.type) else {f.name: value}
+    return params
 
 
 def changed(config: Any, **changes: Any) -> Any:
-    """The configuration with some parameters changed, whatever group they stand in.
+    """Returns a copy of a configuration with some parameters changed, whichever group they belong to.
 
-    Raises ParameterError for a name that is no parameter of it.
+    Raises:
+        ParameterError: for a name that is not a parameter of the configuration.
     """
-    refuse_unknown(changes, flat(config), "parameter of this configuration")
-    return make(type(config), flat(config) | changes)
+    refuse_unknown(changes, flatten(config), "parameter of this configuration")
+    return make(type(config), flatten(config) | changes)
 
 
-def refuse_unknown(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
-    """Raises ParameterError for the first name that is not known."""
-    if unknown := sorted(set(given) - set(known)):
-        raise ParameterError(f"{unknown[0]!r} is no {what}, which takes {', '.join(sorted(known))}")
+def refuse_unknown(names: Iterable[str], allowed: Iterable[str], description: str) -> None:
+    """Raises ParameterError for the first of `names`, in alphabetical order, that is not allowed.
+
+    Args:
+        names: the names to check.
+        allowed: the names that exist.
+        description: the kind of the allowed names, for the message, such as "parameter of 'train'".
+    """
+    if unknown := sorted(set(names) - set(allowed)):
+        raise ParameterError(f"{unknown[0]!r} is no {description}, which takes {', '.join(sorted(allowed))}")
 
 
-def same_kind(like: Any, name: str, value: Any) -> Any:
-    """`value` as the kind of `like`: whole numbers pass as floats, nothing else is converted."""
-    if type(like) is float and type(value) is int:
+def check_type(name: str, value: Any, default: Any) -> Any:
+    """Returns `value` if it has the type of `default`, an int as a float where `default` is one.
+
+    Raises:
+        ParameterError: for a value of another type, naming the parameter.
+    """
+    if type(default) is float and type(value) is int:
         return float(value)
-    if type(value) is not type(like):
-        raise ParameterError(f"{name} must be of type {type(like).__name__} like {like!r}, not {value!r}")
+    if type(value) is not type(default):
+        raise ParameterError(f"{name} must be of type {type(default).__name__} like {default!r}, not {value!r}")
     return value

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from d3d.study import plan
-from d3d.study.experiments import defaults, field_of, from_namespace, read
+from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
 from d3d.train.loop import Stopped
@@ -45,7 +45,7 @@ def read_config(
     experiment = experiment or named or "train"
     if experiment not in plan.TRAINED:
         raise ValueError(f"experiment in {path} must be one of {', '.join(plan.TRAINED)}, not {experiment!r}")
-    return experiment, read(experiment, from_namespace(experiment, content | dict(flags or {})))
+    return experiment, make_config(experiment, from_namespace(experiment, content | dict(flags or {})))
 
 
 def _content(path: Path) -> dict[str, Any]:

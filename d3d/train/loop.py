@@ -21,7 +21,7 @@ from d3d.data.load import Data
 from d3d.progress import LOG_INTERVAL, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
-from d3d.study.schema import flat
+from d3d.study.schema import flatten
 from d3d.train.networks import Teacher
 from d3d.train.objective import Objective
 from d3d.train.states import States
@@ -91,7 +91,7 @@ def fit(
     first = run.resume()
     if metrics:
         run.table = MetricsFile(metrics, last_step=first)
-        run.table.append({"event": "start", "step": first, "params": flat(config), "processes": team.size})
+        run.table.append({"event": "start", "step": first, "params": flatten(config), "processes": team.size})
     with (
         Progress(len(run.plan) - first, "steps", report if team.first else silent) as run.progress,
         _signals(states is not None or team.size > 1) as run.asked,

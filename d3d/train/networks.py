@@ -95,7 +95,7 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
     if own.lambda_ == 0:
         return None
     model, about = load_checkpoint(own.teacher, classes=data.classes, device=device)
-    shown = config.data.input_of(about.stream)
+    shown = config.data.input_spec(about.stream)
     if other := [name for name, value in about.input.items() if shown.get(name, value) != value]:
         raise ValueError(
             f"teacher {own.teacher} was trained on another input: "

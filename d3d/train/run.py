@@ -17,9 +17,9 @@ from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import S3DG
 from d3d.study import plan
 from d3d.study.experiments import params_of
-from d3d.study.parameters import FREE, TrainConfig
+from d3d.study.parameters import CHANGEABLE_ON_RESUME, TrainConfig
 from d3d.study.records import Record
-from d3d.study.run import begin
+from d3d.study.run import new_run
 from d3d.train.evaluate import accuracy, predict
 from d3d.train.loop import fit, silent
 from d3d.train.networks import build, load_teacher, teacher_streams
@@ -89,7 +89,7 @@ def run(
     path = plan.run_path(experiment, params)
     if team.first:
         files.check_writable(path.parent)
-    this = begin(experiment, config, team.device, torch.cuda.get_device_name() if team.device != "cpu" else "cpu")
+    this = new_run(experiment, config, team.device, torch.cuda.get_device_name() if team.device != "cpu" else "cpu")
     made = this.provenance
     made["processes"] = team.size
     # torchrun gives each process one thread, which is no reason to decode with one.
@@ -124,10 +124,10 @@ def run(
         model,
         stream=config.network.stream,
         classes=data.classes,
-        input=config.data.input_of(config.network.stream),
+        input=config.data.input_spec(config.network.stream),
     )
     record = this.write(
-        plan.arm_of(experiment, params),
+        plan.arm_name(experiment, params),
         found,
         arrays=arrays | curves(history) | ({"siblings": np.array(data.siblings)} if data.siblings else {}),
         files=data.files,
@@ -144,7 +144,7 @@ def _facts(experiment: str, config: TrainConfig, data: Data, source: str, team: 
     """
     table = data.splits["train"].table
     rows = table[[c for c in ("path", "label", "start", "end") if c in table]]
-    fixed = {name: value for name, value in params_of(experiment, config).items() if name not in FREE}
+    fixed = {name: value for name, value in params_of(experiment, config).items() if name not in CHANGEABLE_ON_RESUME}
     facts = fixed | {
         CODE: source,
         "classes": list(data.classes),

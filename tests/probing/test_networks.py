@@ -22,7 +22,7 @@ from tests import configs
 def test_arms_get_their_checkpoints_and_arms_without_one_are_skipped(tmp_path, capsys):
     clips = sprite_clips(configs.data(frames=4, size=16), "train/0", 32)
     classes = tuple(c.name for c in sprite_classes.CLASSES)
-    save_checkpoint(plan.weights(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
+    save_checkpoint(plan.weights_path(tmp_path, "rgb", 0), s3dg(16, width=0.1, seed=1), stream="rgb", classes=classes)
     (rgb, stream), (tuned, _), (random, _) = (
         load_arm_network(tmp_path, arm, 0, width=0.1, calibration_clips=clips) for arm in ("rgb", "tuned", "random")
     )
@@ -36,7 +36,7 @@ def test_arms_get_their_checkpoints_and_arms_without_one_are_skipped(tmp_path, c
 @pytest.mark.parametrize("arm", ["d3d", pytest.param("rgb", marks=pytest.mark.slow)])
 def test_committed_networks_reach_the_accuracy_of_their_records(arm):
     """On the first 64 of the 4,000 clips of iid that the record is about, within four standard errors."""
-    path = Path(plan.weights("results/portable", arm, 0))
+    path = Path(plan.weights_path("results/portable", arm, 0))
     (record,) = (r for r in records.read_all("results/portable.jsonl", [path.parent.name]) if r.arm == arm)
     clips = sprite_clips(make(DataConfig, record.params), "iid", 64)
     model, about = checkpoints.load_checkpoint(path)
@@ -45,5 +45,5 @@ def test_committed_networks_reach_the_accuracy_of_their_records(arm):
 
 
 def test_committed_weights_are_small():
-    paths = [Path(plan.weights("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
+    paths = [Path(plan.weights_path("results/portable", arm, 0)) for arm in ("rgb", "flow", "d3d")]
     assert sum(path.stat().st_size for path in paths) < 3_000_000

@@ -11,7 +11,7 @@ import pytest
 from d3d.report.ledger import arms_of, judge, read_claims
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
-from d3d.study.experiments import EXPERIMENTS, field_of, read, values
+from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults
 from d3d.study.plan import PUBLISHED
 from d3d.study.profiles import read_profile
 from d3d.video import annotations
@@ -37,7 +37,7 @@ def started(call: tuple[str, ...]) -> tuple[str, dict]:
     assert rest[::3] == ("-p",) * (len(rest) // 3)
     given = dict(zip(rest[1::3], rest[2::3], strict=True))
     kinds = {name: field_of(experiment, name).type for name in given}
-    return experiment, values(experiment, {name: kinds[name](value) for name, value in given.items()})
+    return experiment, with_defaults(experiment, {name: kinds[name](value) for name, value in given.items()})
 
 
 def trained(results: str) -> dict[str, set[int]]:
@@ -46,7 +46,7 @@ def trained(results: str) -> dict[str, set[int]]:
     for name in ROWS:
         for experiment, params in map(started, calls(CLAIMS[name].command)):
             if experiment in plan.TRAINED and params["results"] == results:
-                found.setdefault(plan.arm_of(experiment, params), set()).add(params["seed"])
+                found.setdefault(plan.arm_name(experiment, params), set()).add(params["seed"])
     return found
 
 
@@ -65,7 +65,7 @@ def test_a_row_of_the_paper_asks_for_what_its_command_writes(name, tmp_path):
     dataset = Path(results).name
     written = trained(results)
     for experiment, params in runs:
-        read(experiment, params)
+        make_config(experiment, params)
         assert params.get("dataset", dataset) == dataset
     if runs[-1][0] == "fuse":
         fused = {arm.name for arm in ARMS.values() if arm.members and set(arm.members) <= set(written)}

@@ -5,7 +5,7 @@ import pytest
 
 from d3d.report import pages
 from d3d.study import archive
-from d3d.study.experiments import known_parameters
+from d3d.study.experiments import parameter_names
 from d3d.study.records import Record, write
 
 
@@ -65,8 +65,9 @@ def test_every_parameter_stands_once_in_its_table():
     lines = pages.parameters().splitlines()
     rows = [line.split("|")[1].strip(" `") for line in lines if line.startswith("| `")]
     assert len(rows) == len(set(rows))
-    assert set(rows) == known_parameters()
-    assert "| `rho` | float, `0.5` | sprites: how often appearance gives the class away, in [0, 1] |" in lines
+    assert set(rows) == parameter_names()
+    meaning = "sprites: probability that a clip of a motion class has its typical appearance, in [0, 1]"
+    assert f"| `rho` | float, `0.5` | {meaning} |" in lines
     assert ": `results`" in lines  # all that fuse takes
 
 

@@ -1,4 +1,4 @@
-"""Training from a notebook's kernel: a process of its own, its log, its curves, its end."""
+"""Training from a notebook: its processes, log, curves and errors."""
 
 import os
 import signal
@@ -23,26 +23,26 @@ def test_the_kernel_needs_neither_torch_nor_a_gpu():
 
 def test_one_process_needs_no_torchrun(tmp_path):
     config = tmp_path / "a.yaml"
-    own = ["-m", "d3d.train", "--config", str(config)]
-    assert launch.command(1, config) == [sys.executable, *own]
-    assert launch.command(4, config)[-7:] == ["--standalone", "--nproc-per-node", "4", *own]
+    module = ["-m", "d3d.train", "--config", str(config)]
+    assert launch.command(1, config) == [sys.executable, *module]
+    assert launch.command(4, config)[-7:] == ["--standalone", "--nproc-per-node", "4", *module]
     assert launch.command(0, config)[-5] == "gpu"
 
 
-def test_the_curves_say_what_the_rows_say():
-    losses, top1 = launch.draw(ROWS).axes
+def test_the_plot_shows_the_metrics():
+    losses, top1 = launch.plot_curves(ROWS).axes
     assert [line.get_label() for line in losses.lines] == ["loss", "cross-entropy", "distance"]
     assert losses.lines[0].get_xydata().tolist() == [[1, 2], [2, 1], [3, 2 / 3]]
     assert top1.lines[0].get_xydata().tolist() == [[e, e / 9] for e in (1, 2, 3)]
-    losses, _ = launch.draw([row | {"distance": 0.0} for row in ROWS]).axes
+    losses, _ = launch.plot_curves([row | {"distance": 0.0} for row in ROWS]).axes
     assert [line.get_label() for line in losses.lines] == ["loss"]
 
 
-def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
-    given = defaults("train") | TINY | {"results": str(tmp_path), "arm": "mine"}
-    record = launch.train("train", given)
+def test_training_prints_its_log_and_returns_its_record(tmp_path, capsys):
+    params = defaults("train") | TINY | {"results": str(tmp_path), "arm": "mine"}
+    record = launch.train("train", params)
     assert record == records.read(tmp_path / "train/mine-seed0.json")
-    assert record.params == given
+    assert record.params == params
     out = capsys.readouterr().out
     assert (
         "64 train, 32 val, 32 iid, 32 decorrelated, 32 shuffled, 24 reversed, 32 frozen clips; 16 classes; on 1 x cpu"
@@ -52,17 +52,17 @@ def test_a_run_leaves_its_record_and_tells_how_it_goes(tmp_path, capsys):
     assert "Image" in out
 
 
-def test_the_sentence_of_a_failure_is_the_exception(tmp_path, capsys):
-    given = defaults("distill") | TINY | {"results": str(tmp_path), "teacher": "none.safetensors"}
+def test_the_exception_carries_the_error_of_the_training_process(tmp_path, capsys):
+    params = defaults("distill") | TINY | {"results": str(tmp_path), "teacher": "none.safetensors"}
     with pytest.raises(launch.TrainingError, match=r"^no checkpoint at none.safetensors: train that network first"):
-        launch.train("distill", given)
+        launch.train("distill", params)
     assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.slow
-def test_an_interrupted_kernel_lets_the_run_save(tmp_path):
-    given = defaults("train") | TINY | {"results": str(tmp_path), "epochs": 2000}
-    code = f"from d3d.study import launch; launch.train('train', {given!r})"
+def test_an_interrupted_kernel_lets_the_run_save_its_state(tmp_path):
+    params = defaults("train") | TINY | {"results": str(tmp_path), "epochs": 2000}
+    code = f"from d3d.study import launch; launch.train('train', {params!r})"
     kernel = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
@@ -77,7 +77,7 @@ def test_an_interrupted_kernel_lets_the_run_save(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_from_a_kernel(tmp_path, capsys):
-    given = defaults("train") | TINY | {"results": str(tmp_path), "processes": 2, "sync_norm": True}
-    assert launch.train("train", given).provenance["processes"] == 2
+def test_a_kernel_trains_with_two_processes(tmp_path, capsys):
+    params = defaults("train") | TINY | {"results": str(tmp_path), "processes": 2, "sync_norm": True}
+    assert launch.train("train", params).provenance["processes"] == 2
     assert "on 2 x cpu" in capsys.readouterr().out

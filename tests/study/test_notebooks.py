@@ -1,4 +1,4 @@
-"""Notebooks: thin, without outputs, each explained."""
+"""Notebooks hold little code, have no outputs and start with an explanation."""
 
 import ast
 
@@ -16,7 +16,7 @@ def test_every_experiment_has_a_notebook():
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
-def test_notebooks_are_thin_stripped_and_explained(path):
+def test_a_notebook_is_short_stripped_and_explained(path):
     cells = nbformat.read(path, as_version=4).cells
     assert cells[0].cell_type == "markdown"
     assert cells[0].source.startswith("# ")
@@ -27,13 +27,13 @@ def test_notebooks_are_thin_stripped_and_explained(path):
     assert all("  # " in line or line.startswith("# ") for line in tagged[0].source.splitlines())
     for cell in code:
         assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
-        # A line per parameter is a list, not code.
+        # Only the list of parameters may be longer.
         assert len(cell.source.splitlines()) <= 32 or cell in tagged
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_an_experiment_computes_in_the_package(name):
-    """So that its hash is that of the package's code, in a notebook or without one."""
+    """Its hash is made of the package's code only, so the notebook must not compute anything itself."""
     cells = nbformat.read(ROOT / f"notebooks/experiments/{name}.ipynb", as_version=4).cells
     code = [c.source for c in cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
     statements = [node for source in code for node in ast.parse(source).body]

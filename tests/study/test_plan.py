@@ -1,4 +1,4 @@
-"""What a profile runs: arms as data, their teachers and starts, and which seeds a record is of."""
+"""The plan of a profile: its arms, their teachers and initial weights, and the seeds of each record."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def overrides(arm, seed=0, experiment="distill"):
     return plan.overrides(experiment, arm, seed, profile=PROFILE, results="r")
 
 
-def test_every_student_is_given_its_teacher():
+def test_a_student_gets_its_teacher_and_initial_weights():
     assert overrides("d3d", 1)["teacher"] == "r/train/flow-seed1.safetensors"
     assert overrides("d3d", 1)["student"] == "r/train/rgb-seed1.safetensors"
     assert overrides("rgb_teacher", 2)["teacher"] == "r/train/rgb_twin-seed2.safetensors"
@@ -44,26 +44,26 @@ def test_an_ablation_changes_one_thing_of_d3d():
     d3d = overrides("d3d")
 
     def changed(arm):
-        found = overrides(arm)
-        return {k: found.get(k) for k in {*d3d, *found} - {"arm"} if found.get(k) != d3d.get(k)}
+        params = overrides(arm)
+        return {k: params.get(k) for k in {*d3d, *params} - {"arm"} if params.get(k) != d3d.get(k)}
 
-    # The profile's word on an arm goes before the arm's own.
+    # Overrides of the profile take precedence over those of the arm.
     assert changed("d3d_kl") == {"distance": "kl", "lambda_": 0.5}
     assert changed("d3d_features") == {"distance": "features", "lambda_": 50.0}
     assert changed("d3d_exact") == {"flow": "exact", "teacher": "r/train/flow_exact-seed0.safetensors"}
     assert changed("d3d_lambda_0.1") == {"lambda_": 0.1}
-    # As many steps as the stream and its student, with the schedule of a stream.
+    # As many epochs as a stream and its student together, with the learning rate of a stream.
     assert changed("d3d_scratch") == {"student": "", "epochs": 36, "learning_rate": None}
     flow = overrides("flow", experiment="train")
     assert overrides("flow_exact", experiment="train") == flow | {"arm": "flow_exact", "flow": "exact"}
 
 
-def test_a_twin_differs_in_chance_alone():
+def test_a_twin_differs_only_in_its_random_draws():
     rgb, twin = (overrides(arm, 4, "train") for arm in ("rgb", "rgb_twin"))
     assert twin == rgb | {"arm": "rgb_twin", "twin": 1}
 
 
-def test_a_profile_says_which_arms_there_are():
+def test_the_arms_of_an_experiment_follow_from_the_profile():
     assert plan.arms_of("train", PROFILE) == ("rgb", "rgb_twin", "flow", "flow_exact")
     assert plan.arms_of("distill", PROFILE)[-2:] == ("d3d_lambda_0.1", "d3d_lambda_3")
     assert plan.arms_of("fuse", PROFILE) == ("two_stream", "two_stream_logits", "rgb_rgb", "d3d_rgb", "d3d_d3d")
@@ -71,16 +71,16 @@ def test_a_profile_says_which_arms_there_are():
     few = PROFILE | {"arms": ["rgb", "flow", "d3d"], "ablations": []}
     assert plan.arms_of("fuse", few) == ("two_stream", "two_stream_logits", "d3d_rgb", "d3d_d3d")
     assert plan.arms_of("attribution", few) == ("random", "rgb", "d3d")
-    assert plan.weights("r", "d3d_lambda_3", 1) == "r/distill/d3d_lambda_3-seed1.safetensors"
+    assert plan.weights_path("r", "d3d_lambda_3", 1) == "r/distill/d3d_lambda_3-seed1.safetensors"
 
 
-def test_ablations_have_seeds_of_their_own():
+def test_ablations_have_their_own_seeds():
     assert plan.seeds_of("distill", PROFILE, name="d3d_lambda_3") == [0, 1]
     assert plan.seeds_of("distill", PROFILE, name="d3d") == [0, 1, 2, 3, 4]
     assert plan.seeds_of("train", PROFILE, name="flow_exact") == [0, 1]
 
 
-def test_pairs_share_no_network():
+def test_ensembles_of_two_seeds_share_no_network():
     assert plan.seeds_of("fuse", PROFILE, name="d3d_d3d") == [0, 2]
     assert plan.seeds_of("fuse", PROFILE, name="two_stream") == [0, 1, 2, 3, 4]
     assert plan.seeds_used("d3d_d3d", 2) == {2, 3}
@@ -90,48 +90,47 @@ def test_pairs_share_no_network():
     assert plan.seeds_of("tvl1", PROFILE) == [0]
 
 
-def test_pictures_are_kept_of_one_seed():
+def test_pictures_are_saved_for_one_seed():
     assert "pictures" not in overrides("", 1, "probe")
     assert overrides("", 3, "probe")["pictures"] == 0
 
 
-def test_an_unknown_arm_is_named():
+def test_an_unknown_arm_is_refused_by_name():
     with pytest.raises(ValueError, match="no arm 'd4d': the arms are random, rgb, rgb_twin, flow"):
-        plan.weights("r", "d4d", 0)
+        plan.weights_path("r", "d4d", 0)
 
 
-def test_what_taught_a_student_tells_its_kind():
-    taught = {"lambda_": 0.3, "teacher": "r/train/rgb_twin-seed100.safetensors"}
-    assert plan.student_of(taught) == "rgb_teacher"
-    assert plan.student_of(taught | {"teacher": "r/train/flow-seed100.safetensors"}) == "d3d"
-    assert plan.student_of(taught | {"lambda_": 0.0}) == "rgb_longer"
+def test_the_main_student_follows_from_the_teacher():
+    params = {"lambda_": 0.3, "teacher": "r/train/rgb_twin-seed100.safetensors"}
+    assert plan.main_student(params) == "rgb_teacher"
+    assert plan.main_student(params | {"teacher": "r/train/flow-seed100.safetensors"}) == "d3d"
+    assert plan.main_student(params | {"lambda_": 0.0}) == "rgb_longer"
 
 
 @pytest.mark.parametrize("arm", ARMS.values(), ids=list(ARMS))
-def test_an_entry_refers_to_arms_that_there_are(arm):
+def test_an_arm_refers_only_to_existing_arms(arm):
     for name in (arm.start, arm.teacher, *arm.members):
         assert not name or name in ARMS
     assert bool(arm.members) == (arm.experiment == "fuse")
     assert not arm.teacher or arm.experiment == "distill"
 
 
-def test_what_shares_a_figure_is_told_apart():
-    """All but D3D's variants, which stand in rows of their own."""
+def test_arms_of_one_figure_look_different():
+    """Variants of D3D are excepted, because figures show them in separate rows."""
     main = [arm for arm in ARMS.values() if arm.name in PROFILE["arms"] or arm.experiment == "probe"]
-    apart = [*main, *(ARMS[name] for name in plan.arms_of("fuse", PROFILE))]
-    assert len({arm.colour for arm in apart}) == len(apart)
-    probed = [ARMS[name].marker for name in arms.examined_by("probe")]
-    assert len(set(probed)) == len(probed)
+    drawn = [*main, *(ARMS[name] for name in plan.arms_of("fuse", PROFILE))]
+    assert len({arm.colour for arm in drawn}) == len(drawn)
+    markers = [ARMS[name].marker for name in arms.arms_examined_by("probe")]
+    assert len(set(markers)) == len(markers)
 
 
-def test_a_new_arm_is_one_entry_and_a_profile_line(monkeypatch):
-    """Everything that asks for arms finds it."""
+def test_a_new_arm_takes_one_entry_and_one_line_of_a_profile(monkeypatch):
     new = Arm(name="d3d_rolled_0.5", label="D3D, rolled", overrides={"temperature": 2.0}, **arms.D3D)
     monkeypatch.setitem(ARMS, new.name, new)
     profile = PROFILE | {"ablations": [*PROFILE["ablations"], new.name]}
     assert plan.arms_of("distill", profile)[-1] == new.name
     assert plan.seeds_of("distill", profile, name=new.name) == [0, 1]
-    own = plan.overrides("distill", new.name, 1, profile=profile, results="r")
-    assert own == overrides("d3d", 1) | {"arm": new.name, "temperature": 2.0}
+    params = plan.overrides("distill", new.name, 1, profile=profile, results="r")
+    assert params == overrides("d3d", 1) | {"arm": new.name, "temperature": 2.0}
     assert labels.contrast_label(f"{new.name} - d3d") == "D3D, rolled − D3D"
     assert labels.colour(new.name) == ARMS["d3d"].colour

@@ -1,9 +1,9 @@
-"""Profiles: what they may hold, and what they extend."""
+"""Profiles: their keys, their checks, and extending another profile."""
 
 import pytest
 import yaml
 
-from d3d.study.experiments import EXPERIMENTS, read
+from d3d.study.experiments import EXPERIMENTS, make_config
 from d3d.study.plan import arms_of
 from d3d.study.profiles import main, read_profile
 from d3d.study.schema import ParameterError
@@ -11,39 +11,40 @@ from d3d.study.schema import ParameterError
 SMALL = {"seeds": [0, 1], "arms": ["rgb", "flow"]}
 
 
-def written(folder, name="mine", **content):
+def write_profile(folder, name="mine", **content):
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 @pytest.mark.parametrize("profile", ["smoke", "h200", "portable", "settled"])
-def test_the_profiles_here_are_in_range(profile):
+def test_the_profiles_of_this_repository_are_valid(profile):
     content = read_profile(f"notebooks/params/{profile}.yaml")
     for name in EXPERIMENTS:
-        read(name, content | ({"lambda_": 0.0} if name == "distill" else {}))
+        make_config(name, content | ({"lambda_": 0.0} if name == "distill" else {}))
         assert arms_of(name, content)
 
 
-def test_the_reported_seeds_are_the_plans():
+def test_the_published_study_has_the_planned_seeds():
     assert read_profile("notebooks/params/h200.yaml")["seeds"] == list(range(10))
 
 
 def test_a_profile_extends_another(tmp_path):
-    written(tmp_path, "base", **SMALL, rho=0.25, epochs=4, students={"epochs": 2})
-    written(tmp_path, "middle", extends="base", epochs=5)
-    found = read_profile(written(tmp_path, extends="middle", seeds=[7], students={"epochs": 3}))
-    assert (found["rho"], found["epochs"], found["seeds"], found["students"]) == (0.25, 5, [7], {"epochs": 3})
-    assert found["examined_seeds"] == [7]
-    assert "extends" not in found
+    write_profile(tmp_path, "base", **SMALL, rho=0.25, epochs=4, students={"epochs": 2})
+    write_profile(tmp_path, "middle", extends="base", epochs=5)
+    profile = read_profile(write_profile(tmp_path, extends="middle", seeds=[7], students={"epochs": 3}))
+    assert (profile["rho"], profile["epochs"], profile["seeds"]) == (0.25, 5, [7])
+    assert profile["students"] == {"epochs": 3}
+    assert profile["examined_seeds"] == [7]
+    assert "extends" not in profile
 
 
 def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
     with pytest.raises(ParameterError, match=r"mine.yaml extends 'nothing', but there is no .*nothing.yaml"):
-        read_profile(written(tmp_path, extends="nothing"))
-    written(tmp_path, "a", extends="b")
+        read_profile(write_profile(tmp_path, extends="nothing"))
+    write_profile(tmp_path, "a", extends="b")
     with pytest.raises(ParameterError, match=r"b.yaml extends itself|a.yaml extends itself"):
-        read_profile(written(tmp_path, "b", extends="a"))
+        read_profile(write_profile(tmp_path, "b", extends="a"))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +59,10 @@ def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
         (SMALL | {"arms": [["rgb"]]}, "arms must list arms, each once"),
         (SMALL | {"arms": ["rgb", "d3d"]}, "'d3d' starts from or learns from 'flow': list that arm too"),
         (SMALL | {"overrides": 3}, "overrides must map arms to their parameters, not 3"),
-        (SMALL | {"overrides": {"students": {}}}, "overrides has no arm 'students'"),
+        (SMALL | {"overrides": {"students": {}}}, "overrides names 'students', which is not one of the trained arms"),
         (SMALL | {"overrides": {"rgb": {"lambda_": 0.5}}}, "'lambda_' is no parameter of rgb"),
         (SMALL | {"overrides": {"rgb": {"seed": 5}}}, "'seed' is no parameter of rgb"),
-        (SMALL | {"extends": "../x"}, "extends must name a profile beside it, such as h200, not '../x'"),
+        (SMALL | {"extends": "../x"}, "extends must name a profile in the same folder, such as h200, not '../x'"),
         ({"epochs": 3}, "seeds must list whole numbers from 0 to 999, each once, not None"),
         (SMALL | {"examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
         (SMALL | {"ablation_seeds": [5]}, "ablation_seeds must be some of the seeds"),
@@ -69,13 +70,16 @@ def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
         ({"seeds": [0]}, r"arms must list arms, each once, not \[\]"),
         (SMALL | {"arms": "rgb"}, "arms must list arms, each once, not 'rgb'"),
         (SMALL | {"arms": ["rgb", "rgb"]}, "arms must list arms, each once"),
-        (SMALL | {"arms": ["rbg"]}, "arms has no arm 'rbg': they are rgb, rgb_twin, flow"),
-        (SMALL | {"arms": ["two_stream"]}, "arms has no arm 'two_stream'"),
-        (SMALL | {"ablations": ["rgb"]}, "'rgb' stands among arms and ablations"),
+        (SMALL | {"arms": ["rbg"]}, "arms names 'rbg', which is not one of the trained arms: rgb, rgb_twin, flow"),
+        (SMALL | {"arms": ["two_stream"]}, "arms names 'two_stream', which is not one of the trained arms"),
+        (SMALL | {"ablations": ["rgb"]}, "'rgb' is listed under both arms and ablations"),
         (SMALL | {"students": {"epoch": 3}}, "'epoch' is no parameter of students"),
         (SMALL | {"students": {"epochs": "x"}}, "epochs of students must be of type int"),
         (SMALL | {"overrides": {"d3d_kl": {"lambda": 3}}}, "'lambda' is no parameter of d3d_kl"),
-        (SMALL | {"overrides": {"rgb_techer": {"lambda_": 3.0}}}, "overrides has no arm 'rgb_techer': they are rgb,"),
+        (
+            SMALL | {"overrides": {"rgb_techer": {"lambda_": 3.0}}},
+            "overrides names 'rgb_techer', .* trained arms: rgb,",
+        ),
         (SMALL | {"overrides": {"rgb_teacher": 0.3}}, "rgb_teacher must map parameters to values, not 0.3"),
         ([1], "must map parameters to values"),
     ],
@@ -89,19 +93,19 @@ def test_a_wrong_profile_is_refused_by_name(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"a: !!python/object:x {}", b"", b"- 1"])
-def test_what_is_no_profile_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_a_profile_is_refused_by_name(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
     with pytest.raises(ParameterError, match=r"mine.yaml (is no YAML file|must map parameters to values)"):
         read_profile(path)
 
 
-def test_the_command_prints_the_whole(tmp_path, capsys):
-    written(tmp_path, "base", **SMALL, rho=0.25)
-    main([str(written(tmp_path, extends="base", epochs=5))])
-    whole = tmp_path / "whole.yaml"
-    whole.write_text(capsys.readouterr().out)
-    assert read_profile(whole) == read_profile(tmp_path / "mine.yaml")
-    assert "extends" not in yaml.safe_load(whole.read_text())
+def test_the_command_prints_the_merged_profile(tmp_path, capsys):
+    write_profile(tmp_path, "base", **SMALL, rho=0.25)
+    main([str(write_profile(tmp_path, extends="base", epochs=5))])
+    merged = tmp_path / "merged.yaml"
+    merged.write_text(capsys.readouterr().out)
+    assert read_profile(merged) == read_profile(tmp_path / "mine.yaml")
+    assert "extends" not in yaml.safe_load(merged.read_text())
     with pytest.raises(SystemExit, match="No such file"):
         main([str(tmp_path / "none.yaml")])

@@ -1,4 +1,4 @@
-"""Records: whole or absent, refused by name where they are neither."""
+"""Records are complete or absent; invalid ones are refused by name."""
 
 import json
 import os
@@ -28,20 +28,20 @@ def record(**changes) -> Record:
     return Record(**fields | changes)
 
 
-WHOLE = (
+VALID = (
     '{"schema": 1, "experiment": "train", "arm": "rgb", "seed": 0, "params": {"rho": 0.5}, "metrics": {"top1": 0.5}, '
     '"stand_in": true, "provenance": {}}'
 )
 
 
-def test_a_record_comes_back_as_it_was(tmp_path):
+def test_a_record_reads_as_written(tmp_path):
     arrays = {"logits/iid": np.arange(6, dtype=np.float32).reshape(2, 3), "groups/iid": np.array(["a", "b"])}
     path = records.write(tmp_path, record(), arrays)
     assert path == tmp_path / "train" / "rgb-seed0.json"
     assert replace(records.read(path), arrays="") == record()
-    back = records.read_arrays(tmp_path, records.read(path))
-    assert np.array_equal(back["logits/iid"], arrays["logits/iid"])
-    assert back["groups/iid"].tolist() == ["a", "b"]
+    read_back = records.read_arrays(tmp_path, records.read(path))
+    assert np.array_equal(read_back["logits/iid"], arrays["logits/iid"])
+    assert read_back["groups/iid"].tolist() == ["a", "b"]
     assert sorted(p.name for p in path.parent.iterdir()) == ["rgb-seed0.json", "rgb-seed0.npz"]
 
 
@@ -65,20 +65,20 @@ def test_all_records_make_one_tidy_table(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 1, "experiment": "tr', "is no whole JSON"),
-        ("", "is no whole JSON"),
-        ('{"rows": []}', "names no schema"),
-        ("[1, 2]", "names no schema"),
+        ('{"schema": 1, "experiment": "tr', "is not complete JSON"),
+        ("", "is not complete JSON"),
+        ('{"rows": []}', "has no field 'schema'"),
+        ("[1, 2]", "has no field 'schema'"),
         ('{"schema": 99}', "has schema 99, this version reads 1"),
-        ('{"schema": 1, "extra": 2}', "is no run record"),
-        ('{"schema": 1, "arm": "rgb"}', "is no run record"),
-        (WHOLE.replace('"seed": 0', '"seed": "0"'), "seed must be of type int, not '0'"),
-        (WHOLE.replace('{"rho": 0.5}', "null"), "params must be of type dict, not None"),
-        (WHOLE.replace('{"top1": 0.5}', "[]"), r"metrics must be of type dict, not \[\]"),
-        (WHOLE.replace('"top1": 0.5', '"top1": "x"'), "metric 'top1' must be a number, not 'x'"),
+        ('{"schema": 1, "extra": 2}', "is not a run record"),
+        ('{"schema": 1, "arm": "rgb"}', "is not a run record"),
+        (VALID.replace('"seed": 0', '"seed": "0"'), "seed must be of type int, not '0'"),
+        (VALID.replace('{"rho": 0.5}', "null"), "params must be of type dict, not None"),
+        (VALID.replace('{"top1": 0.5}', "[]"), r"metrics must be of type dict, not \[\]"),
+        (VALID.replace('"top1": 0.5', '"top1": "x"'), "metric 'top1' must be a number, not 'x'"),
     ],
 )
-def test_what_is_no_record_is_refused_by_name(tmp_path, content, message):
+def test_an_invalid_record_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "train" / "rgb-seed0.json"
     path.parent.mkdir()
     path.write_text(content)
@@ -88,7 +88,7 @@ def test_what_is_no_record_is_refused_by_name(tmp_path, content, message):
         assert "rgb-seed0.json" in str(error.value)
 
 
-def test_a_record_cut_anywhere_is_refused(tmp_path):
+def test_a_truncated_record_is_refused(tmp_path):
     path = records.write(tmp_path, record())
     content = path.read_text().rstrip()
     for end in range(0, len(content) - 1, 7):
@@ -110,10 +110,10 @@ def test_a_metric_that_is_not_finite_is_refused(tmp_path):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_full_disk_loses_nothing(tmp_path):
+def test_a_full_disk_leaves_the_old_record_untouched(tmp_path):
     path = records.write(tmp_path, record(), {"x": np.zeros(2)})
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
-    # What is written beside the record goes to a device that is always full.
+    # The temporary file of the new record is a device that is always full.
     path.with_name(f".{path.name}.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"rgb-seed0.json could not be written .* untouched: No space left") as error:
         records.write(tmp_path, record(metrics={"iid/top1": 0.9}), {"x": np.ones(2)})
@@ -122,7 +122,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_writer_leaves_a_whole_record(tmp_path):
+def test_a_killed_writer_leaves_a_complete_record(tmp_path):
     code = (
         "import sys; from tests.study.test_records import record, records\n"
         "n = 0\n"
@@ -138,25 +138,25 @@ def test_a_killed_writer_leaves_a_whole_record(tmp_path):
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
-        found = records.read(tmp_path / "train" / "rgb-seed0.json")
-        assert len(found.metrics) == 3000
-        assert len(set(found.metrics.values())) == 1
+        metrics = records.read(tmp_path / "train" / "rgb-seed0.json").metrics
+        assert len(metrics) == 3000
+        assert len(set(metrics.values())) == 1
 
 
-def test_provenance_names_what_made_a_run(monkeypatch):
-    found = records.provenance(source="abc", notebook="train.ipynb", device="cpu")
-    assert set(found) == {"commit", "dirty", "source", "notebook", "packages", "device", "started"}
-    assert found["packages"]["torch"].startswith("2.")
-    assert 0 <= records.seconds_since(found["started"]) < 60
-    json.dumps(found)
+def test_provenance_has_code_packages_device_and_time(monkeypatch):
+    provenance = records.provenance(source="abc", notebook="train.ipynb", device="cpu")
+    assert set(provenance) == {"commit", "dirty", "source", "notebook", "packages", "device", "started"}
+    assert provenance["packages"]["torch"].startswith("2.")
+    assert 0 <= records.seconds_since(provenance["started"]) < 60
+    json.dumps(provenance)
     monkeypatch.setenv("D3D_COMMIT", "f00")
     for text, dirty in [("0", False), ("1", True), ("", False)]:
         monkeypatch.setenv("D3D_DIRTY", text)
-        found = records.provenance(source="abc", notebook="n", device="cpu")
-        assert (found["commit"], found["dirty"]) == ("f00", dirty)
+        provenance = records.provenance(source="abc", notebook="n", device="cpu")
+        assert (provenance["commit"], provenance["dirty"]) == ("f00", dirty)
 
 
-def test_runs_of_other_parameters_are_not_averaged(tmp_path):
+def test_seeds_with_different_parameters_are_refused(tmp_path):
     records.write(tmp_path, record(params={"rho": 0.5, "seed": 0, "teacher": "a"}))
     records.write(tmp_path, record(seed=1, params={"rho": 0.5, "seed": 1, "teacher": "b"}))
     assert len(records.load(tmp_path)) == 2
@@ -165,23 +165,23 @@ def test_runs_of_other_parameters_are_not_averaged(tmp_path):
         records.load(tmp_path)
 
 
-def test_what_a_chapter_needs_is_named(tmp_path):
+def test_missing_experiments_are_named(tmp_path):
     records.write(tmp_path, record())
     assert len(records.load(tmp_path, needs=["train"])) == 1
-    for ask in (
+    for read_missing in (
         lambda: records.load(tmp_path, needs=["probe"]),
         lambda: records.of_first_seed(tmp_path, "probe", ["rgb"]),
     ):
         with pytest.raises(FileNotFoundError, match="no records of 'probe' under"):
-            ask()
+            read_missing()
 
 
 def test_arrays_of_another_run_are_refused(tmp_path):
     path = records.write(tmp_path, record(), {"x": np.zeros(2)})
-    kept = path.read_text()
+    content = path.read_text()
     records.write(tmp_path, record(), {"x": np.ones(2)})
-    # As a kill between the two renames would leave them.
-    path.write_text(kept)
+    # The state after a kill between the renames of the two files.
+    path.write_text(content)
     with pytest.raises(RecordError, match=r"rgb-seed0.npz holds other arrays than its record says"):
         records.read_arrays(tmp_path, records.read(path))
 

@@ -1,4 +1,4 @@
-"""Staleness by meaning: what changes a hash and what does not."""
+"""Staleness: which changes of the code change a hash and which do not."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from d3d.study.run import start
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A copy of package and notebooks that a test may change."""
+    """A copy of the package and the notebooks, which a test may edit."""
     for folder in ("d3d", "notebooks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(staleness, "ROOT", tmp_path)
@@ -30,7 +30,15 @@ def hashes():
 
 
 def stale(before):
+    """The experiments whose hash differs from `before`."""
     return {name for name, value in hashes().items() if value != before[name]}
+
+
+def substitute(path, pattern, replacement):
+    """Replaces the first match of a pattern in a file, which must have one."""
+    text, count = re.subn(pattern, replacement, path.read_text(), count=1)
+    assert count, f"{path} has no {pattern}"
+    path.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -55,31 +63,30 @@ def stale(before):
         ("progress", set()),
     ],
 )
-def test_code_makes_stale_what_computes_with_it(tree, module, changed):
+def test_a_changed_module_changes_the_hash_of_its_users(tree, module, changed):
     before = hashes()
     with open(tree / "d3d" / f"{module}.py", "a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(before) == changed
 
 
-def test_comments_docstrings_and_formatting_do_not(tree):
+def test_comments_docstrings_and_formatting_do_not_count(tree):
     before = hashes()
     for path in (tree / "d3d").rglob("*.py"):
         code = path.read_text()
-        # No Triton kernel, whose text a compiler reads, is spared either: a comment is one.
+        # Triton kernels too, although Triton compiles from their source text.
         code = re.sub(r'^"""', '"""More words. ', code, count=1) + "\n# A comment at the end.\n"
         path.write_text(code.replace("\n\n\n", "\n\n\n\n# Between.\n\n"))
     assert stale(before) == set()
 
 
-def test_a_docstring_in_a_function_does_not(tree):
+def test_the_docstring_of_a_function_does_not_count(tree):
     before = hashes()
-    path = tree / "d3d/train/losses.py"
-    path.write_text(path.read_text().replace('"""Mean squared error', '"""The mean squared error'))
+    substitute(tree / "d3d/train/losses.py", r'\n    """', '\n    """Other words. ')
     assert stale(before) == set()
 
 
-def test_a_module_that_moves_makes_nothing_stale(tree):
+def test_a_renamed_module_changes_no_hash(tree):
     before = hashes()
     (tree / "d3d/train/losses.py").rename(tree / "d3d/train/distances.py")
     for path in (tree / "d3d").rglob("*.py"):
@@ -95,34 +102,33 @@ def test_a_module_that_moves_makes_nothing_stale(tree):
     assert stale(before) == set()
 
 
-def test_a_record_knows_what_its_arm_is(monkeypatch):
-    """An ensemble of other members, another variant of TV-L1: the record is no longer that arm's."""
+def test_a_record_is_stale_if_the_definition_of_its_arm_changed(monkeypatch):
+    """An ensemble with other members, or a variant of TV-L1 with other parameters."""
 
     def record(experiment, arm):
-        made = {"source": staleness.source_hash(experiment), "made_from": plan.made_from(experiment, arm)}
-        return records.Record(experiment, arm, 0, {}, {}, True, made)
+        provenance = {"source": staleness.source_hash(experiment), "made_from": plan.made_from(experiment, arm)}
+        return records.Record(experiment, arm, 0, {}, {}, True, provenance)
 
     fused, variant, network = record("fuse", "two_stream"), record("tvl1", "warps_2"), record("distill", "d3d")
-    assert all(map(staleness.by_todays_code, (fused, variant, network)))
+    assert all(map(staleness.matches_code, (fused, variant, network)))
     monkeypatch.setitem(ARMS, "two_stream", replace(ARMS["two_stream"], members=("rgb_twin", "flow")))
     monkeypatch.setitem(arms.TVL1_VARIANTS, "warps_2", {"warps": 3})
     monkeypatch.setitem(ARMS, "new", ARMS["d3d"])
-    assert [staleness.by_todays_code(r) for r in (fused, variant, network)] == [False, False, True]
+    assert [staleness.matches_code(r) for r in (fused, variant, network)] == [False, False, True]
 
 
-def test_a_number_deep_below_makes_stale(tree):
+def test_a_constant_in_an_indirect_import_counts(tree):
     before = hashes()
-    path = tree / "d3d/flow/fields.py"
-    path.write_text(path.read_text().replace('mode="bicubic"', 'mode="bilinear"'))
+    substitute(tree / "d3d/flow/fields.py", 'mode="bicubic"', 'mode="bilinear"')
     assert {"train", "distill", "probe", "tvl1"} <= stale(before)
 
 
-def test_a_parameter_that_a_notebook_cannot_set_makes_stale(tree, monkeypatch):
-    """Leak controls train with a dropout that no record holds."""
+def test_the_default_of_a_parameter_that_a_notebook_cannot_set_counts(tree, monkeypatch):
+    """Leak controls train with a dropout that is not in their records."""
     before = hashes()
     monkeypatch.setattr(NetworkConfig.__dataclass_fields__["dropout"], "default", 0.5)
     assert "leak" in stale(before)
-    assert "train" not in stale(before)  # whose records hold it
+    assert "train" not in stale(before)  # dropout is in its records
 
 
 @pytest.mark.parametrize(
@@ -134,14 +140,14 @@ def test_a_parameter_that_a_notebook_cannot_set_makes_stale(tree, monkeypatch):
         "from d3d.train import distance",
     ],
 )
-def test_an_import_that_cannot_be_followed_is_refused(tree, line):
+def test_an_import_that_cannot_be_traced_to_a_module_is_refused(tree, line):
     with open(tree / "d3d/train/objective.py", "a") as file:
         file.write(f"\n{line}\n")
     with pytest.raises(ValueError, match="is not followed"):
         staleness.source_hash("train")
 
 
-def test_a_parameter_that_came_later_leaves_a_record_current(tmp_path):
+def test_a_record_without_a_newer_parameter_stays_current(tmp_path):
     run = start("train", defaults("train") | {"results": str(tmp_path)})
     run.write("rgb", {"iid/top1": 0.5})
     path = tmp_path / "train/rgb-seed0.json"
@@ -152,17 +158,16 @@ def test_a_parameter_that_came_later_leaves_a_record_current(tmp_path):
     assert not staleness.is_current(path, "train", {"results": str(tmp_path), "dropout": 0.5})
 
 
-def test_a_function_taken_from_another_module_makes_stale(tree):
+def test_importing_another_function_under_the_same_name_counts(tree):
     before = hashes()
-    path = tree / "d3d/train/networks.py"
-    path.write_text(path.read_text().replace("import S3DG, fold, s3dg", "import S3DG, s3dg as fold, s3dg"))
+    substitute(tree / "d3d/train/networks.py", r"\bfold, s3dg\b", "s3dg as fold, s3dg")
     assert {"train", "distill"} <= stale(before)
 
 
-def test_the_prose_of_a_chapter_does_not_and_its_code_does(tree):
+def test_the_code_of_a_chapter_counts_and_its_text_does_not(tree):
     path = tree / "notebooks/chapters/streams.ipynb"
     before = staleness.notebook_hash("notebooks/chapters/streams.ipynb")
-    path.write_text(path.read_text().replace("# The two streams", "# Two streams"))
+    substitute(path, '"# ', '"# Another title: ')
     assert staleness.notebook_hash("notebooks/chapters/streams.ipynb") == before
     with open(tree / "d3d/report/plots.py", "a") as file:
         file.write("\nCHANGED = True\n")
@@ -170,20 +175,20 @@ def test_the_prose_of_a_chapter_does_not_and_its_code_does(tree):
 
 
 def test_a_record_is_current_until_parameters_or_code_change(tmp_path, tree):
-    given = {"results": str(tmp_path / "r"), "seed": 1, "rho": 0.7}
-    run = start("train", defaults("train") | given)
+    overrides = {"results": str(tmp_path / "r"), "seed": 1, "rho": 0.7}
+    run = start("train", defaults("train") | overrides)
     run.write("rgb", {"iid/top1": 0.5})
     path = tmp_path / "r/train/rgb-seed1.json"
-    assert staleness.is_current(path, "train", given)
-    assert staleness.is_current(path, "train", given | {"steps": 99})
-    assert not staleness.is_current(path, "train", given | {"rho": 0.8})
+    assert staleness.is_current(path, "train", overrides)
+    assert staleness.is_current(path, "train", overrides | {"steps": 99})
+    assert not staleness.is_current(path, "train", overrides | {"rho": 0.8})
     assert not staleness.is_current(path, "train", {"results": str(tmp_path / "r")})
-    assert not staleness.is_current(path.with_name("flow-seed1.json"), "train", given)
+    assert not staleness.is_current(path.with_name("flow-seed1.json"), "train", overrides)
     (tree / "d3d/train/losses.py").write_text("")
-    assert not staleness.is_current(path, "train", given)
+    assert not staleness.is_current(path, "train", overrides)
 
 
-def test_an_edit_during_a_run_is_not_its_source(tmp_path, tree):
+def test_an_edit_during_a_run_does_not_change_its_source(tmp_path, tree):
     run = start("train", defaults("train") | {"results": str(tmp_path / "r")})
     before = staleness.source_hash("train")
     (tree / "d3d/train/losses.py").write_text("")
@@ -191,11 +196,11 @@ def test_an_edit_during_a_run_is_not_its_source(tmp_path, tree):
     assert records.read(tmp_path / "r/train/rgb-seed0.json").provenance["source"] == before
 
 
-def test_age_tells_what_is_stale(tmp_path):
+def test_the_age_of_a_stamp_says_whether_a_result_is_stale(tmp_path):
     result = tmp_path / "result"
     result.write_text("done")
     stamp = staleness.write_stamp(tmp_path / "plan" / "stamp", "a", current=True)
     assert Path(stamp).stat().st_mtime < result.stat().st_mtime
-    for content, current, younger in [("a", None, False), ("b", None, True), ("b", True, False), ("b", False, True)]:
+    for content, current, newer in [("a", None, False), ("b", None, True), ("b", True, False), ("b", False, True)]:
         staleness.write_stamp(stamp, content, current=current)
-        assert (Path(stamp).stat().st_mtime >= result.stat().st_mtime) == younger
+        assert (Path(stamp).stat().st_mtime >= result.stat().st_mtime) == newer

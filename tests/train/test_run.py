@@ -166,7 +166,7 @@ def test_a_teacher_with_other_classes_is_refused(data, tmp_path):
 
 def test_a_teacher_of_another_input_is_refused(data, tmp_path):
     path = tmp_path / "flow.safetensors"
-    shown = configs.training(**TINY | {"frames": 8}, flow="exact").data.input_of("flow")
+    shown = configs.training(**TINY | {"frames": 8}, flow="exact").data.input_spec("flow")
     checkpoints.save_checkpoint(
         path, s3dg(16, in_channels=2, width=0.1), stream="flow", classes=data.classes, input=shown
     )
