@@ -30,11 +30,12 @@ USED_IN = {
     "nbstripout": "Makefile",
     "pre-commit": ".pre-commit-config.yaml",
     "pytest-mpl": "pyproject.toml",
+    "pytest-xdist": "Makefile",
     "ipykernel": "notebooks/experiments/train.ipynb",
     "tabulate": "d3d/report/pages.py",
 }
 # What to find in that file, if not the package's name.
-USAGE = {"pytest-mpl": "--mpl", "ipykernel": '"python3"', "tabulate": "to_markdown"}
+USAGE = {"pytest-mpl": "--mpl", "pytest-xdist": "--numprocesses", "ipykernel": '"python3"', "tabulate": "to_markdown"}
 
 
 def dependencies() -> dict[str, str]:

@@ -39,7 +39,7 @@ class FlowDecoder(nn.Module):
         self.body = nn.Sequential(
             ConvBlock(Conv3dAs2d(channels, HIDDEN_CHANNELS, (1, 1, 1))), SeparableConv(HIDDEN_CHANNELS, HIDDEN_CHANNELS)
         )
-        self.out = nn.Conv3dAs2d(HIDDEN_CHANNELS, 2 * (1 + math.prod(stride or (0,))), 1)
+        self.out = nn.Conv3d(HIDDEN_CHANNELS, 2 * (1 + math.prod(stride or (0,))), 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns coarse flow, one vector per position of the feature map, and dense flow, one per pixel of the clip.

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from d3d.report.plots import styled
-from d3d.report.stats import share
+from d3d.report.stats import proportion_interval
 from d3d.study import records
 from d3d.study.records import Record
 
@@ -31,7 +31,7 @@ def top1(record: Record) -> pd.DataFrame:
     for split in _splits(arrays):
         labels, logits = arrays[f"labels/{split}"], arrays[f"logits/{split}"]
         correct = int((logits.argmax(1) == labels).sum())
-        interval = share(correct, len(labels))
+        interval = proportion_interval(correct, len(labels))
         rows[split] = {"clips": len(labels), "top-1": interval.mean, "from": interval.low, "to": interval.high}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split").round(3)
 
@@ -64,7 +64,7 @@ def confusions(record: Record, split: str = "") -> Figure:
     left.set(xlabel="predicted class", ylabel="class of the clip", title=f"confusions on {split}")
     for y, label in enumerate(shown):
         if counts[label]:
-            interval = share(int(matrix[label, label]), int(counts[label]))
+            interval = proportion_interval(int(matrix[label, label]), int(counts[label]))
             right.plot([interval.low, interval.high], [y, y], color=RIGHT, lw=5, alpha=0.3, solid_capstyle="butt")
             right.plot(interval.mean, y, "o", color=RIGHT, markersize=4)
     right.axvline(1 / len(classes), color="0.5", ls="--", lw=1)

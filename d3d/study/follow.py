@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from d3d.progress import duration
+from d3d.progress import format_duration
 from d3d.study import records
 
 # Seconds per job at smoke scale on two cores: used, in proportion, until a rule's first job has been timed.
@@ -68,7 +68,7 @@ def follow(lines: Iterable[str], *, clock=time.monotonic) -> Iterator[str]:
             path, seconds = Path(finished[1]), float(finished[2])
             done += 1
             timing.finish(_rule(path), seconds)
-            left = f"; about {duration(timing.left(clock()))} left" if done < total else ""
+            left = f"; about {format_duration(timing.left(clock()))} left" if done < total else ""
             yield f"{done:3d}/{max(total, done)}  {_headline(path, seconds)}{left}"
         elif (count := COUNT.fullmatch(line)) and count[1] in TYPICAL:
             timing.remaining[count[1]] = int(count[2])
