@@ -215,14 +215,15 @@ def from_namespace(experiment: str, namespace: Mapping[str, Any]) -> dict[str, A
 
 def parameter_cell(experiment: str) -> str:
     """Returns the code of a notebook's cell tagged `parameters`: one line per parameter, under headings."""
-    lines = []
+    sections = []
     for heading, names in EXPERIMENTS[experiment].sections.items():
-        lines.append(f"# {heading}")
+        lines = [f"# ---- {heading} ----"]
         for name in names:
             f = field_of(experiment, name)
             value = f'"{f.default}"' if isinstance(f.default, str) else repr(f.default)
             lines.append(f"{name} = {value}  # {f.metadata['help']}")
-    return "\n".join(lines)
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections)
 
 
 def write_cells(folder: Path) -> None:

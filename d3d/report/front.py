@@ -1,0 +1,98 @@
+"""The findings and claims of the front page, and their copy in README.md.
+
+The sentences are written in book/index.md; their numbers come from the published study. `front_numbers` refuses records
+that contradict a sentence.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from d3d.report.comparisons import holds, ratio_condition
+from d3d.report.labels import number_text
+from d3d.report.ledger import NEEDS_DATA, REFUTED, SUPPORTED, Condition, Verdict, judge, measure, outcome, read_claims
+from d3d.report.prose import arm_text, decision_text, difference_text, join_names
+from d3d.study import records
+from d3d.study.parameters import SPRITE_CLASSES
+from d3d.study.plan import PUBLISHED
+
+BEGIN, END = "<!-- findings", "<!-- end of findings -->"
+GLUED = re.compile(r"\{glue:text\}`chapters/verdict\.ipynb::(\w+)`")
+# Measures of H2 that ask for motion; its others ask that appearance is not lost.
+MOTION_METRICS = ("motion/r2_within", "target_epe")
+
+
+def front_numbers() -> dict[str, str]:
+    """The numbers of the front page by the names that it glues, with their 95 % intervals.
+
+    Raises:
+        ValueError: a sentence of the front page no longer follows from the published records.
+    """
+    table = records.load(PUBLISHED)
+    verdicts = judge(read_claims(), table)
+    holds(table, "two_stream - rgb_rgb", "iid/top1", above=0)
+    holds(table, "d3d - rgb_longer", "iid/top1", above=0)
+    holds(table, "d3d - two_stream", "iid/top1", below=0)
+    outcomes = _motion_outcomes(verdicts)
+    undecided = [word for word in outcomes if word not in (SUPPORTED, REFUTED)]
+    if not undecided or REFUTED in outcomes:
+        raise ValueError("book/index.md says that it is open if distillation teaches motion; the conditions of H2 decide it")
+    clips = next(r for r in records.read_all(PUBLISHED, ["train"]) if r.arm == "rgb").params
+    closed = ratio_condition(verdicts, "H3")
+    closed_longer = Condition(closed.contrast.replace("d3d", "rgb_longer"), closed.metric)
+    return {
+        "front_two_stream": arm_text(table, "two_stream", "iid/top1"),
+        "front_rgb_rgb": arm_text(table, "rgb_rgb", "iid/top1"),
+        "front_gap": difference_text(table, "two_stream - rgb_rgb", "iid/top1"),
+        "front_gain": difference_text(table, "d3d - rgb_longer", "iid/top1"),
+        "front_motion": str(len(outcomes)),
+        "front_motion_holds": str(outcomes.count(SUPPORTED)),
+        "front_motion_open": str(len(undecided)),
+        "front_motion_fails": str(outcomes.count(REFUTED)),
+        "front_par": difference_text(table, "d3d - two_stream", "iid/top1"),
+        "front_closed": number_text(measure(table, closed).interval),
+        "front_closed_longer": number_text(measure(table, closed_longer).interval),
+        "front_seeds": str(read_claims().seeds),
+        "front_size": str(clips["size"]),
+        "front_classes": str(SPRITE_CLASSES),
+    }
+
+
+def _motion_outcomes(verdicts: Sequence[Verdict]) -> list[str]:
+    found = next(verdict for verdict in verdicts if verdict.claim.id == "H2").findings
+    seeds = read_claims().seeds
+    return [outcome(finding, seeds) for finding in found if finding.condition.metric.endswith(MOTION_METRICS)]
+
+
+def claims_text(verdicts: Sequence[Verdict]) -> str:
+    """The claims of the abstract as a Markdown table, verdict first, and the rows of the paper's tables in a line."""
+    lines = ["| verdict | claim |", "|---|---|"]
+    for verdict in verdicts:
+        if verdict.claim.id.startswith("A"):
+            basis = next((v for v in verdicts if v.claim.id == verdict.claim.follows), verdict)
+            decided = f"Decided by {basis.claim.id}: {decision_text(basis)}"
+            lines.append(f"| **{verdict.word}** | **{verdict.claim.id}** {verdict.claim.statement}<br>{decided} |")
+    by_word: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.claim.id.startswith("B"):
+            by_word.setdefault(verdict.word, []).append(verdict.claim.id)
+    rows = "; ".join(f"{join_names(ids)} **{word}**" for word, ids in by_word.items())
+    needed = "." if NEEDS_DATA not in by_word else ": the paper's own data sets, of which none was at hand."
+    return "\n".join([*lines, "", f"The rows of the paper's result tables: {rows}{needed}"])
+
+
+def readme_findings() -> str:
+    """The findings of book/index.md with their numbers, and the claims, as Markdown for README.md.
+
+    Raises:
+        ValueError: book/index.md lacks a marker, or glues a number that `front_numbers` does not have.
+    """
+    page = Path("book/index.md").read_text()
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"book/index.md must hold the markers {BEGIN!r} and {END!r}")
+    findings = page.split(BEGIN)[1].split("-->", 1)[1].split(END)[0].strip()
+    numbers = front_numbers()
+    if unknown := set(GLUED.findall(findings)) - set(numbers):
+        raise ValueError(f"book/index.md glues {min(unknown)!r}, which front_numbers does not have")
+    verdicts = judge(read_claims(), records.load(PUBLISHED))
+    return f"{GLUED.sub(lambda match: numbers[match[1]], findings)}\n\n{claims_text(verdicts)}"
