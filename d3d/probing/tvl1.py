@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from d3d.data import sprites
 from d3d.flow.estimate import grey, tvl1
-from d3d.flow.fields import endpoint_error, occluded, score
+from d3d.flow.fields import endpoint_error, epe_metrics, occluded
 from d3d.study.arms import TVL1_SIZES, TVL1_VARIANTS
 from d3d.study.parameters import Tvl1Config
 from d3d.study.run import Run
@@ -51,12 +51,12 @@ def frames(config: Tvl1Config, device: torch.device | str = "cpu") -> Frames:
 
 
 def variants(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
-    """Arm to metrics: end-point errors (see `d3d.flow.score`) and `ms` a field, of all pairs solved together."""
+    """Arm to metrics: end-point errors (see `d3d.flow.epe_metrics`) and `ms` a field, of all pairs solved together."""
     given = frames(config, device)
     found = {}
     for name, change in TVL1_VARIANTS.items():
         flow, ms = timed(given.a, given.b, **change)
-        found[name] = score(flow, given.truth, **given.parts) | {"ms": ms}
+        found[name] = epe_metrics(flow, given.truth, **given.parts) | {"ms": ms}
     return found
 
 
@@ -66,7 +66,7 @@ def opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, 
     flow, ms = timed(given.a.cpu(), given.b.cpu(), workers=1)
     difference = endpoint_error(flow, tvl1(given.a, given.b).cpu()).mean().item()
     parts = {name: part.cpu() for name, part in given.parts.items()}
-    return score(flow, given.truth.cpu(), **parts) | {"ms": ms, "difference": difference}
+    return epe_metrics(flow, given.truth.cpu(), **parts) | {"ms": ms, "difference": difference}
 
 
 def sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
@@ -84,7 +84,7 @@ def sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, d
         shown = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.a, video.b)]
         flow, ms = timed(*shown)
         flow = F.interpolate(flow, size=truth.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
-        found[name] = score(flow, truth, target=target) | {"ms": ms}
+        found[name] = epe_metrics(flow, truth, target=target) | {"ms": ms}
     return found
 
 
