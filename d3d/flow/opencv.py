@@ -25,8 +25,9 @@ CHUNK_PIXELS = 2**16
 
 
 def cores() -> int:
-    """Number of cores to use: OMP_NUM_THREADS if it is set, else all that this process may run on."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) or cpu_count()
+    """Number of cores to use: OMP_NUM_THREADS if it is set and not empty, else all that this process may run on."""
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(threads or 0) or cpu_count()
 
 
 def solve(a: np.ndarray, b: np.ndarray, parameters: Mapping[str, float], *, workers: int | None = None) -> np.ndarray:

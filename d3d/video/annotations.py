@@ -117,7 +117,7 @@ def _read_folder(root: Path, _: Path, __: int) -> Listing:
     if empty := [name for name, paths in files.items() if not paths]:
         raise ValueError(f"class {empty[0]!r} of root {str(root)!r} holds no file: add videos or delete its folder")
     if folders := [path for paths in files.values() for path in paths if path.is_dir()]:
-        raise ValueError(f"{str(folders[0])!r} is a folder: a class folder must hold its video files directly")
+        raise ValueError(f"{str(folders[0])!r} is a folder: a class folder holds its video files directly")
     if len(files) < 2:
         raise ValueError(f"root {str(root)!r} holds one class only ({', '.join(files)}): a classifier needs two")
     rows = [(name, path.name, "", path.name) for name, paths in files.items() for path in paths]
@@ -289,15 +289,17 @@ def _read_ava(root: Path, folder: Path, _: int) -> Listing:
 
 
 def _read_ava_boxes(folder: Path, split: str) -> pd.DataFrame:
-    """One row per person box and action of a split."""
+    """One row per person box and action of a split; person is nan in the rows of 7 columns of AVA before v2.1."""
     path = folder / f"ava_{split}_v2.1.csv"
     rows = []
     for number, cells in read_rows(path, f"AVA's boxes of {split}"):
         try:
             second, x1, y1, x2, y2 = map(float, cells[1:6])
-            action, person = map(int, cells[6:])
+            action, *persons = map(int, cells[6:])
+            (person,) = persons or [np.nan]
         except ValueError:
-            raise line_error(path, number, ",".join(cells), ", ".join(AVA_COLUMNS)) from None
+            expected = f"{', '.join(AVA_COLUMNS)}; person may be left out"
+            raise line_error(path, number, ",".join(cells), expected) from None
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
             expected = "x1 < x2 and y1 < y2 within [0, 1], as fractions of the frame"
             raise line_error(path, number, ",".join(cells), expected)

@@ -96,6 +96,17 @@ def test_worker_processes_do_not_change_the_flow(monkeypatch):
     assert torch.equal(tvl1(a, b, workers=2), tvl1(a, b, workers=1))
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", None), (" ", None), ("0", None), (None, None), ("3", 3), ("3,2", 3)]
+)
+def test_cores_follow_omp_num_threads(monkeypatch, value, expected):
+    monkeypatch.setattr(tvl1_cpu, "cpu_count", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert tvl1_cpu.cores() == (expected or 7)
+
+
 def test_a_clip_has_as_many_fields_as_frames():
     clip = sprites.render(configs.clip(size=24, frames=3), "iid", range(2)).rgb
     flow = tvl1_clip(clip)

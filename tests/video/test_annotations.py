@@ -83,6 +83,56 @@ def test_ava(tmp_path):
     assert read(**arguments).classes == ("run",)
 
 
+AVA_ROWS = (
+    "-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80",
+    "-5KQ66BBWC4,0903,0.332,0.194,0.481,0.891,1",
+    "-5KQ66BBWC4,0904,0.332,0.194,0.481,0.891,3",
+    "-5KQ66BBWC4,0905,0.1,0.1,0.5,0.5,1",
+)
+
+
+def read_ava_rows(tmp_path, rows):
+    """Reads an AVA that has `rows` as its training list and no validation list."""
+    arguments = official.ava(tmp_path)
+    official.write_lines(tmp_path / "ava_v2.1" / "ava_train_v2.1.csv", rows)
+    (tmp_path / "ava_v2.1" / "ava_val_v2.1.csv").unlink()
+    return read(**arguments)
+
+
+def test_ava_rows_of_7_columns_are_read_like_those_of_8(tmp_path):
+    """Before v2.1 AVA had no person ids; everything else is equal, and a table of these rows is read as written."""
+    with_person = read_ava_rows(tmp_path / "8", [f"{row},5" for row in AVA_ROWS])
+    without = read_ava_rows(tmp_path / "7", AVA_ROWS)
+    # Timestamp 905 is excluded.
+    assert without.counts == with_person.counts == {"listed": 3, "found": 3, "missing": 0}
+    assert without.classes == with_person.classes
+    assert with_person.table["person"].tolist() == [5, 5, 5]
+    assert with_person.table["person"].dtype == int
+    assert without.table["person"].isna().all()
+    first = without.table.iloc[0]
+    assert first[["label", "class", "split", "start", "end", "group"]].tolist() == [
+        2, "watch (a person)", "train", 901.5, 902.5, "-5KQ66BBWC4",
+    ]  # fmt: skip
+    assert first[["x1", "y1", "x2", "y2"]].tolist() == [0.077, 0.151, 0.283, 0.811]
+    pd.testing.assert_frame_equal(
+        without.table.drop(columns=["path", "person"]), with_person.table.drop(columns=["path", "person"])
+    )
+    write_table(tmp_path / "7" / "set.csv", without)
+    pd.testing.assert_frame_equal(read("table", tmp_path / "7" / "set.csv").table, without.table)
+
+
+def test_a_list_may_have_ava_rows_of_7_and_8_columns(tmp_path):
+    listing = read_ava_rows(tmp_path, [AVA_ROWS[0], f"{AVA_ROWS[1]},5"])
+    assert listing.table["person"].fillna(-1).tolist() == [-1, 5]
+
+
+@pytest.mark.parametrize("row", [AVA_ROWS[1].removesuffix(",1"), f"{AVA_ROWS[1]},5,0.9", f"{AVA_ROWS[1]},"])
+def test_ava_rows_of_other_lengths_raise_an_error(tmp_path, row):
+    message = r"ava_train_v2.1.csv, line 2: .*, expected video, timestamp, .*, action, person; person may be left out"
+    with pytest.raises(ValueError, match=message):
+        read_ava_rows(tmp_path, [AVA_ROWS[0], row])
+
+
 @pytest.mark.parametrize("name", [name for name in official.SETS if name != "folder"])
 def test_missing_files_are_counted_and_named(tmp_path, name):
     arguments = official.SETS[name](tmp_path)
