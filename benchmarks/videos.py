@@ -1,4 +1,4 @@
-"""Speed on video files, for benchmarks/bench.py: decoding against PyAV alone, the flow of a set against TV-L1 alone."""
+"""Speed on video files, for benchmarks/bench.py: decoding against PyAV, and flow of a set against TV-L1 alone."""
 
 import itertools
 import math
@@ -26,15 +26,15 @@ from d3d.video import decode as videos
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-WARM = 6  # clips a process that do not count
+WARM_UP = 6  # clips per process that are not timed
 
 
 def bench_decode() -> tuple[dict, dict[str, float]]:
-    """Training clips from files against PyAV decoding the same frames in as many processes.
+    """Compares reading training clips with decoding the same frames by PyAV in as many processes.
 
-    All take 64 frames from the same random times on, of H.264 of 340 x 256 pixels with key frames 250 frames apart.
-    `clips` are those of the loader, cut, in 8 bits, as they reach this process; `batches` are float32 on the device,
-    for which on a CPU this process competes with its workers. The first clips of each process do not count.
+    Clips have 64 frames, of H.264 videos of 340 x 256 pixels with key frames 250 frames apart. `clips` are cropped
+    8-bit clips as the data loader returns them, `batches` are float32 on the device; if this is a CPU, making batches
+    and decoding compete for its cores.
     """
     cores = tvl1_cpu.cores()
     work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3, "clips": 20}
@@ -42,77 +42,76 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         with ThreadPoolExecutor() as pool:
             paths = [Path(folder, f"{i}.mp4") for i in range(work["videos"])]
-            table = pd.DataFrame(pool.map(film_of_texture, paths, range(len(paths))))
+            table = pd.DataFrame(pool.map(write_texture_video, paths, range(len(paths))))
         view = ViewSpec(frames=64, size=224, fps=25, short_side=256, bound=20)
         for workers in sorted({1, 2, cores}):
             clips = FileClips(table=table, labels=torch.zeros(len(table), device=DEVICE), view=view, workers=workers)
-            rows = np.arange((WARM + work["clips"]) * workers) % len(table)
-            contestants = {"clips": read_clips, "batches": read_batches, "pyav": read_by_pyav}
-            seconds: dict[str, list[float]] = {name: [] for name in contestants}
+            rows = np.arange((WARM_UP + work["clips"]) * workers) % len(table)
+            readers = {"clips": read_clips, "batches": read_batches, "pyav": read_by_pyav}
+            seconds: dict[str, list[float]] = {name: [] for name in readers}
             for run in range(work["runs"]):
-                for name, contestant in contestants.items():
-                    seconds[name].append(contestant(clips, rows, workers, run))
-            counted = work["clips"] * workers
-            for name, found in seconds.items():
-                metrics[f"workers{workers}/{name}/clips_per_second"] = counted / statistics.median(found)
+                for name, reader in readers.items():
+                    seconds[name].append(reader(clips, rows, workers, run))
+            timed_clips = work["clips"] * workers
+            for name, times in seconds.items():
+                metrics[f"workers{workers}/{name}/clips_per_second"] = timed_clips / statistics.median(times)
             for name in ("clips", "batches"):
-                ratios = [p / o for o, p in zip(seconds[name], seconds["pyav"], strict=True)]
+                ratios = [pyav / ours for ours, pyav in zip(seconds[name], seconds["pyav"], strict=True)]
                 metrics[f"workers{workers}/{name}/ratio"] = statistics.median(ratios)
     return work, metrics
 
 
-def film_of_texture(path: Path, seed: int) -> dict:
-    """Ten seconds of a camera that pans over a smooth random texture, as a row of a table of videos."""
+def write_texture_video(path: Path, seed: int) -> dict:
+    """Writes ten seconds of a camera panning over a smooth random texture, and returns its row of the table."""
     rng = np.random.default_rng(seed)
-    wall = F.interpolate(torch.from_numpy(rng.random((1, 3, 40, 50), np.float32)), (400, 840), mode="bicubic")[0]
-    wall = (wall + 0.1 * torch.from_numpy(rng.random(wall.shape, np.float32))).clamp(0, 1)
-    wall = (wall * 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    frames = np.stack([wall[i // 2 : i // 2 + 256, 2 * i : 2 * i + 340] for i in range(250)])
+    texture = F.interpolate(torch.from_numpy(rng.random((1, 3, 40, 50), np.float32)), (400, 840), mode="bicubic")[0]
+    texture = (texture + 0.1 * torch.from_numpy(rng.random(texture.shape, np.float32))).clamp(0, 1)
+    texture = (texture * 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    frames = np.stack([texture[i // 2 : i // 2 + 256, 2 * i : 2 * i + 340] for i in range(250)])
     path.write_bytes(videos.encode(frames, fps=25))
     return {"path": str(path), "start": 0.0, "end": math.nan, "seconds": 10.0}
 
 
-def seconds_after(things: Iterator, warm: int) -> float:
-    """Seconds for all but the first `warm` of them."""
-    for _ in range(warm):
-        next(things)
-    began = time.perf_counter()
-    for _ in things:
+def time_items(items: Iterator, warm_up: int) -> float:
+    """Seconds to take all items but the first `warm_up`."""
+    for _ in range(warm_up):
+        next(items)
+    started = time.perf_counter()
+    for _ in items:
         pass
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def read_clips(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
-    return seconds_after(clips._read(clips._view_keys([(rows, (run,))]), ("rgb",)), WARM * workers)
+    return time_items(clips._read(clips._view_keys([(rows, (run,))]), ("rgb",)), WARM_UP * workers)
 
 
 def read_batches(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
     steps = [(rows[i : i + workers], (run,)) for i in range(0, len(rows), workers)]
-    return seconds_after(clips.batches(steps, ("rgb",)), WARM)
+    return time_items(clips.batches(steps, ("rgb",)), WARM_UP)
 
 
 def read_by_pyav(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
-    """The same by a pool of processes that do nothing but decode."""
+    """Decodes the same frames in a pool of processes that do nothing else."""
     paths = clips.table["path"].to_numpy()
     starts = [int(np.random.default_rng((run, row)).integers(250 - 64 + 1)) for row in rows]
     items = [(paths[row], start) for row, start in zip(rows, starts, strict=True)]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool:
-        return seconds_after(pool.imap(decode_plainly, items), WARM * workers)
+        return time_items(pool.imap(decode_by_pyav, items), WARM_UP * workers)
 
 
-def decode_plainly(item: tuple[str, int]) -> int:
-    """64 RGB frames from frame `start` on, as PyAV's documentation has it."""
+def decode_by_pyav(item: tuple[str, int]) -> int:
+    """Decodes 64 RGB frames from frame `start` on, as PyAV's documentation recommends; returns their number."""
     path, start = item
     with av.open(path) as container:
         stream = container.streams.video[0]
         container.seek(int(start / 25 / stream.time_base), stream=stream)
-        wanted = (frame for frame in container.decode(stream) if frame.time >= start / 25 - 1e-6)
-        return len([frame.to_ndarray(format="rgb24") for frame in itertools.islice(wanted, 64)])
+        frames = (frame for frame in container.decode(stream) if frame.time >= start / 25 - 1e-6)
+        return len([frame.to_ndarray(format="rgb24") for frame in itertools.islice(frames, 64)])
 
 
 def bench_flow_set() -> tuple[dict, dict[str, float]]:
-    """Flow of ten-second videos at 25 fps and short side 256, decoded, computed, quantised and written, against TV-L1
-    alone on as many frames at once as the command takes."""
+    """Compares `d3d flow` on ten-second videos, from decoding to writing, with TV-L1 alone on 250 frames at once."""
     count = 48 if CUDA else 1
     work = {"device": DEVICE, "videos": count, "fps": 25.0, "short_side": 256 if CUDA else 48, "runs": 2}
     spec = FlowSpec(fps=25, short_side=work["short_side"])
@@ -120,28 +119,28 @@ def bench_flow_set() -> tuple[dict, dict[str, float]]:
         folder = Path(name)
         for i in range(count):
             if i < 8:
-                film_of_texture(folder / f"{i}.mp4", i)
+                write_texture_video(folder / f"{i}.mp4", i)
             else:
                 shutil.copy(folder / f"{i % 8}.mp4", folder / f"{i}.mp4")
         paths = [str(folder / f"{i}.mp4") for i in range(count)]
         frames = videos.resize(videos.read_frames(paths[0], frames=250), work["short_side"]).to(DEVICE).float() / 255
         extract(paths[:1], folder, folder / "warm", spec, device=DEVICE, report=lambda line: None)
-        alone, whole = [], []
+        tvl1_rates, set_rates = [], []
         for run in range(work["runs"]):
-            began = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(2 if CUDA else 1):
                 tvl1(frames[:-1], frames[1:])
             if CUDA:
                 torch.cuda.synchronize()
-            alone.append((2 if CUDA else 1) * 249 / (time.perf_counter() - began))
-            began = time.perf_counter()
+            tvl1_rates.append((2 if CUDA else 1) * 249 / (time.perf_counter() - started))
+            started = time.perf_counter()
             extract(paths, folder, folder / f"{run}", spec, device=DEVICE, report=lambda line: None)
-            whole.append(249 * count / (time.perf_counter() - began))
-        found = summary(folder / "0")
+            set_rates.append(249 * count / (time.perf_counter() - started))
+        total = summary(folder / "0")
     metrics = {
-        "set/fields_per_second": statistics.median(whole),
-        "tvl1_alone/fields_per_second": statistics.median(alone),
+        "set/fields_per_second": statistics.median(set_rates),
+        "tvl1_alone/fields_per_second": statistics.median(tvl1_rates),
     }
     metrics["ratio"] = metrics["set/fields_per_second"] / metrics["tvl1_alone/fields_per_second"]
-    metrics |= {name: found[name] for name in ("rms_px", "max_px", "clipped")}
-    return work, metrics | {"bytes_per_field": found["bytes"] / found["fields"]}
+    metrics |= {name: total[name] for name in ("rms_px", "max_px", "clipped")}
+    return work, metrics | {"bytes_per_field": total["bytes"] / total["fields"]}

@@ -1,4 +1,4 @@
-"""The only place where optical flow is computed, compared, coloured and kept on disk."""
+"""The only place where optical flow is computed, compared, coloured and stored on disk."""
 
 from d3d.public import lazy_getattr
 
@@ -7,7 +7,7 @@ PUBLIC = {
     "tvl1_clip": "estimate",
     "warp": "fields",
     "endpoint_error": "fields",
-    "score": "fields",
+    "epe_metrics": "fields",
     "occluded": "fields",
     "colours": "fields",
 }

@@ -1,12 +1,12 @@
-"""The optical flow of a set of video files on disk: one lossless file a video, and a manifest of what it is.
+"""The optical flow of a set of video files on disk: one lossless file per video, and a manifest of the parameters.
 
     spec = FlowSpec(fps=25, short_side=256, bound=20)
-    open_cache("flow", spec)                                  # raises where the fields are others
+    open_cache("flow", spec)                                  # raises if the cache was made with other parameters
     read_fields(path, first=50, count=63, spec=spec)          # uint8 (63, 2, H, W)
 
-A cache holds manifest.json, one Matroska file (FFV1, grey, every frame a key frame) a video at <path below root>.mkv,
-and a line a video in videos-<shard>.jsonl. Frame t of such a file is the field that carries frame t onto t + 1, x above
-y, in 8 bits over ± bound. `d3d flow` makes one (d3d/flow/extract.py).
+A cache holds manifest.json; per video one Matroska file (FFV1, grey, key frames only) at <path below root>.mkv; and one
+line per video in videos-<shard>.jsonl. Frame t of a file is the flow from video frame t to t + 1, x above y, as 8 bits
+over ± bound. `d3d flow` fills a cache (d3d/flow/extract.py).
 """
 
 import json
@@ -24,23 +24,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3d.video.decode import PastEndError, shown
+from d3d.video.decode import PastEndError, iter_frames
 
-# Of the 8 bits: no motion is exactly ZERO, the bound exactly STEPS away on either side, so that a flip is exact.
+# 8-bit levels: no motion is exactly ZERO and ± bound is ZERO ± STEPS, so that negated flow is exact too.
 ZERO, STEPS = 128, 127
 SCHEMA = 1
 
 
 class CacheError(ValueError):
-    """A flow cache that is none, or was made with other parameters; the message names it and what is right."""
+    """A folder that is no flow cache, or one made with other parameters; the message names it and what is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSpec:
-    """What the fields of a cache are; its manifest keeps it. The rest is `d3d.flow.tvl1`'s defaults.
+    """Parameters of the flow in a cache, stored in its manifest; others are the defaults of `d3d.flow.tvl1`.
 
-    fps: frames per second, between which the flow is. short_side: pixels to which frames are resized before.
-    bound: flow is clipped to ± bound pixels.
+    Attributes:
+        fps: Frames per second of the frames between which flow is computed.
+        short_side: Pixels to which the frames' short side is resized first.
+        bound: Flow is clipped to ± bound pixels.
     """
 
     fps: float = 25.0
@@ -56,28 +58,35 @@ class FlowSpec:
 
 
 def quantise(flow: Tensor, bound: float) -> Tensor:
-    """Flow in pixels as uint8: 128 is no motion, 1 and 255 are ∓ bound, beyond which it is clipped."""
+    """Quantises flow in pixels to uint8: 128 is no motion, 1 and 255 are ∓ bound, where it is clipped."""
     return (flow.clamp(-bound, bound) * (STEPS / bound)).round_().add_(ZERO).to(torch.uint8)
 
 
 def dequantise(levels: Tensor, bound: float) -> Tensor:
-    """Flow in pixels, float32, of what `quantise` made."""
+    """Converts levels from `quantise` back to flow in pixels, float32."""
     return (levels.float() - ZERO) * (bound / STEPS)
 
 
 def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> None:
-    """Sees that a cache holds fields of `spec`, and makes an empty one where asked.
+    """Checks that a cache was made with `spec`.
 
-    Raises FileNotFoundError for a folder without a manifest, CacheError for one of other parameters.
+    Args:
+        folder: The cache.
+        spec: The expected parameters.
+        create: Makes an empty cache if there is none.
+
+    Raises:
+        FileNotFoundError: If the folder has no manifest.
+        CacheError: If the manifest has other parameters or cannot be read.
     """
     folder, path = Path(folder), Path(folder, "manifest.json")
-    wanted = {"schema": SCHEMA, "method": "TV-L1, OpenCV's defaults"} | asdict(spec)
+    expected = {"schema": SCHEMA, "method": "TV-L1, OpenCV's defaults"} | asdict(spec)
     if create and not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         staged = folder / f".manifest.{os.getpid()}"
-        staged.write_text(json.dumps(wanted, indent=1) + "\n")
+        staged.write_text(json.dumps(expected, indent=1) + "\n")
         try:
-            os.link(staged, path)  # unlike a rename, never over what another process has just made
+            os.link(staged, path)  # unlike a rename, never replaces what another process has just written
         except FileExistsError:
             pass
         finally:
@@ -85,81 +94,92 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
     if not path.is_file():
         raise FileNotFoundError(f"no flow cache at {folder}: `d3d flow --out {folder}` makes one")
     try:
-        found = json.loads(path.read_text())
-        differing = [
-            f"{name} {found.get(name)!r} instead of {value!r}"
-            for name, value in wanted.items()
-            if found.get(name) != value
+        manifest = json.loads(path.read_text())
+        differences = [
+            f"{name} {manifest.get(name)!r} instead of {value!r}"
+            for name, value in expected.items()
+            if manifest.get(name) != value
         ]
     except (ValueError, AttributeError):
         raise CacheError(f"{path} is no manifest of a flow cache: delete the cache and make it again") from None
-    if differing:
+    if differences:
         raise CacheError(
-            f"the flow cache {folder} was made with {', '.join(differing)}: ask for the same, or give another folder"
+            f"the flow cache {folder} was made with {', '.join(differences)}: use its parameters or another folder"
         )
 
 
 def fields_path(cache: str | Path, root: str | Path, video: str | Path) -> Path:
-    """Where a cache keeps the fields of a video below `root`."""
-    below = os.path.relpath(video, root)
-    if below.startswith(".."):
-        raise ValueError(f"{video} does not lie below root {root}: a flow cache is laid out like its root")
-    return Path(cache, f"{below}.mkv")
+    """Path of a video's flow in a cache, which has the folders of `root`.
+
+    Raises:
+        ValueError: If the video does not lie below root.
+    """
+    relative = os.path.relpath(video, root)
+    if relative.startswith(".."):
+        raise ValueError(f"{video} does not lie below root {root}: a flow cache has the folders of its root")
+    return Path(cache, f"{relative}.mkv")
 
 
 def read_fields(path: str | Path, *, first: int, count: int, spec: FlowSpec) -> np.ndarray:
-    """Up to `count` fields from `first` on, uint8 (T, 2, H, W); fewer where the video ends, which may be none.
+    """Reads up to `count` fields from index `first` on, uint8 (T, 2, H, W); fewer or none if the video ends before.
 
-    Raises VideoError for a file that cannot be read.
+    Raises:
+        VideoError: If the file cannot be read.
     """
     try:
-        found = list(islice(shown(path, start=first / spec.fps, pixels="gray"), count))
+        frames = list(islice(iter_frames(path, start=first / spec.fps, pixel_format="gray"), count))
     except PastEndError:
-        found = []
-    if not found:
+        frames = []
+    if not frames:
         return np.empty((0, 2, 0, 0), np.uint8)
-    return np.stack(found).reshape(len(found), 2, -1, found[0].shape[1])
+    return np.stack(frames).reshape(len(frames), 2, -1, frames[0].shape[1])
 
 
 def refusals(cache: str | Path) -> dict[str, str]:
-    """Why a cache holds no fields of some videos, by their path below root."""
-    return {line["video"]: line["refused"] for line in _lines(Path(cache)) if "refused" in line}
+    """Maps each video that was refused, by its path below root, to the reason."""
+    return {entry["video"]: entry["refused"] for entry in _read_logs(Path(cache)) if "refused" in entry}
 
 
 def summary(cache: str | Path) -> dict[str, float]:
-    """Over all videos of a cache: their number, fields and bytes; the quantisation's root mean square and largest
-    error in pixels, and the share of vectors beyond ± bound."""
-    done = [line for line in _lines(Path(cache)) if "refused" not in line]
-    fields = sum(line["fields"] for line in done)
-    weight = [line["fields"] / max(1, fields) for line in done]
+    """Totals over all videos of a cache.
+
+    Returns:
+        videos, fields, bytes: Their numbers.
+        rms_px, max_px: Root mean square and maximum of the quantisation error, pixels.
+        clipped: Fraction of the values beyond ± bound.
+    """
+    entries = [entry for entry in _read_logs(Path(cache)) if "refused" not in entry]
+    fields = sum(entry["fields"] for entry in entries)
+    weights = [entry["fields"] / max(1, fields) for entry in entries]
     return {
-        "videos": len(done),
+        "videos": len(entries),
         "fields": fields,
-        "bytes": sum(line["bytes"] for line in done),
-        "rms_px": sum(w * line["rms_px"] ** 2 for w, line in zip(weight, done, strict=True)) ** 0.5,
-        "max_px": max((line["max_px"] for line in done), default=0.0),
-        "clipped": sum(w * line["clipped"] for w, line in zip(weight, done, strict=True)),
+        "bytes": sum(entry["bytes"] for entry in entries),
+        "rms_px": sum(w * entry["rms_px"] ** 2 for w, entry in zip(weights, entries, strict=True)) ** 0.5,
+        "max_px": max((entry["max_px"] for entry in entries), default=0.0),
+        "clipped": sum(w * entry["clipped"] for w, entry in zip(weights, entries, strict=True)),
     }
 
 
-def _lines(cache: Path) -> list[dict[str, Any]]:
-    """The last line of each video; a line that a kill cut short does not count."""
-    found: dict[str, dict[str, Any]] = {}
+def _read_logs(cache: Path) -> list[dict[str, Any]]:
+    """The valid entry of each video: the last that was computed, else its first refusal; skips incomplete lines."""
+    entries: dict[str, dict[str, Any]] = {}
     for path in sorted(cache.glob("videos-*.jsonl")):
-        for text in path.read_text().splitlines():
+        for line in path.read_text().splitlines():
             try:
-                line = json.loads(text)
+                entry = json.loads(line)
             except ValueError:
                 continue
-            if "refused" not in line or line["video"] not in found:
-                found[line["video"]] = line
-    return list(found.values())
+            if "refused" not in entry or entry["video"] not in entries:
+                entries[entry["video"]] = entry
+    return list(entries.values())
 
 
 class FieldsWriter:
-    """A Matroska file of grey frames, lossless, opened with the first of them.
+    """Writes grey frames losslessly to a Matroska file, whose size is that of the first frame.
 
-    Raises OSError naming the file where the disk does not take it.
+    Raises:
+        OSError: If the disk cannot take the file, naming it.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -170,23 +190,24 @@ class FieldsWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        with self._named():
+        with self._errors_named():
             if self.stream and kind is None:
                 self.container.mux(self.stream.encode())
             self.container.close()
 
     def add(self, frames: np.ndarray) -> None:
         """Appends frames, uint8 (T, H, W)."""
-        with self._named():
+        with self._errors_named():
             if self.stream is None:
-                # Every frame a key frame: a clip is read from its first field on. Check sums tell damage.
+                # Key frames only, so that a clip can start anywhere; check sums, so that damage is detected.
                 self.stream = self.container.add_stream("ffv1", rate=self.rate, options={"g": "1", "slicecrc": "1"})
                 self.stream.height, self.stream.width, self.stream.pix_fmt = *frames.shape[1:], "gray"
             for frame in frames:
                 self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(frame, format="gray")))
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
+        """Turns FFmpeg's errors into OSError with the file's name."""
         try:
             yield
         except av.FFmpegError as error:

@@ -1,9 +1,9 @@
-"""TV-L1: optical flow from one image to the next, on a GPU, or through OpenCV on a CPU.
+"""TV-L1: optical flow from one image to the next, on a GPU, or by OpenCV on a CPU.
 
-    flow = tvl1(a, b)                # (B, 2, H, W) in pixels, on the GPU of a and b, or through OpenCV
+    flow = tvl1(a, b)                # (B, 2, H, W) in pixels, on the device of a and b
 
-Flow is float32 (B, 2, ..., H, W) in pixels, channel 0 to the right, 1 down: the pixel at x shows in the next frame at
-x + flow.
+Flow is float32 (B, 2, ..., H, W) in pixels, channel 0 to the right, 1 down: what a pixel shows at x is at x + flow in
+the next frame.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from d3d.flow.fields import warp
 
 GREY = (0.299, 0.587, 0.114)
-# Pixels that are solved together: 256 pairs at 256 x 256.
+# Pixels solved together on a GPU: 256 pairs of 256 x 256.
 CHUNK_PIXELS = 2**24
 
 
@@ -36,22 +36,36 @@ def tvl1(
     median: int = 5,
     workers: int | None = None,
 ) -> Tensor:
-    """Flow (B, 2, H, W), in pixels, from images a to b: TV-L1 (Zach et al. 2007; Sánchez Pérez et al. 2013).
+    """Estimates the flow from images a to b by TV-L1 (Zach et al. 2007; Sánchez Pérez et al. 2013).
 
-    a, b: (B, 1, H, W) grey or (B, 3, H, W) RGB in [0, 1], on one device. The algorithm and the defaults are OpenCV's
-    DualTVL1. On a GPU all images are solved together; convergence is looked at every ten steps, not every one. On a
-    CPU OpenCV itself does it, in `workers` processes, as many as there are cores unless said otherwise.
+    Algorithm and defaults are those of OpenCV's DualTVL1. A GPU solves all images together and tests convergence every
+    ten iterations instead of every one; on a CPU, OpenCV itself solves them in worker processes.
 
-    tau: time step. lambda_: weight of the data term, for grey levels of 0 to 255. theta: tightness of the coupling.
-    scales: levels of the pyramid, each scale_step as large as the one before and at least 16 pixels a side.
-    warps: warpings a level. epsilon: a warping ends where the flow's root mean square change is less. inner: steps
-    between median filters of `median` pixels a side (1: none, 3 or 5); outer: at most so many filters a warping.
+    Args:
+        a: (B, 1, H, W) grey or (B, 3, H, W) RGB, floating point in [0, 1].
+        b: As a, on the same device.
+        tau: Time step.
+        lambda_: Weight of the data term, for grey levels from 0 to 255.
+        theta: Tightness of the coupling.
+        scales: Maximum number of pyramid levels; the coarsest has at least 16 pixels per side.
+        warps: Warpings per level.
+        scale_step: Size of a level relative to the next finer one.
+        epsilon: A warping ends when the root mean square change of the flow falls below it.
+        inner: Iterations between median filters.
+        outer: Maximum number of median filters per warping.
+        median: Side of the median filter in pixels: 1 (none), 3 or 5.
+        workers: Processes on a CPU; None: one per core.
 
-    Raises ValueError for images of other or different shapes and for a parameter out of range.
+    Returns:
+        float32 (B, 2, H, W), pixels.
+
+    Raises:
+        ValueError: If the images differ in shape or device or have no valid shape, or a parameter is out of range.
     """
     if a.shape != b.shape or a.device != b.device:
         raise ValueError(
-            f"a and b must be alike, they are {tuple(a.shape)} on {a.device}, {tuple(b.shape)} on {b.device}"
+            f"a and b must have the same shape and device, not {tuple(a.shape)} on {a.device} and {tuple(b.shape)} on "
+            f"{b.device}"
         )
     if a.ndim != 4 or a.shape[1] not in (1, 3) or not a.is_floating_point():
         raise ValueError(f"images must be float (B, 1, H, W) or (B, 3, H, W) in [0, 1], not {a.dtype} {tuple(a.shape)}")
@@ -71,45 +85,53 @@ def tvl1(
         if not value > 0:
             raise ValueError(f"{name} must be positive, not {value}")
     counts.pop("workers", None)
-    numbers = counts | weights | {"scale_step": scale_step, "epsilon": epsilon, "median": median}
+    parameters = counts | weights | {"scale_step": scale_step, "epsilon": epsilon, "median": median}
     a, b = grey(a), grey(b)
     if not a.numel():
         return a.new_zeros(len(a), 2, *a.shape[1:])
     if a.device.type == "cuda":
         size = max(1, CHUNK_PIXELS // a[0].numel())
         with torch.autocast("cuda", enabled=False):
-            return torch.cat([_solve(*part, **numbers) for part in zip(a.split(size), b.split(size), strict=True)])
-    # OpenCV is needed on a CPU only.
+            return torch.cat([_solve(*chunk, **parameters) for chunk in zip(a.split(size), b.split(size), strict=True)])
+    # OpenCV is needed only on a CPU.
     from d3d.flow import opencv as tvl1_cpu
 
-    flow = tvl1_cpu.solve(a.numpy(force=True), b.numpy(force=True), numbers, workers=workers)
+    flow = tvl1_cpu.solve(a.numpy(force=True), b.numpy(force=True), parameters, workers=workers)
     return torch.from_numpy(flow).to(a.device)
 
 
 def tvl1_clip(rgb: Tensor, **parameters: float) -> Tensor:
-    """Flow (B, 2, T, H, W) of clips (B, 3, T, H, W) in [0, 1] by `tvl1`: field t carries frame t onto t + 1.
+    """Estimates the flow of clips by `tvl1`; field t is the flow from frame t to t + 1, and the last is repeated.
 
-    The last field is repeated, so that T frames have T fields. Raises ValueError for fewer than two frames.
+    Args:
+        rgb: (B, 3, T, H, W) in [0, 1].
+        **parameters: Those of `tvl1`.
+
+    Returns:
+        float32 (B, 2, T, H, W), pixels.
+
+    Raises:
+        ValueError: If clips have fewer than two frames.
     """
     if rgb.ndim != 5 or rgb.shape[2] < 2:
         raise ValueError(f"flow needs clips (B, 3, T, H, W) of at least 2 frames, not {tuple(rgb.shape)}")
-    clips, _, frames, height, width = rgb.shape
-    a, b = (part.transpose(1, 2).flatten(0, 1) for part in (rgb[:, :, :-1], rgb[:, :, 1:]))
-    flow = tvl1(a, b, **parameters).view(clips, frames - 1, 2, height, width).transpose(1, 2)
+    clips, _, length, height, width = rgb.shape
+    a, b = (frames.transpose(1, 2).flatten(0, 1) for frames in (rgb[:, :, :-1], rgb[:, :, 1:]))
+    flow = tvl1(a, b, **parameters).view(clips, length - 1, 2, height, width).transpose(1, 2)
     return torch.cat([flow, flow[:, :, -1:]], 2)
 
 
 def grey(image: Tensor) -> Tensor:
-    """Grey levels (B, H, W), float32, of grey or RGB images (B, 1 or 3, H, W), as OpenCV weighs them."""
+    """Converts grey or RGB images (B, 1 or 3, H, W) to grey, float32 (B, H, W), with OpenCV's weights."""
     image = image.float()
-    # Sums of products, which no mode of lower precision touches.
+    # No matrix product, which TF32 or autocast would compute in lower precision.
     return image[:, 0] if image.shape[1] == 1 else sum(w * image[:, k] for k, w in enumerate(GREY))
 
 
 def _solve(
     a: Tensor, b: Tensor, *, scales: int, warps: int, scale_step: float, epsilon: float, median: int, **weights: float
 ) -> Tensor:
-    """TV-L1 of grey images (B, H, W) in [0, 1], coarse to fine."""
+    """Solves TV-L1 for grey images (B, H, W) in [0, 1] on a GPU, from coarse to fine."""
     pyramid = [(a * 255, b * 255)]
     for _ in range(scales - 1):
         size = [round(n * scale_step) for n in pyramid[-1][0].shape[1:]]
@@ -120,11 +142,11 @@ def _solve(
     for level, (a, b) in enumerate(reversed(pyramid)):
         if level:
             u = _resize(u, a.shape[1:]) / scale_step
-        u = _scale(a, b, u, warps=warps, limit=epsilon**2 * a[0].numel(), median=median, **weights)
+        u = _solve_level(a, b, u, warps=warps, limit=epsilon**2 * a[0].numel(), median=median, **weights)
     return u.transpose(0, 1).contiguous()
 
 
-def _scale(
+def _solve_level(
     a: Tensor,
     b: Tensor,
     u: Tensor,
@@ -138,26 +160,26 @@ def _scale(
     lambda_: float,
     theta: float,
 ) -> Tensor:
-    """One level of the pyramid: from flow u (2, B, H, W) to a better one."""
-    # Triton comes with torch's CUDA builds only.
+    """Refines flow u (2, B, H, W) on one level of the pyramid; `limit` is epsilon² times the number of pixels."""
+    # Only torch's CUDA builds include Triton.
     from d3d.flow import kernels
 
-    moving = torch.stack([b, *_gradient(b)], 1)
+    next_image = torch.stack([b, *_gradient(b)], 1)
     state = torch.cat([u, torch.zeros(4, *a.shape, device=a.device)])
     spare = torch.empty_like(state)
     for _ in range(warps):
         u = state[:2]
-        warped, ix, iy = warp(moving, u.transpose(0, 1), padding="zeros").transpose(0, 1)
-        fixed = torch.stack([ix, iy, warped - ix * u[0] - iy * u[1] - a])
+        warped, ix, iy = warp(next_image, u.transpose(0, 1), padding="zeros").transpose(0, 1)
+        data_term = torch.stack([ix, iy, warped - ix * u[0] - iy * u[1] - a])
         change = torch.full((len(a),), torch.inf, device=a.device)
         for _ in range(outer):
             if median > 1:
                 kernels.median(state[:2], spare[:2], change, size=median, limit=limit)
                 state[:2] = spare[:2]
-            for steps in _portions(inner, kernels.HALO):
-                before, change = change, torch.zeros_like(change)
+            for steps in _split_steps(inner, kernels.HALO):
+                old_change, change = change, torch.zeros_like(change)
                 kernels.iterate(
-                    fixed, state, spare, before, change, steps=steps, limit=limit,
+                    data_term, state, spare, old_change, change, steps=steps, limit=limit,
                     l_t=lambda_ * theta, theta=theta, taut=tau / theta,
                 )  # fmt: skip
                 state, spare = spare, state
@@ -166,10 +188,9 @@ def _scale(
     return state[:2]
 
 
-def _portions(total: int, most: int) -> Iterator[int]:
-    """`total` in parts of at most `most`."""
-    for done in range(0, total, most):
-        yield min(most, total - done)
+def _split_steps(total: int, max_steps: int) -> Iterator[int]:
+    for done in range(0, total, max_steps):
+        yield min(max_steps, total - done)
 
 
 def _gradient(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,16 +200,21 @@ def _gradient(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _resize(image: Tensor, size: list[int], step: float | None = None) -> Tensor:
-    """Linear interpolation of (..., H, W) on pixel centres `step` apart, or as far as the sizes say, as OpenCV does it.
+    """Resizes (..., H, W) by linear interpolation, as OpenCV does.
 
-    torch's own takes the step from the sizes or truncates the size, and its pyramid would be another.
+    torch's own always derives `step` from the sizes or rounds the size down, so its pyramid would differ.
+
+    Args:
+        image: (..., H, W).
+        size: New height and width.
+        step: Distance of the new pixel centres in old pixels; None: old size / new size.
     """
     for axis, n in zip((-2, -1), size, strict=True):
-        have = image.shape[axis]
-        at = (torch.arange(n, device=image.device) + 0.5) * (step or have / n) - 0.5
-        at = at.clamp(0, have - 1)
-        low = at.floor().long()
-        share = (at - low).view(-1, 1) if axis == -2 else at - low
-        high = (low + 1).clamp(max=have - 1)
-        image = torch.lerp(image.index_select(axis, low), image.index_select(axis, high), share)
+        old_n = image.shape[axis]
+        position = (torch.arange(n, device=image.device) + 0.5) * (step or old_n / n) - 0.5
+        position = position.clamp(0, old_n - 1)
+        low = position.floor().long()
+        weight = (position - low).view(-1, 1) if axis == -2 else position - low
+        high = (low + 1).clamp(max=old_n - 1)
+        image = torch.lerp(image.index_select(axis, low), image.index_select(axis, high), weight)
     return image

@@ -1,6 +1,6 @@
-"""TV-L1 for a whole set of video files, into a flow cache: `d3d flow --dataset … --root … --out …`.
+"""Computes TV-L1 for a whole set of video files into a flow cache: `d3d flow --dataset … --root … --out …`.
 
-A killed run goes on where it was; several machines share a set by --shard, the GPUs of one by a process each.
+A killed run resumes. Several machines divide a set by --shard, the GPUs of one machine by one process per GPU.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from d3d.flow.cache import FieldsWriter, FlowSpec, dequantise, fields_path, open
 from d3d.flow.estimate import CHUNK_PIXELS, tvl1
 from d3d.progress import Progress
 from d3d.video import annotations
-from d3d.video.decode import VideoError, resize, shown
+from d3d.video.decode import VideoError, iter_frames, resize
 
 
 def extract(
@@ -40,101 +40,118 @@ def extract(
     damaged: str = "skip",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Puts the fields of every `shard[1]`-th video, from the `shard[0]`-th on, into the cache; what is there stays.
+    """Computes the flow of one shard of the videos into a cache; videos whose flow it has are skipped.
 
-    Threads decode and encode while the device computes; each file appears whole or not at all.
-    Raises CacheError as `open_cache` does, and VideoError for a video that cannot be read where `damaged` is "raise".
+    Threads decode and encode while the device computes. Each file appears complete or not at all.
+
+    Args:
+        videos: All videos of the set, below `root`.
+        root: Folder of the videos; the cache has the same subfolders.
+        cache: Folder of the cache, created if it does not exist.
+        spec: Parameters of the flow.
+        shard: (i, n) takes every n-th video from the i-th on, counted from 1.
+        device: Device that computes the flow.
+        workers: Number of threads; None: 8 for a GPU, 2 for a CPU.
+        damaged: "skip" records and reports unreadable videos, "raise" raises VideoError.
+        report: Receives one line per message.
+
+    Raises:
+        CacheError: As `open_cache` does.
+        VideoError: For an unreadable video if damaged is "raise".
     """
     open_cache(cache, spec, create=True)
-    mine = list(videos)[shard[0] - 1 :: shard[1]]
-    waiting = [video for video in mine if not fields_path(cache, root, video).is_file()]
-    report(f"{len(mine)} videos, {len(mine) - len(waiting)} of them done before; on {device}")
+    assigned = list(videos)[shard[0] - 1 :: shard[1]]
+    remaining = [video for video in assigned if not fields_path(cache, root, video).is_file()]
+    report(f"{len(assigned)} videos, {len(assigned) - len(remaining)} of them already done; on {device}")
     log = Path(cache, f"videos-{shard[0]}-of-{shard[1]}.jsonl")
-    # Two at a time: while one waits to hear whether its flow has converged, the GPU computes the other's.
-    turn, slots = Lock(), BoundedSemaphore(2 if device.startswith("cuda") else 1)
+    # Two videos share a GPU: it computes one while the other waits for its convergence test.
+    lock, slots = Lock(), BoundedSemaphore(2 if device.startswith("cuda") else 1)
 
-    def tell(line: dict[str, Any]) -> None:
-        with turn, open(log, "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def append_to_log(entry: dict[str, Any]) -> None:
+        with lock, open(log, "a") as file:
+            file.write(json.dumps(entry) + "\n")
 
-    def one(video: str | Path) -> None:
+    def process(video: str | Path) -> None:
         name, fields = os.path.relpath(video, root), 0
         try:
-            fields = _one(
-                video, fields_path(cache, root, video), spec, device, slots, lambda found: tell({"video": name} | found)
-            )
+            fields = _extract_video(
+                video, fields_path(cache, root, video), spec, device, slots,
+                lambda measured: append_to_log({"video": name} | measured),
+            )  # fmt: skip
         except BlockingIOError:
-            report(f"left to another process: {name}")
+            report(f"skipped, another process computes it: {name}")
         except VideoError as error:
             if damaged == "raise":
                 raise
-            tell({"video": name, "refused": str(error)})
+            append_to_log({"video": name, "refused": str(error)})
             report(f"refused: {error}")
-        with turn:
+        with lock:
             progress.update(fields=fields)
 
     with (
-        Progress(len(waiting), "videos", report, summary=True) as progress,
+        Progress(len(remaining), "videos", report, summary=True) as progress,
         ThreadPoolExecutor(workers or (8 if device != "cpu" else 2)) as pool,
     ):
-        running = [pool.submit(one, video) for video in waiting]
+        futures = [pool.submit(process, video) for video in remaining]
         try:
-            for done in running:
-                done.result()
+            for future in futures:
+                future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _one(
+def _extract_video(
     video: str | Path,
     path: Path,
     spec: FlowSpec,
     device: str,
     slots: BoundedSemaphore,
-    tell: Callable[[dict[str, float]], None],
+    write_log: Callable[[dict[str, float]], None],
 ) -> int:
-    """Computes and writes one video's fields and returns their number; `tell` gets what was measured of them.
+    """Writes one video's flow to `path` and its measurements to the log, and returns the number of fields.
 
-    Raises BlockingIOError where another process is at it.
+    Raises:
+        BlockingIOError: If another process computes the same video.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    partial_path = path.with_name(f".{path.name}.part")
     errors, clipped = [], 0
-    with open(part, "ab") as claim:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(partial_path, "ab") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            with FieldsWriter(part, spec.fps) as writer:
-                for frames in _chunks(video, spec):
-                    with slots, torch.no_grad(), _alone_on(device):
+            with FieldsWriter(partial_path, spec.fps) as writer:
+                for frames in _iter_chunks(video, spec):
+                    with slots, torch.no_grad(), _separate_stream(device):
                         images = frames.to(device).float() / 255
                         flow = tvl1(images[:-1], images[1:])
-                        levels, inside = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
-                        error = (dequantise(levels, spec.bound) - inside).abs()
+                        levels, clamped = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
+                        error = (dequantise(levels, spec.bound) - clamped).abs()
                         errors.append((error.square().mean().item(), error.max().item(), error.numel()))
-                        clipped += (inside != flow).sum().item()
+                        clipped += (clamped != flow).sum().item()
                         stacked = levels.flatten(1, 2).cpu().numpy()
                     writer.add(stacked)
             if not errors:
-                raise VideoError(f"{video} has one frame only, at {spec.fps:g} a second: no motion can be seen")
-            with open(part, "rb+") as file:
+                raise VideoError(f"{video} has one frame only, at {spec.fps:g} frames per second: flow needs two")
+            with open(partial_path, "rb+") as file:
                 os.fsync(file.fileno())
-            squares, largest, values = map(np.array, zip(*errors, strict=True))
+            squares, maxima, values = map(np.array, zip(*errors, strict=True))
             fields = int(values.sum() // stacked[0].size)
-            measured = {"rms_px": float(np.average(squares, weights=values) ** 0.5), "max_px": float(largest.max())}
-            measured |= {"clipped": float(clipped / values.sum()), "fields": fields, "bytes": part.stat().st_size}
-            # First the line: a file without one would never be told of.
-            tell(measured)
-            os.replace(part, path)
+            measured = {"rms_px": float(np.average(squares, weights=values) ** 0.5), "max_px": float(maxima.max())}
+            measured |= {"clipped": float(clipped / values.sum()), "fields": fields}
+            measured |= {"bytes": partial_path.stat().st_size}
+            # The log first: a video whose file exists is never processed again.
+            write_log(measured)
+            os.replace(partial_path, path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            partial_path.unlink(missing_ok=True)
             raise
     return fields
 
 
 @contextmanager
-def _alone_on(device: str) -> Iterator[None]:
-    """A stream of its own on the device; Triton launches on the thread's current one, whatever its arguments are on."""
+def _separate_stream(device: str) -> Iterator[None]:
+    """Makes the device and a new CUDA stream current in this thread, as Triton launches kernels on the current one."""
     with ExitStack() as stack:
         if device.startswith("cuda"):
             stack.enter_context(torch.cuda.device(device))
@@ -142,21 +159,23 @@ def _alone_on(device: str) -> Iterator[None]:
         yield
 
 
-def _chunks(video: str | Path, spec: FlowSpec) -> Iterator[torch.Tensor]:
-    """The video's frames at the asked rate, resized, uint8 (T, 3, H, W), in runs that fit on a device, each from the
-    last of the one before. Of a large video few frames lie in memory as they are."""
-    frames = shown(video, fps=spec.fps)
-    parts = [resize(group, spec.short_side) for group in [list(islice(frames, 1))] if group]
-    size = max(2, CHUNK_PIXELS // parts[0][0, 0].numel()) if parts else 0
+def _iter_chunks(video: str | Path, spec: FlowSpec) -> Iterator[torch.Tensor]:
+    """Yields a video's frames, resized, uint8 (T, 3, H, W), in chunks that fit on a device.
+
+    Each chunk starts with the last frame of the one before. At most 16 frames are in memory at full size.
+    """
+    frames = iter_frames(video, fps=spec.fps)
+    chunk = [resize(group, spec.short_side) for group in [list(islice(frames, 1))] if group]
+    size = max(2, CHUNK_PIXELS // chunk[0][0, 0].numel()) if chunk else 0
     count = 1
     while group := list(islice(frames, min(16, size + 1 - count))):
-        parts.append(resize(group, spec.short_side))
+        chunk.append(resize(group, spec.short_side))
         count += len(group)
         if count > size:
-            yield torch.cat(parts)
-            parts, count = [parts[-1][-1:]], 1
+            yield torch.cat(chunk)
+            chunk, count = [chunk[-1][-1:]], 1
     if count > 1:
-        yield torch.cat(parts)
+        yield torch.cat(chunk)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -164,72 +183,77 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="d3d flow", description="TV-L1 flow of a whole set of videos.")
     parser.add_argument("--dataset", required=True, choices=annotations.DATASETS, help="the layout of root")
     parser.add_argument("--root", required=True, type=Path, help="folder of the videos, or the table's CSV file")
-    parser.add_argument("--annotations", default="", help="folder of the set's annotation files (default: root)")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the cache; one that is there is continued")
+    parser.add_argument("--annotations", default="", help="folder of the annotation files (default: root)")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the cache; an existing one is resumed")
     for name, kind in (("fps", float), ("short_side", int), ("bound", float)):
         default = getattr(FlowSpec(), name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, default=default, help=f"default {default:g}")
     parser.add_argument("--shard", default="1/1", help="i/n: only every n-th video from the i-th on, for n machines")
     parser.add_argument("--devices", default="", help="such as cuda:0,cuda:1 (default: every GPU, else the CPU)")
-    parser.add_argument("--workers", type=int, help="threads a device that decode and encode (default 8)")
-    parser.add_argument("--damaged", choices=("skip", "raise"), default="skip", help="what to do with such a video")
-    given = parser.parse_args(argv)
+    parser.add_argument("--workers", type=int, help="threads per device that decode and encode (default: 8, CPU: 2)")
+    parser.add_argument("--damaged", choices=("skip", "raise"), default="skip", help="what to do with damaged videos")
+    args = parser.parse_args(argv)
     try:
-        _run(given, argv)
+        _run(args, argv)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("stopped: the same command goes on where it was")
+        sys.exit("stopped: the same command resumes")
 
 
-def _run(given: argparse.Namespace, argv: Sequence[str]) -> None:
-    shard = _shard(given.shard)
-    spec = FlowSpec(fps=given.fps, short_side=given.short_side, bound=given.bound)
-    open_cache(given.out, spec, create=True)
-    devices = given.devices.split(",") if given.devices else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+def _run(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    shard = _parse_shard(args.shard)
+    spec = FlowSpec(fps=args.fps, short_side=args.short_side, bound=args.bound)
+    open_cache(args.out, spec, create=True)
+    devices = args.devices.split(",") if args.devices else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if len(devices) > 1:
-        _spread(devices, shard, argv)
+        _run_per_device(devices, shard, argv)
     else:
-        videos = _videos(given)
-        root = given.root.parent if given.root.is_file() else given.root
+        videos = _list_videos(args)
+        root = args.root.parent if args.root.is_file() else args.root
         extract(
-            videos, root, given.out, spec, shard=shard, device=devices[0] if devices else "cpu",
-            workers=given.workers, damaged=given.damaged, report=partial(print, flush=True),
+            videos, root, args.out, spec, shard=shard, device=devices[0] if devices else "cpu",
+            workers=args.workers, damaged=args.damaged, report=partial(print, flush=True),
         )  # fmt: skip
     if shard == (1, 1):
-        found = summary(given.out)
+        total = summary(args.out)
         print(
-            f"{found['videos']} videos, {found['fields']} fields, {found['bytes'] / 1e6:.1f} MB in {given.out}; "
-            f"quantisation error {found['rms_px']:.4f} px root mean square, {found['max_px']:.4f} px at most; "
-            f"{100 * found['clipped']:.2f} % of values beyond ± {spec.bound:g} px"
+            f"{total['videos']} videos, {total['fields']} fields, {total['bytes'] / 1e6:.1f} MB in {args.out}; "
+            f"quantisation error {total['rms_px']:.4f} px root mean square, {total['max_px']:.4f} px at most; "
+            f"{100 * total['clipped']:.2f} % of values beyond ± {spec.bound:g} px"
         )
 
 
-def _videos(given: argparse.Namespace) -> list[str]:
-    """Every video of the set, in order: of UCF101 and HMDB51 those of all three splits."""
-    found: set[str] = set()
-    for split in (1, 2, 3) if given.dataset in annotations.SPLIT else (1,):
-        listing = annotations.read(given.dataset, given.root, annotations=given.annotations, split=split)
-        found |= set(listing.table["path"])
-        of_split = f"split {split}: " if given.dataset in annotations.SPLIT else ""
-        print(of_split + ", ".join(f"{count} {name}" for name, count in listing.counts.items()), flush=True)
-    return sorted(found)
+def _list_videos(args: argparse.Namespace) -> list[str]:
+    """The videos of the set, of all three splits for UCF101 and HMDB51, sorted."""
+    videos: set[str] = set()
+    has_splits = args.dataset in annotations.SETS_WITH_SPLITS
+    for split in (1, 2, 3) if has_splits else (1,):
+        listing = annotations.read(args.dataset, args.root, annotations=args.annotations, split=split)
+        videos |= set(listing.table["path"])
+        prefix = f"split {split}: " if has_splits else ""
+        print(prefix + ", ".join(f"{count} {name}" for name, count in listing.counts.items()), flush=True)
+    return sorted(videos)
 
 
-def _spread(devices: Sequence[str], shard: tuple[int, int], argv: Sequence[str]) -> None:
-    """One process a device, each with a part of the shard. Raises ChildProcessError naming those that failed."""
+def _run_per_device(devices: Sequence[str], shard: tuple[int, int], argv: Sequence[str]) -> None:
+    """Divides a shard among one process per device.
+
+    Raises:
+        ChildProcessError: If processes failed, naming their devices.
+    """
     index, count = shard
-    running = {}
+    processes = {}
     for k, device in enumerate(devices):
-        part = f"{index + count * k}/{count * len(devices)}"
-        command = [sys.executable, "-m", "d3d", "flow", *argv, "--shard", part, "--devices", device]
-        running[device] = subprocess.Popen(command)
-    if failed := [device for device, process in running.items() if process.wait()]:
-        raise ChildProcessError(f"the flow on {', '.join(failed)} ended early: the same command goes on where it was")
+        subshard = f"{index + count * k}/{count * len(devices)}"
+        command = [sys.executable, "-m", "d3d", "flow", *argv, "--shard", subshard, "--devices", device]
+        processes[device] = subprocess.Popen(command)
+    if failed := [device for device, process in processes.items() if process.wait()]:
+        raise ChildProcessError(f"the flow on {', '.join(failed)} failed: the same command resumes")
 
 
-def _shard(text: str) -> tuple[int, int]:
+def _parse_shard(text: str) -> tuple[int, int]:
     try:
         index, count = map(int, text.split("/"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""TV-L1 by OpenCV in worker processes. Imports no torch, so that a worker starts in a moment."""
+"""TV-L1 by OpenCV in worker processes; imports no torch, so that workers start fast."""
 
 import os
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
-# OpenCV's names for what d3d.flow.tvl1 takes.
+# OpenCV's setters of the parameters of d3d.flow.tvl1.
 SETTERS = {
     "tau": "setTau",
     "lambda_": "setLambda",
@@ -20,30 +20,35 @@ SETTERS = {
     "outer": "setOuterIterations",
     "median": "setMedianFiltering",
 }
-# Pairs of so many pixels in all keep a worker busy for about a second, far longer than handing them over takes.
+# Pixels per task: about a second of work, far longer than the transfer to the worker takes.
 CHUNK_PIXELS = 2**16
 
 
 def cores() -> int:
-    """Cores to use: as OMP_NUM_THREADS says, or else all that this process may run on."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0]) or cpu_count()
+    """Number of cores to use: OMP_NUM_THREADS if it is set and not empty, else all that this process may run on."""
+    threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(threads or 0) or cpu_count()
 
 
 def solve(a: np.ndarray, b: np.ndarray, parameters: Mapping[str, float], *, workers: int | None = None) -> np.ndarray:
-    """Flow (N, 2, H, W) from grey images a to b, each float32 (N, H, W) in [0, 1].
+    """Computes the flow (N, 2, H, W), in pixels, from grey images a to b.
 
-    workers: processes; as many as `cores` unless said, and never more than there is work for.
+    Args:
+        a: float32 (N, H, W) in [0, 1].
+        b: As a.
+        parameters: Those of `d3d.flow.tvl1`, by name.
+        workers: Maximum number of processes; None: `cores()`.
     """
     size = max(1, CHUNK_PIXELS // max(1, a[0].size if len(a) else 1))
     chunks = [slice(i, i + size) for i in range(0, len(a), size)]
     workers = min(workers or cores(), len(chunks))
     if workers <= 1:
-        return _chunk(a, b, parameters)
-    done = Parallel(n_jobs=workers)(delayed(_chunk)(a[part], b[part], parameters) for part in chunks)
-    return np.concatenate(done)
+        return _solve_chunk(a, b, parameters)
+    flows = Parallel(n_jobs=workers)(delayed(_solve_chunk)(a[chunk], b[chunk], parameters) for chunk in chunks)
+    return np.concatenate(flows)
 
 
-def _chunk(a: np.ndarray, b: np.ndarray, parameters: Mapping[str, float]) -> np.ndarray:
+def _solve_chunk(a: np.ndarray, b: np.ndarray, parameters: Mapping[str, float]) -> np.ndarray:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

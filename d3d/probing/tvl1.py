@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d3d.data import sprites
 from d3d.flow.estimate import grey, tvl1
-from d3d.flow.fields import endpoint_error, occluded, score
+from d3d.flow.fields import endpoint_error, epe_metrics, occluded
 from d3d.study.arms import TVL1_SIZES, TVL1_VARIANTS
 from d3d.study.parameters import Tvl1Config
 from d3d.study.run import Run
@@ -62,12 +62,12 @@ def frame_pairs(config: Tvl1Config, device: torch.device | str = "cpu") -> Frame
 
 
 def evaluate_variants(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
-    """By arm: the end-point errors of `d3d.flow.score`, and `ms`, milliseconds per pair, all pairs in one call."""
+    """By arm: the metrics of `d3d.flow.epe_metrics`, and `ms`, milliseconds per pair, all pairs in one call."""
     pairs = frame_pairs(config, device)
     metrics = {}
     for arm, overrides in TVL1_VARIANTS.items():
         flow, ms = timed_tvl1(pairs.first, pairs.second, **overrides)
-        metrics[arm] = score(flow, pairs.flow, **pairs.regions) | {"ms": ms}
+        metrics[arm] = epe_metrics(flow, pairs.flow, **pairs.regions) | {"ms": ms}
     return metrics
 
 
@@ -77,7 +77,7 @@ def evaluate_opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> d
     flow, ms = timed_tvl1(pairs.first.cpu(), pairs.second.cpu(), workers=1)
     difference = endpoint_error(flow, tvl1(pairs.first, pairs.second).cpu()).mean().item()
     regions = {name: mask.cpu() for name, mask in pairs.regions.items()}
-    return score(flow, pairs.flow.cpu(), **regions) | {"ms": ms, "difference": difference}
+    return epe_metrics(flow, pairs.flow.cpu(), **regions) | {"ms": ms, "difference": difference}
 
 
 def evaluate_sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
@@ -97,7 +97,7 @@ def evaluate_sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> di
         frames = [x if factor == 2 else F.avg_pool2d(x, round(2 / factor)) for x in (video.first, video.second)]
         flow, ms = timed_tvl1(*frames)
         flow = F.interpolate(flow, size=true_flow.shape[2:], mode="area" if factor > 1 else "bilinear") / factor
-        metrics[arm] = score(flow, true_flow, target=target) | {"ms": ms}
+        metrics[arm] = epe_metrics(flow, true_flow, target=target) | {"ms": ms}
     return metrics
 
 

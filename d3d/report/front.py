@@ -36,7 +36,7 @@ def front_numbers() -> dict[str, str]:
     outcomes = _motion_outcomes(verdicts)
     undecided = [word for word in outcomes if word not in (SUPPORTED, REFUTED)]
     if not undecided or REFUTED in outcomes:
-        raise ValueError("book/index.md says that it is open if distillation teaches motion; the conditions of H2 decide it")
+        raise ValueError("book/index.md says that H2 leaves it open if distillation teaches motion: it no longer does")
     clips = next(r for r in records.read_all(PUBLISHED, ["train"]) if r.arm == "rgb").params
     closed = ratio_condition(verdicts, "H3")
     closed_longer = Condition(closed.contrast.replace("d3d", "rgb_longer"), closed.metric)

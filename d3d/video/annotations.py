@@ -1,4 +1,4 @@
-"""The field's data sets as tables of clips, from their official layouts and annotation files.
+"""Reads data sets in their official layouts, with their annotation files, as tables of clips.
 
 listing = read("ucf101", "UCF-101", annotations="ucfTrainTestlist", split=1)
 listing.table, listing.classes, listing.counts
@@ -12,78 +12,91 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d3d.video.tables import COLUMNS, Listing, cells_of, lines_of, read_table, wrong
+from d3d.video.tables import COLUMNS, Listing, line_error, read_lines, read_rows, read_table
 
-SPLIT = ("ucf101", "hmdb51")  # sets of three official splits
-SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv")
-KINETICS = "label,youtube_id,time_start,time_end,split"
-UNLABELLED = KINETICS.removeprefix("label,")
-SEGMENT = re.compile(r"([\w-]{11}),(\d{1,6})(?:\.0*)?,(\d{1,6})(?:\.0*)?", re.ASCII)
+SETS_WITH_SPLITS = ("ucf101", "hmdb51")  # each has three official splits
+VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv")
+KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
+KINETICS_TEST_HEADER = KINETICS_HEADER.removeprefix("label,")
+KINETICS_SEGMENT = re.compile(r"([\w-]{11}),(\d{1,6})(?:\.0*)?,(\d{1,6})(?:\.0*)?", re.ASCII)
 KINETICS_FILES = {"train": ("train.csv",), "val": ("val.csv", "validate.csv"), "test": ("test.csv",)}
-AVA = ("video", "timestamp", "x1", "y1", "x2", "y2", "action", "person")
+AVA_COLUMNS = ("video", "timestamp", "x1", "y1", "x2", "y2", "action", "person")
 
 
 def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split: int = 1) -> Listing:
-    """The table of a data set at `root`, with its annotation files in `annotations`, which is root if empty.
+    """Lists the clips of a data set whose files exist, and the names of the missing files.
 
-    split: 1, 2 or 3 of UCF101 and HMDB51. Clips without a file are left out and counted.
-    Raises FileNotFoundError for a missing root or annotation file, ValueError naming the file, the line and what was
-    expected for one that is malformed or mixed up, and where no clip at all is found.
+    Args:
+        dataset: One of `DATASETS`.
+        root: Folder of the videos; the CSV file of a "table".
+        annotations: Folder of the annotation files; empty: `root`.
+        split: 1, 2 or 3, for UCF101 and HMDB51.
+
+    Raises:
+        FileNotFoundError: If root or an annotation file does not exist.
+        ValueError: If an annotation file is malformed or contradicts another, naming the file, the line and what was
+            expected, or if no clip exists.
     """
     if dataset not in READERS:
         raise ValueError(f"dataset must be one of {', '.join(READERS)}, not {dataset!r}")
-    if dataset in SPLIT and split not in (1, 2, 3):
+    if dataset in SETS_WITH_SPLITS and split not in (1, 2, 3):
         raise ValueError(f"split must be 1, 2 or 3, not {split}")
     root = Path(root)
     if dataset == "table":
         return read_table(root)
     if not root.is_dir():
-        holds = "one folder a class" if dataset == "folder" else f"the videos of {dataset}"
-        raise FileNotFoundError(f"root {str(root)!r} does not exist or is no folder: it must hold {holds}")
+        content = "one folder per class" if dataset == "folder" else f"the videos of {dataset}"
+        raise FileNotFoundError(f"root {str(root)!r} does not exist or is no folder: it must hold {content}")
     folder = Path(annotations or root)
     if not folder.is_dir():
         raise FileNotFoundError(f"annotations {str(folder)!r} does not exist or is no folder of annotation files")
-    found = READERS[dataset](root, folder, split)
-    if found.table.empty:
-        first = found.missing[0]
-        raise ValueError(f"root {str(root)!r} holds none of the {found.listed} clips listed, not even {first}")
-    return found
+    listing = READERS[dataset](root, folder, split)
+    if listing.table.empty:
+        first = listing.missing[0]
+        raise ValueError(f"root {str(root)!r} holds none of the {listing.listed} clips listed, not even {first}")
+    return listing
 
 
-def _videos(root: Path) -> dict[str, list[str]]:
-    """Every video file below root by its name without suffix, also behind links; hidden ones do not count."""
-    found: dict[str, list[str]] = {}
+def _find_videos(root: Path) -> dict[str, list[str]]:
+    """Paths of all video files below root by file name without suffix; follows links, skips hidden files."""
+    paths: dict[str, list[str]] = {}
     visited = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        # A link may lead back up.
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        # A link may lead back to a parent folder.
         new = (real := os.path.realpath(folder)) not in visited
         visited.add(real)
-        below[:] = sorted(name for name in below if new and not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if new and not name.startswith("."))
         for stem, suffix in map(os.path.splitext, files if new else ()):
-            if suffix.lower() in SUFFIXES and not stem.startswith("."):
-                found.setdefault(stem, []).append(str(Path(folder, stem + suffix)))
-    return found
+            if suffix.lower() in VIDEO_SUFFIXES and not stem.startswith("."):
+                paths.setdefault(stem, []).append(str(Path(folder, stem + suffix)))
+    return paths
 
 
-def _one(paths: list[str], name: str) -> str | None:
+def _unique_path(paths: list[str], name: str) -> str | None:
     if len(paths) > 1:
-        raise ValueError(f"{name} has two files, {paths[0]} and {paths[1]}: leave one, or let root hold only one")
+        raise ValueError(f"{name} has two files, {paths[0]} and {paths[1]}: delete one, or choose a root with only one")
     return paths[0] if paths else None
 
 
-def _listing(rows: Iterable[tuple], classes: Iterable[str], find: Callable[[str], str | None]) -> Listing:
-    """Rows of (class, file below its class folder, split, group), those whose file `find` finds."""
+def _make_listing(rows: Iterable[tuple], classes: Iterable[str], find: Callable[[str], str | None]) -> Listing:
+    """Makes a listing in which every clip is a whole file.
+
+    Args:
+        rows: Tuples of class, file name, split and group.
+        classes: In the order of their labels.
+        find: Maps "class/file" to the file's path, or to None if it is missing.
+    """
     classes = tuple(classes)
     label = {name: i for i, name in enumerate(classes)}
-    found, missing = [], []
+    clips, missing = [], []
     for name, file, split, group in rows:
         path = find(f"{name}/{file}")
         if path:
-            found.append((path, name, label[name], split, 0.0, np.nan, group))
+            clips.append((path, name, label[name], split, 0.0, np.nan, group))
         else:
             missing.append(f"{name}/{file}")
-    table = pd.DataFrame(found, columns=list(COLUMNS)).astype({"start": float, "end": float})
-    return Listing(table, classes, tuple(missing), len(found) + len(missing))
+    table = pd.DataFrame(clips, columns=list(COLUMNS)).astype({"start": float, "end": float})
+    return Listing(table, classes, tuple(missing), len(clips) + len(missing))
 
 
 def _in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:
@@ -93,68 +106,69 @@ def _in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:
     return find
 
 
-def _folder(root: Path, _: Path, __: int) -> Listing:
+def _read_folder(root: Path, _: Path, __: int) -> Listing:
     files = {
         folder.name: sorted(f for f in folder.iterdir() if not f.name.startswith("."))
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".")
     }
     if not any(files.values()):
-        raise ValueError(f"root {str(root)!r} holds no video: it must hold one folder of video files a class")
-    if empty := [name for name, found in files.items() if not found]:
-        raise ValueError(f"class {empty[0]!r} of root {str(root)!r} holds no file: give it videos or delete its folder")
-    if folders := [f for found in files.values() for f in found if f.is_dir()]:
+        raise ValueError(f"root {str(root)!r} holds no video: it must hold one folder of video files per class")
+    if empty := [name for name, paths in files.items() if not paths]:
+        raise ValueError(f"class {empty[0]!r} of root {str(root)!r} holds no file: add videos or delete its folder")
+    if folders := [path for paths in files.values() for path in paths if path.is_dir()]:
         raise ValueError(f"{str(folders[0])!r} is a folder: a class folder holds its video files directly")
     if len(files) < 2:
         raise ValueError(f"root {str(root)!r} holds one class only ({', '.join(files)}): a classifier needs two")
-    rows = [(name, path.name, "", path.name) for name, found in files.items() for path in found]
-    # A link that leads nowhere is found and refused when opened, by name.
-    return _listing(rows, files, lambda name: str(root / name))
+    rows = [(name, path.name, "", path.name) for name, paths in files.items() for path in paths]
+    # A broken link is listed too: opening it raises an error that names it.
+    return _make_listing(rows, files, lambda name: str(root / name))
 
 
-def _ucf101(root: Path, folder: Path, split: int) -> Listing:
-    names = folder / "classInd.txt"
+def _read_ucf101(root: Path, folder: Path, split: int) -> Listing:
+    class_list = folder / "classInd.txt"
     classes: list[str] = []
-    for number, line in lines_of(names, "UCF101's list of classes, in the archive UCF101TrainTestSplits"):
+    for number, line in read_lines(class_list, "UCF101's list of classes, in the archive UCF101TrainTestSplits"):
         if not re.fullmatch(rf"{len(classes) + 1} \w+", line) or len(classes) == 101:
-            raise wrong(names, number, line, f"'{len(classes) + 1} Class', at most 101 of them")
+            raise line_error(class_list, number, line, f"'{len(classes) + 1} Class', at most 101 of them")
         classes.append(line.split()[1])
     rows: dict[str, tuple] = {}
-    side: dict[str, str] = {}
-    for part in ("train", "test"):
-        path = folder / f"{part}list0{split}.txt"
-        for number, line in lines_of(path, f"UCF101's {part} list of split {split}"):
-            file, *label = line.rsplit(" ", 1) if part == "train" else [line]
-            found = re.fullmatch(r"(\w+)/(v_\w+?_(g\d+)_c\d+\.\w+)", file)
-            if not found or (part == "train") != bool(label):
-                like = (
-                    "'Class/v_Class_g08_c01.avi 1'" if part == "train" else "'Class/v_Class_g01_c01.avi' and no label"
+    subset_of_group: dict[str, str] = {}
+    for subset in ("train", "test"):
+        path = folder / f"{subset}list0{split}.txt"
+        for number, line in read_lines(path, f"UCF101's {subset} list of split {split}"):
+            file, *label = line.rsplit(" ", 1) if subset == "train" else [line]
+            match = re.fullmatch(r"(\w+)/(v_\w+?_(g\d+)_c\d+\.\w+)", file)
+            if not match or (subset == "train") != bool(label):
+                example = (
+                    "'Class/v_Class_g08_c01.avi 1'" if subset == "train" else "'Class/v_Class_g01_c01.avi' and no label"
                 )
-                raise wrong(path, number, line, f"{like} as in a {part} list")
-            name, clip, source = found.groups()
+                raise line_error(path, number, line, f"{example} as in a {subset} list")
+            name, clip, source = match.groups()
             if name not in classes:
-                raise wrong(path, number, line, f"a class of {names.name}")
+                raise line_error(path, number, line, f"a class of {class_list.name}")
             if label and label[0] != str(classes.index(name) + 1):
-                raise wrong(path, number, line, f"the label {classes.index(name) + 1} that {names.name} gives {name}")
+                expected = f"the label {classes.index(name) + 1} that {class_list.name} gives {name}"
+                raise line_error(path, number, line, expected)
             if file in rows:
-                raise wrong(path, number, line, f"every clip once, this one is in the {rows[file][2]} list already")
+                expected = f"each clip once, but this one is already in the {rows[file][2]} list"
+                raise line_error(path, number, line, expected)
             group = f"{name}_{source}"
-            if side.setdefault(group, part) != part:
-                raise wrong(
-                    path, number, line, f"clips of group {source} of {name} in one list only: splits are mixed up"
-                )
-            rows[file] = (name, clip, part, group)
-        if part not in side.values():
+            if subset_of_group.setdefault(group, subset) != subset:
+                expected = f"clips of group {source} of {name} in one list only: splits are mixed up"
+                raise line_error(path, number, line, expected)
+            rows[file] = (name, clip, subset, group)
+        if subset not in subset_of_group.values():
             raise ValueError(f"{path} lists no clip")
-    return _listing(rows.values(), classes, _in_class_folder_or_flat(root))
+    return _make_listing(rows.values(), classes, _in_class_folder_or_flat(root))
 
 
-def _hmdb51(root: Path, folder: Path, split: int) -> Listing:
+def _read_hmdb51(root: Path, folder: Path, split: int) -> Listing:
     ending = f"_test_split{split}.txt"
     files = {path.name.removesuffix(ending): path for path in folder.glob(f"[!.]*{ending}")}
     files = dict(sorted(files.items()))
     if not files:
-        raise FileNotFoundError(f"no *{ending} in {str(folder)!r}: HMDB51 has one a class, in test_train_splits")
+        raise FileNotFoundError(f"no *{ending} in {str(folder)!r}: HMDB51 has one per class, in test_train_splits")
     if len(files) > 51:
         raise ValueError(f"{str(folder)!r} has {len(files)} files *{ending}: HMDB51 has 51 classes")
     if extra := sorted(
@@ -163,141 +177,152 @@ def _hmdb51(root: Path, folder: Path, split: int) -> Listing:
         raise FileNotFoundError(f"no {extra[0]}{ending} in {str(folder)!r}, though root has a class {extra[0]!r}")
     rows = []
     for name, path in files.items():
-        seen: dict[str, str] = {}
-        for number, line in lines_of(path, "a split of HMDB51"):
+        codes: dict[str, str] = {}
+        for number, line in read_lines(path, "a split of HMDB51"):
             file, _, code = line.rpartition(" ")
             if code not in ("0", "1", "2") or not file:
-                raise wrong(path, number, line, "'name.avi CODE', the code 1 for train, 2 for test, 0 for neither")
-            if file.strip() in seen:
-                raise wrong(path, number, line, "every clip once")
-            seen[file.strip()] = code
-        if not {"1", "2"} <= set(seen.values()):
-            raise ValueError(f"{path} has no clip of code {'1 (train)' if '1' not in seen.values() else '2 (test)'}")
-        for file, code in seen.items():
+                raise line_error(path, number, line, "'name.avi CODE', the code 1 for train, 2 for test, 0 for neither")
+            if file.strip() in codes:
+                raise line_error(path, number, line, "each clip once")
+            codes[file.strip()] = code
+        if not {"1", "2"} <= set(codes.values()):
+            raise ValueError(f"{path} has no clip of code {'1 (train)' if '1' not in codes.values() else '2 (test)'}")
+        for file, code in codes.items():
             if code != "0":
-                # The last one, as titles hold class names too: A_solo_climb_(klettern)_climb_f_cm_np1_ba_med_0.avi
+                # Split at the last class name, since titles may contain one too:
+                # A_solo_climb_(klettern)_climb_f_cm_np1_ba_med_0.avi
                 group = file.rpartition(f"_{name}_")[0] or Path(file).stem
                 rows.append((name, file, {"1": "train", "2": "test"}[code], group))
-    return _listing(rows, files, _in_class_folder_or_flat(root))
+    return _make_listing(rows, files, _in_class_folder_or_flat(root))
 
 
-def _kinetics(most: int) -> Callable[[Path, Path, int], Listing]:
+def _kinetics_reader(max_classes: int) -> Callable[[Path, Path, int], Listing]:
     def reader(root: Path, folder: Path, _: int) -> Listing:
         rows: dict[tuple[str, int], tuple] = {}
         for split, names in KINETICS_FILES.items():
             for path in (folder / name for name in names if (folder / name).is_file()):
-                _kinetics_rows(path, split, rows)
+                _add_kinetics_rows(path, split, rows)
         if not rows:
             raise FileNotFoundError(
-                f"no train.csv or val.csv in {str(folder)!r}: Kinetics' lists start with {KINETICS}"
+                f"no train.csv or val.csv in {str(folder)!r}: Kinetics' lists start with {KINETICS_HEADER}"
             )
         classes = sorted({row[0] for row in rows.values()})
-        if len(classes) > most:
+        if len(classes) > max_classes:
             raise ValueError(
-                f"{str(folder)!r} lists {len(classes)} classes, Kinetics-{most} has {most}: another Kinetics?"
+                f"{str(folder)!r} lists {len(classes)} classes, Kinetics-{max_classes} has {max_classes}: is it "
+                "another Kinetics?"
             )
-        videos = _videos(root)
+        videos = _find_videos(root)
 
         def find(name: str) -> str | None:
             label, stem = name.rsplit("/", 1)
-            whole = [p for p in videos.get(stem.rsplit("_", 2)[0], ()) if _plain(Path(p).parent.name) == _plain(label)]
-            return _one(videos.get(stem, whole), name)
+            by_id = videos.get(stem.rsplit("_", 2)[0], ())
+            in_class_folder = [p for p in by_id if _normalise(Path(p).parent.name) == _normalise(label)]
+            return _unique_path(videos.get(stem, in_class_folder), name)
 
-        return _listing(rows.values(), classes, find)
+        return _make_listing(rows.values(), classes, find)
 
     return reader
 
 
-def _plain(name: str) -> str:
-    """A class's name as folders may have it: with underscores, without brackets, in any case."""
+def _normalise(name: str) -> str:
+    """A class name without case, spaces and punctuation, which folder names write in different ways."""
     return "".join(filter(str.isalnum, name)).lower()
 
 
-def _kinetics_rows(path: Path, split: str, rows: dict[tuple[str, int], tuple]) -> None:
-    """Adds by id and start what `_listing` wants of each line. Some official lists have a sixth column, is_cc."""
-    (number, head), *lines = cells_of(path, "a list of Kinetics") or [(1, [])]
-    header = ",".join(head).removesuffix(",is_cc")
-    if header == UNLABELLED and split == "test":
+def _add_kinetics_rows(path: Path, split: str, rows: dict[tuple[str, int], tuple]) -> None:
+    """Adds the rows of one list for `_make_listing`, keyed by YouTube id and start; a sixth column is_cc is ignored."""
+    (number, header_cells), *lines = read_rows(path, "a list of Kinetics") or [(1, [])]
+    header = ",".join(header_cells).removesuffix(",is_cc")
+    if header == KINETICS_TEST_HEADER and split == "test":
         return
-    if header != KINETICS:
-        raise wrong(path, number, ",".join(head), f"{KINETICS!r}")
+    if header != KINETICS_HEADER:
+        raise line_error(path, number, ",".join(header_cells), f"{KINETICS_HEADER!r}")
     for number, cells in lines:
-        label, segment = cells[0].strip('" '), SEGMENT.fullmatch(",".join(cells[1:4]))
-        if len(cells) != len(head) or not label or not segment or int(segment[2]) >= int(segment[3]):
-            like = "a label, an id of 11 characters, a start and a later end in whole seconds, and the split"
-            raise wrong(path, number, ",".join(cells), like)
+        line = ",".join(cells)
+        label, segment = cells[0].strip('" '), KINETICS_SEGMENT.fullmatch(",".join(cells[1:4]))
+        if len(cells) != len(header_cells) or not label or not segment or int(segment[2]) >= int(segment[3]):
+            expected = "a label, an id of 11 characters, a start and a later end in whole seconds, and the split"
+            raise line_error(path, number, line, expected)
         if {"validate": "val"}.get(cells[4], cells[4]) != split:
-            raise wrong(path, number, ",".join(cells), f"clips of the {split} split only: files are mixed up")
-        name, start, end = segment[1], int(segment[2]), int(segment[3])
-        if (name, start) in rows:
-            other = rows[name, start][2]
-            raise wrong(path, number, ",".join(cells), f"every clip once, this one is in the {other} list already")
-        rows[name, start] = (label, f"{name}_{start:06d}_{end:06d}", split, name)
+            raise line_error(path, number, line, f"clips of the {split} split only: files are mixed up")
+        youtube_id, start, end = segment[1], int(segment[2]), int(segment[3])
+        if (youtube_id, start) in rows:
+            other = rows[youtube_id, start][2]
+            raise line_error(path, number, line, f"each clip once, but this one is already in the {other} list")
+        rows[youtube_id, start] = (label, f"{youtube_id}_{start:06d}_{end:06d}", split, youtube_id)
 
 
-def _ava(root: Path, folder: Path, _: int) -> Listing:
-    maps = sorted(folder.glob("ava_action_list_v2.1*.pbtxt*"))
-    if len(maps) != 1:
-        raise FileNotFoundError(f"{str(folder)!r} must hold one ava_action_list_v2.1*.pbtxt, there are {len(maps)}")
-    entries = re.findall(r'name:\s*"([^"]+)"\s*(?:label_)?id:\s*(\d+)', maps[0].read_text(encoding="utf-8-sig"))
+def _read_ava(root: Path, folder: Path, _: int) -> Listing:
+    label_maps = sorted(folder.glob("ava_action_list_v2.1*.pbtxt*"))
+    if len(label_maps) != 1:
+        raise FileNotFoundError(
+            f"{str(folder)!r} must hold one ava_action_list_v2.1*.pbtxt, there are {len(label_maps)}"
+        )
+    (label_map,) = label_maps
+    entries = re.findall(r'name:\s*"([^"]+)"\s*(?:label_)?id:\s*(\d+)', label_map.read_text(encoding="utf-8-sig"))
     if not entries:
-        raise ValueError(f'{maps[0]} names no action, expected entries such as label {{ name: "…" label_id: 1 }}')
+        raise ValueError(f'{label_map} names no action, expected entries such as label {{ name: "…" label_id: 1 }}')
     entries.sort(key=lambda entry: int(entry[1]))
     label = {int(number): i for i, (_, number) in enumerate(entries)}
-    parts = [s for s in ("train", "val") if (folder / f"ava_{s}_v2.1.csv").is_file()]
-    if not parts:
+    splits = [s for s in ("train", "val") if (folder / f"ava_{s}_v2.1.csv").is_file()]
+    if not splits:
         raise FileNotFoundError(f"no ava_train_v2.1.csv or ava_val_v2.1.csv in {str(folder)!r}")
-    table = pd.concat([_ava_part(folder, split) for split in parts], ignore_index=True)
+    table = pd.concat([_read_ava_boxes(folder, split) for split in splits], ignore_index=True)
     table = table[table["action"].isin(label)]
     if table.empty:
-        raise ValueError(f"no action of {', '.join(parts)} is in {maps[0]}: give the label map of the same version")
-    both = table.groupby("video")["split"].nunique()
-    if (both > 1).any():
-        raise ValueError(f"video {both.idxmax()} is both in ava_train_v2.1.csv and in ava_val_v2.1.csv")
-    videos = _videos(root)
-    at = {video: _one(videos.get(video, []), video) for video in both.index}
+        raise ValueError(f"no action of {', '.join(splits)} is in {label_map}: use the label map of the same version")
+    split_counts = table.groupby("video")["split"].nunique()
+    if (split_counts > 1).any():
+        raise ValueError(f"video {split_counts.idxmax()} is both in ava_train_v2.1.csv and in ava_val_v2.1.csv")
+    videos = _find_videos(root)
+    paths = {video: _unique_path(videos.get(video, []), video) for video in split_counts.index}
     names = tuple(name for name, _ in entries)
     table = table.assign(
-        path=table["video"].map(at), label=table["action"].map(label), start=table["timestamp"] - 0.5,
+        path=table["video"].map(paths), label=table["action"].map(label), start=table["timestamp"] - 0.5,
         end=table["timestamp"] + 0.5, group=table["video"],
     )  # fmt: skip
     table["class"] = [names[i] for i in table["label"]]
     missing = tuple(sorted(set(table.loc[table["path"].isna(), "video"])))
-    found = table[table["path"].notna()].reset_index(drop=True)
-    return Listing(found[[*COLUMNS, *AVA[2:6], "person"]], names, missing, len(table))
+    clips = table[table["path"].notna()].reset_index(drop=True)
+    return Listing(clips[[*COLUMNS, *AVA_COLUMNS[2:6], "person"]], names, missing, len(table))
 
 
-def _ava_part(folder: Path, split: str) -> pd.DataFrame:
+def _read_ava_boxes(folder: Path, split: str) -> pd.DataFrame:
+    """One row per person box and action of a split; person is nan in the rows of 7 columns of AVA before v2.1."""
     path = folder / f"ava_{split}_v2.1.csv"
     rows = []
-    for number, cells in cells_of(path, f"AVA's boxes of {split}"):
+    for number, cells in read_rows(path, f"AVA's boxes of {split}"):
         try:
             second, x1, y1, x2, y2 = map(float, cells[1:6])
-            action, person = map(int, cells[6:])
+            action, *persons = map(int, cells[6:])
+            (person,) = persons or [np.nan]
         except ValueError:
-            raise wrong(path, number, ",".join(cells), f"{', '.join(AVA)}") from None
+            expected = f"{', '.join(AVA_COLUMNS)}; person may be left out"
+            raise line_error(path, number, ",".join(cells), expected) from None
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-            raise wrong(path, number, ",".join(cells), "x1 < x2 and y1 < y2 within [0, 1], as shares of the frame")
+            expected = "x1 < x2 and y1 < y2 within [0, 1], as fractions of the frame"
+            raise line_error(path, number, ",".join(cells), expected)
         rows.append((cells[0], second, x1, y1, x2, y2, action, person))
-    table = pd.DataFrame(rows, columns=AVA)
-    excluded = folder / f"ava_{split}_excluded_timestamps_v2.1.csv"
-    out = set()
-    for number, line in lines_of(excluded, f"AVA's list of excluded timestamps of {split}"):
+    table = pd.DataFrame(rows, columns=AVA_COLUMNS)
+    excluded_path = folder / f"ava_{split}_excluded_timestamps_v2.1.csv"
+    excluded = set()
+    for number, line in read_lines(excluded_path, f"AVA's list of excluded timestamps of {split}"):
         if not re.fullmatch(r"[^,]+,\s*\d+", line):
-            raise wrong(excluded, number, line, "'video,timestamp'")
+            raise line_error(excluded_path, number, line, "'video,timestamp'")
         video, second = line.split(",")
-        out.add((video, float(second)))
-    kept = [key not in out for key in zip(table["video"], table["timestamp"], strict=True)]
-    return table[kept].assign(split=split)
+        excluded.add((video, float(second)))
+    included = [key not in excluded for key in zip(table["video"], table["timestamp"], strict=True)]
+    return table[included].assign(split=split)
 
 
 READERS: dict[str, Callable[[Path, Path, int], Listing]] = {
-    "folder": _folder,
-    "ucf101": _ucf101,
-    "hmdb51": _hmdb51,
-    "kinetics400": _kinetics(400),
-    "kinetics600": _kinetics(600),
-    "ava": _ava,
+    "folder": _read_folder,
+    "ucf101": _read_ucf101,
+    "hmdb51": _read_hmdb51,
+    "kinetics400": _kinetics_reader(400),
+    "kinetics600": _kinetics_reader(600),
+    "ava": _read_ava,
     "table": lambda root, *_: read_table(root),
 }
 DATASETS = tuple(READERS)

@@ -1,4 +1,4 @@
-"""Flow of a whole set of files: what is stored, that a run survives a kill, and that nobody reads another's cache."""
+"""Tests of the flow of a whole set of files: stored values, resuming after a kill, and caches of other parameters."""
 
 import os
 import resource
@@ -36,12 +36,12 @@ NAMES = ("wave/a.mp4", "wave/b.mp4", "swim/a.mp4", "swim/c.mp4")
 
 
 def moving_video(path, speed, *, frames=9):
-    """A smooth texture that moves by `speed` pixels a frame to the right, in a picture of 48 x 64 pixels."""
+    """Writes 48 x 64 pixel frames of a smooth texture that moves to the right by `speed` pixels per frame."""
     rng = np.random.default_rng(len(path.name))
-    wall = torch.nn.functional.interpolate(torch.from_numpy(rng.random((1, 3, 8, 24), np.float32)), (48, 144))
-    wall = (wall[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    texture = torch.nn.functional.interpolate(torch.from_numpy(rng.random((1, 3, 8, 24), np.float32)), (48, 144))
+    texture = (texture[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(np.stack([wall[:, 60 - speed * i : 124 - speed * i] for i in range(frames)]), fps=25))
+    path.write_bytes(encode(np.stack([texture[:, 60 - speed * i : 124 - speed * i] for i in range(frames)]), fps=25))
     return path
 
 
@@ -56,8 +56,8 @@ def silent(line):
     pass
 
 
-def run(root, cache, spec=SPEC, **given):
-    extract([root / name for name in NAMES], root, cache, spec, report=silent, **given)
+def run(root, cache, spec=SPEC, **arguments):
+    extract([root / name for name in NAMES], root, cache, spec, report=silent, **arguments)
 
 
 def contents(cache):
@@ -65,14 +65,14 @@ def contents(cache):
 
 
 @given(st.floats(-30, 30, width=32), st.sampled_from([1.0, 5.0, 20.0]))
-def test_eight_bits_keep_flow_within_half_a_step(value, bound):
+def test_quantisation_error_is_at_most_half_a_step(value, bound):
     flow = torch.tensor([value])
-    found = dequantise(quantise(flow, bound), bound)
-    assert (found - flow.clamp(-bound, bound)).abs().item() <= bound / 127 / 2 + 1e-5
-    assert torch.equal(dequantise(quantise(-flow, bound), bound), -found)
+    restored = dequantise(quantise(flow, bound), bound)
+    assert (restored - flow.clamp(-bound, bound)).abs().item() <= bound / 127 / 2 + 1e-5
+    assert torch.equal(dequantise(quantise(-flow, bound), bound), -restored)
 
 
-def test_levels_by_hand():
+def test_quantised_levels():
     flow = torch.tensor([0.0, 20.0, -20.0, 99.0, -99.0, 0.1575, 0.07, -0.08])
     assert quantise(flow, 20.0).tolist() == [128, 255, 1, 255, 1, 129, 128, 127]
 
@@ -87,45 +87,45 @@ def test_fields_are_those_of_the_resized_frames(root, tmp_path):
         assert np.array_equal(read_fields(path, first=0, count=99, spec=SPEC), expected)
         assert np.array_equal(read_fields(path, first=3, count=2, spec=SPEC), expected[3:5])
         assert read_fields(path, first=len(expected), count=2, spec=SPEC).shape[0] == 0
-    # The wall of the first video moves by one pixel, which is half of one once resized.
-    found = dequantise(
+    # The texture of the first video moves by one pixel, which is half a pixel after resizing.
+    flow = dequantise(
         torch.from_numpy(read_fields(tmp_path / "cache" / "wave/a.mp4.mkv", first=0, count=9, spec=SPEC)), 3
     )
-    assert found[:, 0].median().item() == pytest.approx(0.5, abs=0.1)
-    assert found[:, 1].median().item() == pytest.approx(0, abs=0.1)
+    assert flow[:, 0].median().item() == pytest.approx(0.5, abs=0.1)
+    assert flow[:, 1].median().item() == pytest.approx(0, abs=0.1)
 
 
-def test_the_error_is_measured(root, tmp_path):
+def test_the_summary_has_counts_and_quantisation_error(root, tmp_path):
     run(root, tmp_path / "cache")
-    found = summary(tmp_path / "cache")
-    assert (found["videos"], found["fields"]) == (4, 32)
-    assert found["bytes"] == sum(len(content) for content in contents(tmp_path / "cache").values())
-    # Even over a step of 3 / 127 px, the error has a root mean square of its 12th root.
-    assert 0 < found["rms_px"] < found["max_px"] <= 3 / 127 / 2 + 1e-5
-    assert found["rms_px"] == pytest.approx(3 / 127 / 12**0.5, rel=0.3)
-    assert 0 <= found["clipped"] < 1
+    total = summary(tmp_path / "cache")
+    assert (total["videos"], total["fields"]) == (4, 32)
+    assert total["bytes"] == sum(len(content) for content in contents(tmp_path / "cache").values())
+    # An error uniform over a step of 3 / 127 px has a root mean square of step / sqrt(12).
+    assert 0 < total["rms_px"] < total["max_px"] <= 3 / 127 / 2 + 1e-5
+    assert total["rms_px"] == pytest.approx(3 / 127 / 12**0.5, rel=0.3)
+    assert 0 <= total["clipped"] < 1
 
 
-def test_a_long_video_is_computed_in_parts(root, tmp_path, monkeypatch):
-    run(root, tmp_path / "whole")
+def test_a_long_video_is_computed_in_chunks(root, tmp_path, monkeypatch):
+    run(root, tmp_path / "complete")
     monkeypatch.setattr(flow_extract, "CHUNK_PIXELS", 3 * 24 * 32)
-    run(root, tmp_path / "parts")
-    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    run(root, tmp_path / "chunks")
+    assert contents(tmp_path / "complete") == contents(tmp_path / "chunks")
 
 
-def test_what_is_there_stays(root, tmp_path):
+def test_existing_files_are_not_computed_again(root, tmp_path):
     run(root, tmp_path / "cache", shard=(1, 2))
     assert list(contents(tmp_path / "cache")) == ["swim/a.mp4.mkv", "wave/a.mp4.mkv"]
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.mkv")}
     run(root, tmp_path / "cache", shard=(2, 2))
     assert len(contents(tmp_path / "cache")) == 4
-    assert all(p.stat().st_mtime_ns == then for p, then in before.items())
+    assert all(p.stat().st_mtime_ns == mtime for p, mtime in before.items())
     assert summary(tmp_path / "cache")["videos"] == 4
 
 
-def test_a_cache_of_other_parameters_is_refused(root, tmp_path):
+def test_a_cache_of_other_parameters_raises_an_error(root, tmp_path):
     run(root, tmp_path / "cache")
-    with pytest.raises(CacheError, match=r"was made with fps 25 instead of 12.5, bound 3 instead of 20.0: ask for"):
+    with pytest.raises(CacheError, match=r"made with fps 25 instead of 12.5, bound 3 instead of 20.0: use its"):
         run(root, tmp_path / "cache", FlowSpec(fps=12.5, short_side=24))
     (tmp_path / "cache" / "manifest.json").write_text("[]")
     with pytest.raises(CacheError, match=r"manifest.json is no manifest of a flow cache"):
@@ -134,7 +134,7 @@ def test_a_cache_of_other_parameters_is_refused(root, tmp_path):
         open_cache(tmp_path / "absent", SPEC)
 
 
-def test_damaged_videos_are_skipped_and_named_or_raised(root, tmp_path):
+def test_damaged_videos_are_skipped_and_recorded_or_raise_an_error(root, tmp_path):
     path = noise_video(root / "wave" / "b.mp4", "libx264")
     path.write_bytes(path.read_bytes()[:1000])
     moving_video(root / "swim" / "c.mp4", 1, frames=1)
@@ -142,11 +142,11 @@ def test_damaged_videos_are_skipped_and_named_or_raised(root, tmp_path):
         run(root, tmp_path / "strict", damaged="raise")
     run(root, tmp_path / "cache")
     assert list(contents(tmp_path / "cache")) == ["swim/a.mp4.mkv", "wave/a.mp4.mkv"]
-    why = refusals(tmp_path / "cache")
-    assert set(why) == {"wave/b.mp4", "swim/c.mp4"}
-    assert "b.mp4 cannot be opened as a video" in why["wave/b.mp4"]
-    assert "c.mp4 has one frame only, at 25 a second" in why["swim/c.mp4"]
-    # Once mended, it is no longer refused; and a line that a kill cut short harms nobody.
+    reasons = refusals(tmp_path / "cache")
+    assert set(reasons) == {"wave/b.mp4", "swim/c.mp4"}
+    assert "b.mp4 cannot be opened as a video" in reasons["wave/b.mp4"]
+    assert "c.mp4 has one frame only, at 25 frames per second" in reasons["swim/c.mp4"]
+    # A repaired video is computed, and an incomplete line, as a kill leaves it, is ignored.
     moving_video(root / "wave" / "b.mp4", 1)
     with open(tmp_path / "cache" / "videos-1-of-1.jsonl", "a") as file:
         file.write('{"video": "wave/')
@@ -155,22 +155,23 @@ def test_damaged_videos_are_skipped_and_named_or_raised(root, tmp_path):
     assert summary(tmp_path / "cache")["videos"] == 3
 
 
-def test_a_video_outside_root_is_refused(root, tmp_path):
+def test_a_video_outside_root_raises_an_error(root, tmp_path):
     with pytest.raises(ValueError, match="does not lie below root"):
         fields_path(tmp_path / "cache", root / "wave", root / "swim" / "a.mp4")
 
 
-def command(root, cache, *more):
+def command(root, cache, *options):
     values = {"--dataset": "folder", "--root": root, "--out": cache, "--fps": 25, "--short-side": 24, "--bound": 3}
-    return [sys.executable, "-m", "d3d", "flow", *(str(part) for pair in values.items() for part in pair), *more]
+    return [sys.executable, "-m", "d3d", "flow", *(str(word) for pair in values.items() for word in pair), *options]
 
 
-def finished(*given, **options):
-    return subprocess.run(command(*given), capture_output=True, text=True, check=False, **options)
+def run_command(root, cache, *options, **kwargs):
+    command_line = command(root, cache, *options)
+    return subprocess.run(command_line, capture_output=True, text=True, check=False, **kwargs)
 
 
 @pytest.mark.parametrize(
-    ("more", "sentence"),
+    ("options", "message"),
     [
         (["--shard", "3/2"], "shard must be i/n with i from 1 to n, such as 2/4, not '3/2'"),
         (["--bound", "0"], "bound must be positive, not 0.0"),
@@ -178,18 +179,18 @@ def finished(*given, **options):
         (["--root", "/no/such"], "root '/no/such' does not exist"),
     ],
 )
-def test_wrong_options_end_in_a_sentence(root, tmp_path, more, sentence):
-    with pytest.raises(SystemExit) as stopped:
-        flow_extract.main(command(root, tmp_path / "cache", *more)[4:])
-    assert sentence in str(stopped.value)
+def test_invalid_options_exit_with_a_message(root, tmp_path, options, message):
+    with pytest.raises(SystemExit) as error:
+        flow_extract.main(command(root, tmp_path / "cache", *options)[4:])
+    assert message in str(error.value)
 
 
-def test_the_command_tells_what_it_did(root, tmp_path, capsys):
+def test_the_command_reports_progress_and_totals(root, tmp_path, capsys):
     noise_video(root / "wave" / "bad.avi", "mpeg4").write_bytes(b"RIFF")
     flow_extract.main(command(root, tmp_path / "cache", "--devices", "cpu")[4:])
     out = capsys.readouterr().out
     assert "5 listed, 5 found, 0 missing" in out
-    assert "5 videos, 0 of them done before; on cpu" in out
+    assert "5 videos, 0 of them already done; on cpu" in out
     assert "refused: " in out
     assert "bad.avi cannot be opened as a video" in out
     assert "5 of 5 videos" in out
@@ -199,8 +200,8 @@ def test_the_command_tells_what_it_did(root, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_devices_share_a_set(root, tmp_path):
-    done = finished(root, tmp_path / "two", "--devices", "cpu,cpu")
+def test_two_devices_divide_a_set(root, tmp_path):
+    done = run_command(root, tmp_path / "two", "--devices", "cpu,cpu")
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "two").glob("videos-*")} == {"videos-1-of-2.jsonl", "videos-2-of-2.jsonl"}
     run(root, tmp_path / "one")
@@ -208,59 +209,59 @@ def test_two_devices_share_a_set(root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["a part is open", "one is done", "three are done"])
-def test_a_killed_run_goes_on_and_leaves_no_damaged_file(tmp_path, moment):
+@pytest.mark.parametrize("moment", ["a file is open", "one is done", "three are done"])
+def test_a_killed_run_resumes_and_leaves_no_damaged_file(tmp_path, moment):
     root, cache = tmp_path / "root", tmp_path / "cache"
     for i, name in enumerate(NAMES):
         moving_video(root / name, i % 3 + 1, frames=20)
     killed = subprocess.Popen(command(root, cache, "--workers", "1"), stdout=subprocess.PIPE, start_new_session=True)
     while killed.poll() is None:
-        parts, done = list(cache.rglob(".*.part")), list(cache.rglob("*.mkv"))
-        if {"a part is open": parts, "one is done": done, "three are done": len(done) >= 3}[moment]:
+        open_files, done = list(cache.rglob(".*.part")), list(cache.rglob("*.mkv"))
+        if {"a file is open": open_files, "one is done": done, "three are done": len(done) >= 3}[moment]:
             break
         time.sleep(0.002)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    kept = contents(cache)
-    done = finished(root, cache)
-    assert done.returncode == 0, done.stderr
+    before = contents(cache)
+    resumed = run_command(root, cache)
+    assert resumed.returncode == 0, resumed.stderr
     assert not list(cache.rglob(".*.part"))
-    run(root, tmp_path / "whole")
-    assert contents(cache) == contents(tmp_path / "whole")
-    assert all(content == contents(cache)[name] for name, content in kept.items())
+    run(root, tmp_path / "complete")
+    assert contents(cache) == contents(tmp_path / "complete")
+    assert all(content == contents(cache)[name] for name, content in before.items())
     assert summary(cache)["videos"] == 4
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(root, tmp_path):
-    """The limit on a file's size stands in for it: some files fit under it, others do not."""
-    run(root, tmp_path / "whole")
-    sizes = sorted(len(content) for content in contents(tmp_path / "whole").values())
+def test_a_full_disk_leaves_only_complete_files(root, tmp_path):
+    """Simulated by a limit on the size of files, which some files exceed."""
+    run(root, tmp_path / "complete")
+    sizes = sorted(len(content) for content in contents(tmp_path / "complete").values())
 
-    def limited():
+    def limit_file_size():
         resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] + 200, sizes[0] + 200))
 
-    done = finished(root, tmp_path / "cache", preexec_fn=limited)
+    done = run_command(root, tmp_path / "cache", preexec_fn=limit_file_size)
     assert done.returncode == 1
     assert "could not be written: " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list((tmp_path / "cache").rglob(".*.part"))
-    assert set(contents(tmp_path / "cache").items()) <= set(contents(tmp_path / "whole").items())
-    assert finished(root, tmp_path / "cache").returncode == 0
-    assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
+    assert set(contents(tmp_path / "cache").items()) <= set(contents(tmp_path / "complete").items())
+    assert run_command(root, tmp_path / "cache").returncode == 0
+    assert contents(tmp_path / "cache") == contents(tmp_path / "complete")
 
 
-def test_two_processes_at_one_video_do_not_meet(root, tmp_path):
+def test_a_video_that_another_process_computes_is_skipped(root, tmp_path):
     import fcntl
 
-    part = Path(tmp_path, "cache", "wave", ".a.mp4.mkv.part")
-    part.parent.mkdir(parents=True)
-    told = []
-    with open(part, "wb") as other:
+    partial_path = Path(tmp_path, "cache", "wave", ".a.mp4.mkv.part")
+    partial_path.parent.mkdir(parents=True)
+    lines = []
+    with open(partial_path, "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        extract([root / NAMES[0]], root, tmp_path / "cache", SPEC, report=told.append)
-    assert "left to another process: wave/a.mp4" in told
-    assert part.is_file()
+        extract([root / NAMES[0]], root, tmp_path / "cache", SPEC, report=lines.append)
+    assert "skipped, another process computes it: wave/a.mp4" in lines
+    assert partial_path.is_file()
     run(root, tmp_path / "cache")
     assert len(contents(tmp_path / "cache")) == 4
