@@ -21,7 +21,7 @@ from d3d.study.run import Run
 from d3d.study.schema import changed
 from d3d.train.evaluate import predict
 from d3d.train.loop import fit
-from d3d.train.networks import build
+from d3d.train.networks import build_network
 
 
 def run(this: Run) -> None:
@@ -67,7 +67,7 @@ def one_frame(config: LeakConfig, device: torch.device | str = "cpu") -> dict[st
             for name, clips in {"train": train, "decorrelated": test}.items()
         }
         data = Data(classes, splits)
-        model = build(training, data, device)
+        model = build_network(training, data, device)
         fit(model, training, data)
         found = pair_accuracy(predict(model, splits["decorrelated"], "rgb"), test.table["label"].to_numpy())
         metrics |= {f"{moment}/{name}": value for name, value in found.items()}
