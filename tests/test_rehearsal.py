@@ -145,7 +145,7 @@ def test_real_clips(tmp_path, real_clips):
         ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 16 "),
         ("distill", TINY, "a student with lambda_ above 0 needs teacher"),
         ("train", {"dataset": "folder", "root": "ROOT", "workers": 9999}, "workers is 9999, this machine has "),
-        ("train", TINY | {"batch_size": 65}, "batch_size is 65, but there are only 64 training clips: lower it"),
+        ("train", TINY | {"batch_size": 66, "accumulate": 33}, "the number of training clips, 64, is too small "),
     ],
 )
 def test_wrong_input_ends_in_one_sentence_and_no_record(tmp_path, name, parameters, sentence):

@@ -25,7 +25,7 @@ from d3d.study.schema import flat
 from d3d.train.networks import Teacher
 from d3d.train.objective import Objective
 from d3d.train.states import States
-from d3d.train.step import COUNTS, StepMetrics, TrainStep, steps_per_epoch
+from d3d.train.step import COUNTS, StepMetrics, TrainStep, effective_batch_size, steps_per_epoch
 from d3d.train.team import ALONE, Team
 
 
@@ -83,7 +83,7 @@ def fit(
     """Trains a network in place by SGD with warm-up and cosine decay.
 
     Every clip is used once per epoch, in batches whose sizes differ by at most one: of at most `batch_size` clips where
-    that leaves batch norm two per micro-batch.
+    that leaves batch norm two per micro-batch, and of all clips where they are fewer than `batch_size`.
 
     Args:
         model: the network.
@@ -103,12 +103,12 @@ def fit(
     Raises:
         FloatingPointError: if the loss is not finite; the message names the step, the losses and the last good state.
         Stopped: if a signal stopped the run.
-        ValueError: for labels that are no class, for fewer clips than `batch_size`, or if none of an epoch's clips can
+        ValueError: for labels that are no class, for too few clips for batch norm, or if none of an epoch's clips can
             be read.
     """
     clips = data.splits["train"]
     report = report if team.is_main else silent
-    _check_clips(config, clips, len(data.classes), team)
+    _check_clips(config, clips, len(data.classes), team, report)
     train_step = TrainStep(model, config, clips, Objective(config, teacher), team=team, capture=capture)
     training = _Training(config, data, train_step, team, states, report)
     first = training.resume()
@@ -265,21 +265,24 @@ class _Training:
         )
 
 
-def _check_clips(config: TrainConfig, clips: ClipSet, classes: int, team: Team) -> None:
-    """Raises ValueError if a batch is too large for the set or too small for batch norm, or if a label is no class."""
+def _check_clips(config: TrainConfig, clips: ClipSet, classes: int, team: Team, report: Callable[[str], None]) -> None:
+    """Raises ValueError if a batch is too small for batch norm or a label is no class; reports a smaller batch."""
     batch_size, accumulate = config.optimiser.batch_size, config.optimiser.accumulate
-    if len(clips) < batch_size:
-        raise ValueError(f"batch_size is {batch_size}, but there are only {len(clips)} training clips: lower it")
     min_size = 2 * accumulate * team.size
-    if batch_size < min_size:
+    if effective_batch_size(len(clips), config.optimiser) < min_size:
+        size = f"batch_size {batch_size}" if batch_size < min_size else f"the number of training clips, {len(clips)},"
         raise ValueError(
-            f"batch_size {batch_size} is too small for {team.size} process{'es' * (team.size > 1)} with accumulate "
-            f"{accumulate}: batch norm needs two clips per micro-batch of each process, at least {min_size}"
+            f"{size} is too small for {team.size} process{'es' * (team.size > 1)} with accumulate {accumulate}: batch "
+            f"norm needs two clips per micro-batch of each process, at least {min_size}"
         )
     low, high = int(clips.labels.min()), int(clips.labels.max())
     if low < 0 or high >= classes:
         raise ValueError(
             f"labels must lie between 0 and {classes - 1}, those of the training clips reach {low}..{high}"
+        )
+    if len(clips) < batch_size:
+        report(
+            f"batch_size is {batch_size}, but there are only {len(clips)} training clips: each step uses all of them"
         )
 
 

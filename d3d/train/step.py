@@ -37,12 +37,18 @@ class StepMetrics(NamedTuple):
     values: dict[str, float]
 
 
+def effective_batch_size(clips: int, config: OptimiserConfig) -> int:
+    """The largest batch of so many training clips that is within `batch_size`: all of them, where they are fewer."""
+    return min(config.batch_size, clips)
+
+
 def steps_per_epoch(clips: int, config: OptimiserConfig, team: Team) -> int:
     """The number of steps per epoch of so many clips.
 
     Batch norm needs two clips per micro-batch of each process, which may make steps a little larger than `batch_size`.
     """
-    return min(-(-clips // config.batch_size), clips // (2 * config.accumulate * team.size))
+    batch_size = effective_batch_size(clips, config)
+    return min(-(-clips // batch_size), clips // (2 * config.accumulate * team.size))
 
 
 class _Staging(NamedTuple):
@@ -99,7 +105,7 @@ class TrainStep:
     def _new_staging(self) -> _Staging:
         optimiser, clips = self.config.optimiser, len(self.clips)
         steps = steps_per_epoch(clips, optimiser, self.team)
-        max_clips = max(optimiser.batch_size, -(-clips // steps))
+        max_clips = max(effective_batch_size(clips, optimiser), -(-clips // steps))
         max_rows = -(-max_clips // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
         return _Staging(

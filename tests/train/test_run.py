@@ -1,6 +1,8 @@
 """Training runs, on networks and clips small enough for a test."""
 
 import hashlib
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +10,14 @@ import pytest
 import torch
 
 from d3d.data.load import Data, load
+from d3d.progress import read_metrics
 from d3d.s3dg import checkpoints
 from d3d.s3dg.network import s3dg
 from d3d.study.schema import changed
 from d3d.train import loop
 from d3d.train import run as train
 from d3d.train.evaluate import predict
+from d3d.train.states import States
 from d3d.train.step import steps_per_epoch
 from d3d.train.team import Team
 from tests import configs
@@ -113,7 +117,7 @@ def test_a_twin_has_the_same_clips_but_other_weights_and_order(data):
 
 @pytest.mark.parametrize(
     ("clips", "batch_size", "processes", "steps"),
-    [(9537, 16, 8, 596), (24, 10, 1, 3), (9, 2, 1, 4), (6000, 128, 1, 47)],
+    [(9537, 16, 8, 596), (24, 10, 1, 3), (9, 2, 1, 4), (6000, 128, 1, 47), (3, 32, 1, 1), (8, 32, 4, 1)],
 )
 def test_every_step_has_two_clips_per_process(clips, batch_size, processes, steps):
     config = configs.training(**TINY | {"batch_size": batch_size})
@@ -134,16 +138,65 @@ def test_no_batch_is_of_one_clip(data, clips, batch_size):
     assert len(fit(config, first_clips(data, clips))[1]) == 1
 
 
-def test_a_batch_larger_than_the_set_is_refused(data):
-    with pytest.raises(ValueError, match="batch_size is 10, but there are only 9 training clips: lower it"):
-        fit(configs.training(**TINY), first_clips(data, 9))
+def test_fewer_clips_than_a_batch_are_one_batch(data):
+    three_clips, lines = first_clips(data, 3), []
+    state, history = fit(configs.training(**TINY | {"batch_size": 32}), three_clips, report=lines.append)
+    expected_state, expected_history = fit(configs.training(**TINY | {"batch_size": 3}), three_clips)
+    assert equal(state, expected_state)
+    assert history == expected_history
+    sentence = "batch_size is 32, but there are only 3 training clips: each step uses all of them"
+    assert lines.count(sentence) == 1
+    assert sum("batch_size" in line for line in lines) == 1
+    fit(configs.training(**TINY | {"batch_size": 3, "epochs": 1}), three_clips, report=lines.append)
+    assert sum("batch_size" in line for line in lines) == 1
 
 
-def test_a_batch_too_small_for_batch_norm_is_refused(data):
-    config = configs.training(**TINY, accumulate=2)
-    sentence = r"batch_size 10 is too small for 3 processes with accumulate 2: .* two clips per .*, at least 12$"
+def test_a_run_with_fewer_clips_than_a_batch_resumes_to_the_same_bits(data, tmp_path):
+    three_clips, lines = first_clips(data, 3), []
+    config = configs.training(**TINY | {"batch_size": 32, "epochs": 3})
+    expected_state, expected_history = fit(config, three_clips)
+
+    def stop_after_first_epoch(line):
+        if line.startswith("epoch   1/3"):
+            signal.raise_signal(signal.SIGTERM)
+
+    states = States(tmp_path, {})
+    with pytest.raises(loop.Stopped, match="after step 2 of 3"):
+        fit(config, three_clips, states=states, report=stop_after_first_epoch)
+    os.close(states._lock_fd)
+    state, history = fit(config, three_clips, states=States(tmp_path, {}), report=lines.append)
+    assert "resuming after step 2 of 3" in lines
+    assert equal(state, expected_state)
+    assert history == expected_history
+
+
+def test_a_record_keeps_a_batch_size_above_the_number_of_clips(tmp_path):
+    sizes = {"train_clips": 16, "batch_size": 32, "epochs": 1}
+    lines = []
+    record = train.run("train", configs.training(**TINY | sizes, results=str(tmp_path)), report=lines.append)
+    assert "batch_size is 32, but there are only 16 training clips: each step uses all of them" in lines
+    assert record.params["batch_size"] == 32
+    assert [row.get("step") for row in read_metrics(tmp_path / "train/rgb-seed0.jsonl")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "sentence"),
+    [
+        (10, 3, r"batch_size 10 is too small for 3 processes with accumulate 2: .* two clips per .*, at least 12$"),
+        (32, 7, r"the number of training clips, 24, is too small for 7 processes with accumulate 2: .*, at least 28$"),
+    ],
+)
+def test_batches_too_small_for_batch_norm_are_refused(data, batch_size, processes, sentence):
+    config = configs.training(**TINY | {"batch_size": batch_size}, accumulate=2)
     with pytest.raises(ValueError, match=sentence):
-        fit(config, data, team=Team(0, 3))
+        fit(config, data, team=Team(0, processes))
+
+
+def test_one_training_clip_is_refused(data):
+    with pytest.raises(
+        ValueError, match=r"training clips, 1, is too small for 1 process with accumulate 1: .* least 2$"
+    ):
+        fit(configs.training(**TINY), first_clips(data, 1))
 
 
 def test_labels_out_of_range_are_refused(data):
