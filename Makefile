@@ -21,8 +21,8 @@ set -o pipefail; \
   | $(BIN)/python -m d3d.study.follow || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it or stop it"; exit 1; }
 endef
-# A process per core, each on one thread: the threads of several would fight for the same cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# One test process per core, each on one thread (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One environment for make, notebooks and tests, isolated from packages of the user and of other projects.
 export PYTHONNOUSERSITE := 1

@@ -1,9 +1,9 @@
 """Speed as ratios, in one process on one machine: `make bench`, or `python benchmarks/bench.py NAME …` for some.
 
-What is compared runs in turn, and medians count; networks see identical clips, and what one core does is part of
-what the device does in a batch. Prints tables and writes records to results/local/bench. On a GPU networks run at
-64 x 224 x 224 under bfloat16 autocast and in float32 with TF32, on a CPU in float32 at 16 x 224 x 224; sprites at
-16 x 64 x 64; TV-L1 on 256 x 256 pixels against OpenCV on one core.
+The contestants of a comparison run alternately, and their median times are compared. Networks get identical clips; a
+single core gets a part of the device's batch. Prints tables and writes records to results/local/bench. On a GPU
+networks run at 64 x 224 x 224 under bfloat16 autocast and in float32 with TF32, on a CPU in float32 at 16 x 224 x 224;
+sprites are rendered at 16 x 64 x 64; TV-L1 runs on 256 x 256 pixels against OpenCV on one core.
 """
 
 import math
@@ -35,9 +35,8 @@ CLASSES = 400
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 
-
-# What holds the time of a step, by the names of its kernels; the first that fits counts.
-PARTS = {
+# Parts of a step by patterns of kernel names; the first that matches counts.
+KERNEL_PATTERNS = {
     "taps of the stem": r"_stem_taps",
     "pooling": r"pool",
     "gates": r"_scale|_clip_sums",
@@ -63,7 +62,7 @@ def main() -> None:
         sys.exit(f"no bench {unknown[0]!r}: there are {', '.join(benches)}")
     torch.backends.cudnn.benchmark = True
     for name in sys.argv[1:] or benches:
-        made = records.provenance(
+        provenance = records.provenance(
             source="benchmarks/bench.py", notebook="", device=torch.cuda.get_device_name() if CUDA else "cpu"
         )
         if CUDA:
@@ -74,8 +73,8 @@ def main() -> None:
         print(f"\n{name}: {', '.join(f'{k} {v}' for k, v in work.items())}")
         for metric, value in metrics.items():
             print(f"  {metric:<58}{value:>14,.3f}")
-        made["seconds"] = records.seconds_since(made["started"])
-        print("->", records.write("results/local", Record("bench", name, 0, work, metrics, False, made)))
+        provenance["seconds"] = records.seconds_since(provenance["started"])
+        print("->", records.write("results/local", Record("bench", name, 0, work, metrics, False, provenance)))
 
 
 def bench_sprites() -> tuple[dict, dict[str, float]]:
@@ -85,15 +84,15 @@ def bench_sprites() -> tuple[dict, dict[str, float]]:
     config = ClipConfig(frames=16, size=64, camera=0.5)
     threads = torch.get_num_threads()
 
-    def here() -> None:
+    def on_device() -> None:
         sprites.render(config, "iid", range(batch), device=DEVICE)
 
-    def core() -> None:
+    def on_one_core() -> None:
         torch.set_num_threads(1)
         sprites.render(config, "iid", range(16))
         torch.set_num_threads(threads)
 
-    seconds = interleaved({"here": here, "one_core": core}, runs=work["runs"])
+    seconds = interleaved({"here": on_device, "one_core": on_one_core}, runs=work["runs"])
     rates = {"here": batch / seconds["here"], "one_core": 16 / seconds["one_core"]}
     return work, {f"{name}/clips_per_second": rate for name, rate in rates.items()} | {
         "ratio": rates["here"] / rates["one_core"]
@@ -101,43 +100,44 @@ def bench_sprites() -> tuple[dict, dict[str, float]]:
 
 
 def bench_tvl1() -> tuple[dict, dict[str, float]]:
-    """TV-L1 on this device against OpenCV on one core, the same parameters, on frames of the sprites."""
-    pairs, size, few = (216 if CUDA else 4), 256, 4
-    work = {"device": DEVICE, "pairs": pairs, "size": size, "opencv_pairs": few, "runs": 3}
+    """TV-L1 on this device against OpenCV on one core, with the same parameters, on frames of sprites."""
+    pairs, size, opencv_pairs = (216 if CUDA else 4), 256, 4
+    work = {"device": DEVICE, "pairs": pairs, "size": size, "opencv_pairs": opencv_pairs, "runs": 3}
     clip = sprites.render(ClipConfig(frames=2, size=size, camera=0.5), "iid", range(pairs))
     a, b = (clip.rgb[:, :, t] for t in (0, 1))
-    there = a.to(DEVICE), b.to(DEVICE)
+    a_device, b_device = a.to(DEVICE), b.to(DEVICE)
+    a_few, b_few = a[:opencv_pairs], b[:opencv_pairs]
 
-    def here() -> None:
-        tvl1(*there)
+    def on_device() -> None:
+        tvl1(a_device, b_device)
 
     def opencv() -> None:
-        tvl1(a[:few], b[:few], workers=1)
+        tvl1(a_few, b_few, workers=1)
 
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
-    seconds = interleaved({"here": here, "opencv": opencv}, runs=work["runs"])
-    rates = {"here": pairs / seconds["here"], "opencv_one_core": few / seconds["opencv"]}
+    seconds = interleaved({"here": on_device, "opencv": opencv}, runs=work["runs"])
+    rates = {"here": pairs / seconds["here"], "opencv_one_core": opencv_pairs / seconds["opencv"]}
     metrics = {f"{name}/pairs_per_second": rate for name, rate in rates.items()}
     metrics["ratio"] = rates["here"] / rates["opencv_one_core"]
     if CUDA:
         metrics["tvl1_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    difference = endpoint_error(tvl1(a[:few].to(DEVICE), b[:few].to(DEVICE)).cpu(), tvl1(a[:few], b[:few]))
+    difference = endpoint_error(tvl1(a_few.to(DEVICE), b_few.to(DEVICE)).cpu(), tvl1(a_few, b_few))
     metrics["difference_px"] = difference.mean().item()
     return work, metrics | (kernel_traffic() if CUDA else {})
 
 
 def kernel_traffic() -> dict[str, float]:
-    """The iteration's kernel on its own: how much memory it moves, and what fusing ten steps a launch saves.
+    """Memory traffic of TV-L1's iteration kernel, and what it gains by ten steps per launch.
 
-    A launch must read nine planes of float32 and write six. A kernel of one step a launch could not take less than
-    that at the speed of a copy.
+    A launch must read nine planes of float32 and write six. A kernel with one step per launch would need at least the
+    time to copy as much.
     """
     from d3d.flow import kernels
 
     buffer = torch.empty(2**28, device=DEVICE)
     target = torch.empty_like(buffer)
-    found = {}
+    metrics = {}
     for size, images in ((256, 64), (64, 1024)):
         state, fixed = (
             torch.randn(6, images, size, size, device=DEVICE),
@@ -152,29 +152,30 @@ def kernel_traffic() -> dict[str, float]:
             )
 
         seconds = interleaved({"launch": launch, "copy": lambda: target.copy_(buffer)}, runs=20)
-        copied = 2 * 4 * buffer.numel() / seconds["copy"]
-        moved = 15 * 4 * images * size**2
+        copy_bandwidth = 2 * 4 * buffer.numel() / seconds["copy"]
+        bytes_moved = 15 * 4 * images * size**2
         step = seconds["launch"] / kernels.HALO
-        found |= {
+        metrics |= {
             f"iterate_{size}/ps_per_pixel_step": 1e12 * step / (images * size**2),
-            f"iterate_{size}/share_of_copy_bandwidth": moved / seconds["launch"] / copied,
-            f"iterate_{size}/times_one_step_a_launch_at_copy_speed": moved / copied / step,
+            f"iterate_{size}/share_of_copy_bandwidth": bytes_moved / seconds["launch"] / copy_bandwidth,
+            f"iterate_{size}/times_one_step_a_launch_at_copy_speed": bytes_moved / copy_bandwidth / step,
         }
-    return found | {"copy_tb_per_second": copied / 1e12}
+    return metrics | {"copy_tb_per_second": copy_bandwidth / 1e12}
 
 
 def bench_network() -> tuple[dict, dict[str, float]]:
-    """Ours against torchvision's s3d; on a GPU also where the time of a clip goes."""
+    """Ours against torchvision's s3d; on a GPU also the time per clip of each part."""
     plan = {"inference": (32, 64), "training": (32,)} if CUDA else {"inference": (1,), "training": (1,)}
     work, metrics = against_torchvision("bf16" if CUDA else "float32", plan, runs=5)
     metrics["gflop_per_clip"] = 2e-9 * multiply_adds(work["frames"], work["size"])
     if CUDA:
         metrics["matrix_product_tflops"] = matrix_rate()
         rate = max(v for k, v in metrics.items() if re.fullmatch("inference/.*/s3dg_folded/clips_per_second", k))
-        share = metrics["gflop_per_clip"] * rate / metrics["matrix_product_tflops"] / 1e3
-        metrics["inference/share_of_matrix_rate"] = share
+        ratio = metrics["gflop_per_clip"] * rate / metrics["matrix_product_tflops"] / 1e3
+        metrics["inference/share_of_matrix_rate"] = ratio
         for kind in plan:
-            metrics |= {f"{kind}/ms_per_clip/{part}": ms for part, ms in parts(kind, work["frames"], batch=32).items()}
+            times = kernel_times(kind, work["frames"], batch=32)
+            metrics |= {f"{kind}/ms_per_clip/{part}": ms for part, ms in times.items()}
     return work, metrics
 
 
@@ -187,7 +188,7 @@ def bench_tf32() -> tuple[dict, dict[str, float]]:
 def against_torchvision(
     precision: str, plan: Mapping[str, tuple[int, ...]], *, runs: int
 ) -> tuple[dict, dict[str, float]]:
-    """Clips a second and working memory by batch size, and the ratio of the best to torchvision's best."""
+    """Clips per second and working memory by batch size, and the ratio of our best rate to torchvision's."""
     work = {"device": DEVICE, "frames": 64 if CUDA else 16, "size": 224, "runs": runs}
     metrics: dict[str, float] = {}
     for kind, batches in plan.items():
@@ -195,9 +196,9 @@ def against_torchvision(
         for batch in batches:
             for name, (seconds, working) in compare(kind, precision, batch, work["frames"], runs).items():
                 best[name] = max(batch / seconds, best.get(name, 0.0))
-                where = f"{kind}/{precision}/batch{batch}/{name}"
-                metrics |= {f"{where}/clips_per_second": batch / seconds}
-                metrics |= {f"{where}/working_gb": working} if CUDA else {}
+                prefix = f"{kind}/{precision}/batch{batch}/{name}"
+                metrics |= {f"{prefix}/clips_per_second": batch / seconds}
+                metrics |= {f"{prefix}/working_gb": working} if CUDA else {}
         ours = "s3dg_folded" if kind == "inference" else "s3dg"
         metrics[f"{kind}/{precision}/ratio"] = best[ours] / best["torchvision_s3d"]
     return work, metrics
@@ -205,7 +206,7 @@ def against_torchvision(
 
 @contextmanager
 def precision_of(name: str):
-    """Computes as named: bf16 under autocast, or float32 with or without TF32."""
+    """Sets the precision: bf16 (autocast), tf32 or float32."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
     with torch.autocast(DEVICE, torch.bfloat16, enabled=name == "bf16"):
@@ -214,13 +215,13 @@ def precision_of(name: str):
 
 
 def contestants(kind: str) -> dict[str, nn.Module]:
-    ours, peer = s3dg(CLASSES).to(DEVICE), s3d(num_classes=CLASSES).to(DEVICE)
+    ours, torchvision = s3dg(CLASSES).to(DEVICE), s3d(num_classes=CLASSES).to(DEVICE)
     if kind == "training":
-        return {"s3dg": ours.train(), "torchvision_s3d": peer.train()}
-    return {"s3dg_folded": fold(ours), "s3dg": ours.eval(), "torchvision_s3d": peer.eval()}
+        return {"s3dg": ours.train(), "torchvision_s3d": torchvision.train()}
+    return {"s3dg_folded": fold(ours), "s3dg": ours.eval(), "torchvision_s3d": torchvision.eval()}
 
 
-def inference(network: nn.Module, clips: Tensor) -> Callable[[], None]:
+def inference_step(network: nn.Module, clips: Tensor) -> Callable[[], None]:
     @torch.no_grad()
     def run() -> None:
         network(clips)
@@ -228,7 +229,7 @@ def inference(network: nn.Module, clips: Tensor) -> Callable[[], None]:
     return run
 
 
-def training(network: nn.Module, clips: Tensor) -> Callable[[], None]:
+def training_step(network: nn.Module, clips: Tensor) -> Callable[[], None]:
     labels = torch.arange(len(clips), device=DEVICE)
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-4)
 
@@ -241,68 +242,68 @@ def training(network: nn.Module, clips: Tensor) -> Callable[[], None]:
     return run
 
 
-STEPS = {"inference": inference, "training": training}
+STEPS = {"inference": inference_step, "training": training_step}
 
 
 def compare(kind: str, precision: str, batch: int, frames: int, runs: int) -> dict[str, tuple[float, float]]:
-    """Median seconds a step, and GB that it needs beyond weights and clips, of each network."""
+    """Median seconds per step of each network, and the GB that it needs beyond weights and clips."""
     clips = torch.rand(batch, 3, frames, 224, 224, device=DEVICE)
     with precision_of(precision):
         steps = {name: STEPS[kind](network, clips) for name, network in contestants(kind).items()}
         seconds = interleaved(steps, runs=runs)
-        found = {}
+        results = {}
         for name, step in steps.items():
             if CUDA:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated() if CUDA else 0
+            allocated = torch.cuda.memory_allocated() if CUDA else 0
             step()
-            found[name] = seconds[name], (torch.cuda.max_memory_allocated() - held) / 1e9 if CUDA else 0.0
-    return found
+            results[name] = seconds[name], (torch.cuda.max_memory_allocated() - allocated) / 1e9 if CUDA else 0.0
+    return results
 
 
 def multiply_adds(frames: int, size: int) -> int:
-    """Multiplications of the original network's convolutions for one clip."""
-    total = []
+    """The multiply-adds of the network's convolutions for one clip."""
+    counts = []
     with torch.device("meta"):
         network = s3dg(CLASSES).eval()
         for module in network.modules():
             if isinstance(module, nn.Conv3d):
-                module.register_forward_hook(lambda m, _, y: total.append(y.numel() * math.prod(m.weight.shape[1:])))
+                module.register_forward_hook(lambda m, _, y: counts.append(y.numel() * math.prod(m.weight.shape[1:])))
         network(torch.empty(1, 3, frames, size, size))
-    return sum(total)
+    return sum(counts)
 
 
 def matrix_rate() -> float:
-    """TFLOP/s of one large bf16 matrix product on random data."""
+    """The TFLOP/s of one large bf16 matrix product on random data."""
     a, b = torch.randn(2, 8192, 8192, device=DEVICE, dtype=torch.bfloat16)
     return 2 * 8192**3 / interleaved({"product": lambda: a @ b}, runs=20)["product"] / 1e12
 
 
-def parts(kind: str, frames: int, *, batch: int) -> dict[str, float]:
-    """Milliseconds a clip that the GPU spends on each part of our step, by the names of the kernels."""
+def kernel_times(kind: str, frames: int, *, batch: int) -> dict[str, float]:
+    """The GPU's milliseconds per clip in each part of our step, by KERNEL_PATTERNS."""
     clips = torch.rand(batch, 3, frames, 224, 224, device=DEVICE)
     network = next(iter(contestants(kind).values()))
     with precision_of("bf16"):
         step = STEPS[kind](network, clips)
         step()
         step()
-        with profile(activities=[ProfilerActivity.CUDA]) as traced:
+        with profile(activities=[ProfilerActivity.CUDA]) as trace:
             step()
             torch.cuda.synchronize()
-    found = dict.fromkeys((*PARTS, "other"), 0.0)
-    for event in traced.events():
-        part = next((part for part, pattern in PARTS.items() if re.search(pattern, event.name)), "other")
-        found[part] += event.device_time_total / 1e3 / batch
-    return found
+    times = dict.fromkeys((*KERNEL_PATTERNS, "other"), 0.0)
+    for event in trace.events():
+        part = next((part for part, pattern in KERNEL_PATTERNS.items() if re.search(pattern, event.name)), "other")
+        times[part] += event.device_time_total / 1e3 / batch
+    return times
 
 
 def interleaved(contestants: Mapping[str, Callable[[], None]], *, runs: int) -> dict[str, float]:
-    """Median seconds of each, the runs taken in turn so that a drift of the machine meets all alike.
+    """The median seconds of each contestant, in alternating runs, so that drifts of the machine affect all alike.
 
-    Two runs before them do not count.
+    Two warm-up runs do not count.
     """
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     for i in range(runs + 2):
         for name, run in contestants.items():
             began = time.perf_counter()
@@ -310,8 +311,8 @@ def interleaved(contestants: Mapping[str, Callable[[], None]], *, runs: int) -> 
             if CUDA:
                 torch.cuda.synchronize()
             if i >= 2:
-                found[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds) for name, seconds in found.items()}
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 if __name__ == "__main__":

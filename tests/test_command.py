@@ -1,4 +1,4 @@
-"""One command, in the repository and from an installed wheel."""
+"""The command `d3d`, in the repository and from an installed wheel."""
 
 import os
 import shutil
@@ -23,28 +23,28 @@ def d3d(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
 
 
-def test_it_lists_its_commands():
+def test_it_lists_its_subcommands():
     for arguments in ((), ("--help",)):
         done = d3d(*arguments)
         assert done.returncode == 0
         assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == list(COMMANDS)
 
 
-def test_a_command_that_is_none_is_named():
+def test_an_unknown_subcommand_is_named():
     done = d3d("trian")
     assert done.returncode == 1
     assert done.stderr.startswith("no command 'trian'\nusage: d3d COMMAND")
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_says_what_it_takes(name):
+def test_every_subcommand_has_a_help_text(name):
     done = d3d(name, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith(f"usage: d3d {name} ")
 
 
 def test_claims_are_judged_on_a_readers_own_records(tmp_path):
-    """Three networks a split of a set on disk, far above what row B1 claims, and one split of B4."""
+    """With three networks per split of UCF101, far above what row B1 claims, and none for row B4."""
     for split in (1, 2, 3):
         for seed in range(3):
             record = records.Record(
@@ -53,11 +53,11 @@ def test_claims_are_judged_on_a_readers_own_records(tmp_path):
             )  # fmt: skip
             records.write(tmp_path, record)
     done = d3d("report", "claims", "--results", str(tmp_path), cwd=ROOT)
-    words = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
-    assert words["B1"].split()[1] == "supported"
-    assert "0.981 [0.979, 0.983], asked > 0.96" in words["B1"]
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert lines["B1"].split()[1] == "supported"
+    assert "0.981 [0.979, 0.983], asked > 0.96" in lines["B1"]
     assert done.stdout.startswith(f"From 9 records of 3 seeds in {tmp_path}.")
-    assert words["B4"].split()[1:3] == ["needs", "data"]
+    assert lines["B4"].split()[1:3] == ["needs", "data"]
 
 
 def test_outside_of_the_repository_claims_end_in_a_sentence(tmp_path):
@@ -70,7 +70,7 @@ def test_outside_of_the_repository_claims_end_in_a_sentence(tmp_path):
 
 @pytest.mark.slow
 def test_a_wheel_trains_in_an_empty_folder(tmp_path):
-    """Nothing of the repository is at hand: no notebook, no profile, no history."""
+    """Without the repository's notebooks, profiles and history."""
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     copy = tmp_path / "copy"
     shutil.copytree(ROOT / "d3d", copy / "d3d", ignore=shutil.ignore_patterns("__pycache__"))
@@ -91,17 +91,17 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     record = records.read(empty / "results/mine/train/rgb-seed0.json")
     assert len(record.provenance["source"]) == 16
-    shown = d3d("records", "show", "results/mine/train/rgb-seed0.json", cwd=empty, env=environment)
-    assert shown.stdout.startswith("train        rgb-seed0")
-    where = subprocess.run(
+    done = d3d("records", "show", "results/mine/train/rgb-seed0.json", cwd=empty, env=environment)
+    assert done.stdout.startswith("train        rgb-seed0")
+    imported = subprocess.run(
         [sys.executable, "-c", "import d3d; print(d3d.__file__)"], cwd=empty, env=environment, capture_output=True,
         text=True, check=True,
     )  # fmt: skip
-    assert Path(where.stdout.strip()).is_relative_to(site)
+    assert Path(imported.stdout.strip()).is_relative_to(site)
 
 
 def test_training_has_a_flag_per_parameter(tmp_path):
-    """Flags override the file, the file the schema's defaults."""
+    """Flags override the file, which overrides the schema's defaults."""
     path = tmp_path / "run.yaml"
     path.write_text("experiment: distill\nlambda_: 0.0\nepochs: 3\nseed: 1\n")
     experiment, config = read_config(path, None, {"epochs": 5, "sync_norm": True})
@@ -109,9 +109,9 @@ def test_training_has_a_flag_per_parameter(tmp_path):
     assert config.optimiser.sync_norm
     assert read_config("notebooks/params/portable.yaml")[1].network.width == 0.14
     assert read_config(None, "train", {"stream": "flow"}) == ("train", make_config("train", {"stream": "flow"}))
-    shown = d3d("train", "--help").stdout
+    help = d3d("train", "--help").stdout
     for name in (*EXPERIMENTS["train"].names, *EXPERIMENTS["distill"].names):
-        assert f"--{name.strip('_').replace('_', '-')} " in shown
+        assert f"--{name.strip('_').replace('_', '-')} " in help
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_wrong_flag_ends_in_a_sentence(flags, sentence):
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "README.md", "cut"])
-def test_where_there_are_no_records_claims_say_so(tmp_path, name):
+def test_claims_without_records_end_in_one_sentence(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "README.md").write_text("# no records")
     (tmp_path / "cut" / "train").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Notebooks through plain papermill, as a rerunner starts them: on sprites, on videos, with wrong input, killed."""
+"""Notebooks through plain papermill, as a reader runs them: on sprites, on videos, with wrong input, and killed."""
 
 import hashlib
 import os
@@ -32,34 +32,35 @@ PROFILE = {
 }
 
 
-def command(name, out, **given) -> list[str]:
-    parameters = [part for key, value in given.items() for part in ("-p", key, str(value))]
+def papermill_command(name, out, **parameters) -> list[str]:
+    flags = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
     executable = str(Path(sys.executable).with_name("papermill"))
-    return [executable, "--no-progress-bar", f"notebooks/experiments/{name}.ipynb", str(out), *parameters]
+    return [executable, "--no-progress-bar", f"notebooks/experiments/{name}.ipynb", str(out), *flags]
 
 
-def papermill(name, out, **given) -> subprocess.CompletedProcess:
+def papermill(name, out, **parameters) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(name, out, **given), env=environment, capture_output=True, text=True, check=False)
+    command = papermill_command(name, out, **parameters)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_every_experiment_in_turn(tmp_path):
     results, out = tmp_path / "results", tmp_path / "out.ipynb"
     sizes = TINY | {"results": results}
     data = {k: v for k, v in sizes.items() if k not in ("epochs", "batch_size")}
-    probed = data | {"batch_size": 8, "decoder_epochs": 1}
+    probing = data | {"batch_size": 8, "decoder_epochs": 1}
     runs = []
     for name in plan.TRAINED:
         for arm in plan.arms_of(name, PROFILE):
-            given = plan.overrides(name, arm, 0, profile=PROFILE, results=results)
-            runs.append((name, sizes | {k: v for k, v in given.items() if v != ""}))
-    runs += [("fuse", {"results": results}), ("probe", probed), ("attribution", data | {"clips": 2, "steps": 2})]
+            overrides = plan.overrides(name, arm, 0, profile=PROFILE, results=results)
+            runs.append((name, sizes | {k: v for k, v in overrides.items() if v != ""}))
+    runs += [("fuse", {"results": results}), ("probe", probing), ("attribution", data | {"clips": 2, "steps": 2})]
     runs += [("leak", {k: v for k, v in sizes.items() if k != "test_clips"} | {"leak_clips": 16})]
     runs += [("tvl1", {"frames": 4, "size": 16, "pairs": 2, "results": results})]
-    for name, given in runs:
-        done = papermill(name, out, **given)
+    for name, parameters in runs:
+        done = papermill(name, out, **parameters)
         assert done.returncode == 0, done.stderr[-3000:]
-    # One seed makes no pair of D3D.
+    # With one seed there is no ensemble of two D3D networks.
     expected = {
         (name, arm, seed)
         for name in EXPERIMENTS
@@ -70,14 +71,14 @@ def test_every_experiment_in_turn(tmp_path):
     networks = records.read_all(results, (*plan.TRAINED, "fuse"))
     for record in networks:
         assert records.read_arrays(results, record)["siblings"].tolist() == siblings().tolist()
-    # What is published says of every clip what the metrics follow from.
+    # The published arrays suffice to compute the metrics again.
     path = archive.pack(results)
     assert records.load(path).equals(records.load(results))
     for record in records.read_all(path, (*plan.TRAINED, "fuse")):
         arrays = records.read_arrays(path, record)
-        right = arrays["prediction/iid"] == arrays["labels/iid"]
-        assert right.mean() == pytest.approx(record.metrics["iid/top1"])
-        assert ((arrays["margin/iid"] > 0) <= right).all()
+        correct = arrays["prediction/iid"] == arrays["labels/iid"]
+        assert correct.mean() == pytest.approx(record.metrics["iid/top1"])
+        assert ((arrays["margin/iid"] > 0) <= correct).all()
         paired = siblings()[arrays["labels/iid"]] >= 0
         assert (np.isnan(arrays["sibling/iid"]) == ~paired).all()
     table = records.load(results)
@@ -87,7 +88,7 @@ def test_every_experiment_in_turn(tmp_path):
 
 @pytest.fixture
 def videos(tmp_path):
-    """Two class folders of links to files elsewhere, and one file cut in half."""
+    """Two class folders of symbolic links to files in another folder, and one truncated file."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for name in ("juggle", "wave"):
@@ -102,8 +103,8 @@ def videos(tmp_path):
 
 def test_a_folder_of_videos(tmp_path, videos):
     results = tmp_path / "results"
-    given = {"dataset": "folder", "root": videos, "epochs": 1, "batch_size": 4, "results": results}
-    done = papermill("train", tmp_path / "out.ipynb", **given)
+    parameters = {"dataset": "folder", "root": videos, "epochs": 1, "batch_size": 4, "results": results}
+    done = papermill("train", tmp_path / "out.ipynb", **parameters)
     assert done.returncode == 0, done.stderr[-3000:]
     record = records.read(results / "train" / "rgb-seed0.json")
     assert (record.files["found"], record.files["decoded"]) == (7, 6)
@@ -132,7 +133,7 @@ def test_real_clips(tmp_path, real_clips):
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "sentence"),
+    ("name", "parameters", "sentence"),
     [
         (
             "train",
@@ -144,26 +145,26 @@ def test_real_clips(tmp_path, real_clips):
         ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 16 "),
         ("distill", TINY, "a student with lambda_ above 0 needs teacher"),
         ("train", {"dataset": "folder", "root": "ROOT", "workers": 9999}, "workers is 9999, this machine has "),
-        ("train", TINY | {"batch_size": 65}, "batch_size is 65, there are 64 training clips: ask for no more"),
+        ("train", TINY | {"batch_size": 66, "accumulate": 33}, "the number of training clips, 64, is too small "),
     ],
 )
-def test_wrong_input_ends_in_one_sentence_and_no_record(tmp_path, name, given, sentence):
+def test_wrong_input_ends_in_one_sentence_and_no_record(tmp_path, name, parameters, sentence):
     path = tmp_path / "other.safetensors"
     save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"))
-    given = {k: {"TEACHER": path, "ROOT": tmp_path}.get(v, v) for k, v in given.items()}
-    done = papermill(name, tmp_path / "out.ipynb", results=tmp_path / "results", **given)
+    parameters = {k: {"TEACHER": path, "ROOT": tmp_path}.get(v, v) for k, v in parameters.items()}
+    done = papermill(name, tmp_path / "out.ipynb", results=tmp_path / "results", **parameters)
     assert done.returncode != 0
-    last = [line for line in done.stderr.splitlines() if line.strip()][-1]
-    assert sentence in last
+    last_line = [line for line in done.stderr.splitlines() if line.strip()][-1]
+    assert sentence in last_line
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_killed_run_leaves_no_record_and_goes_on(tmp_path):
-    """papermill is killed; the kernel ends, and the training process saves its state before it does."""
+def test_a_killed_run_leaves_no_record_and_resumes(tmp_path):
+    """When papermill is killed, its kernel ends, and the training process saves its state and stops."""
     results = tmp_path / "results"
-    given = TINY | {"results": results, "epochs": 100}
+    parameters = TINY | {"results": results, "epochs": 100}
     process = subprocess.Popen(
-        [*command("train", tmp_path / "out.ipynb", **given), "--log-output"],
+        [*papermill_command("train", tmp_path / "out.ipynb", **parameters), "--log-output"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -176,36 +177,36 @@ def test_a_killed_run_leaves_no_record_and_goes_on(tmp_path):
     process.wait()
     process.stdout.close()
     assert not list(results.rglob("*.json"))
-    done = papermill("train", tmp_path / "out.ipynb", **given)
+    done = papermill("train", tmp_path / "out.ipynb", **parameters)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on after step" in (tmp_path / "out.ipynb").read_text()
+    assert "resuming after step" in (tmp_path / "out.ipynb").read_text()
     assert records.read(results / "train" / "rgb-seed0.json").params["epochs"] == 100
 
 
 def test_a_failed_notebook_is_kept_with_its_traceback(tmp_path):
-    given = TINY | {"results": tmp_path / "results", "learning_rate": 1e30}
-    assert papermill("train", tmp_path / "out.ipynb", **given).returncode != 0
-    kept = (tmp_path / "out.ipynb").read_text()
-    assert "Traceback" in kept
-    assert "is not finite" in kept
+    parameters = TINY | {"results": tmp_path / "results", "learning_rate": 1e30}
+    assert papermill("train", tmp_path / "out.ipynb", **parameters).returncode != 0
+    notebook = (tmp_path / "out.ipynb").read_text()
+    assert "Traceback" in notebook
+    assert "is not finite" in notebook
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_notebook_holds_the_curves(tmp_path):
+def test_a_notebook_contains_the_training_curves(tmp_path):
     done = papermill("train", tmp_path / "out.ipynb", **TINY | {"results": tmp_path / "results"})
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells for o in c.get("outputs", [])]
-    pictures = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 1
+    images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
+    assert len(images) == 1
 
 
 def test_two_runs_of_a_seed_give_the_same_record(tmp_path):
-    found = []
+    outcomes = []
     for name in ("a", "b"):
         results = tmp_path / name
         done = papermill("train", tmp_path / "out.ipynb", **TINY | {"results": results, "seed": 4})
         assert done.returncode == 0, done.stderr[-3000:]
         record = records.read(results / "train" / "rgb-seed4.json")
         weights = hashlib.sha256((results / "train" / "rgb-seed4.safetensors").read_bytes()).hexdigest()
-        found.append(({k: v for k, v in record.metrics.items() if "seconds" not in k}, weights))
-    assert found[0] == found[1]
+        outcomes.append(({k: v for k, v in record.metrics.items() if "seconds" not in k}, weights))
+    assert outcomes[0] == outcomes[1]

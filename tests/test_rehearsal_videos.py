@@ -1,4 +1,4 @@
-"""The field's data sets in miniature, from official files to D3D: index, flow, both streams, distillation, fusion."""
+"""Miniatures of the field's data sets, from official files to D3D: table, flow, both streams, distillation, fusion."""
 
 import json
 import subprocess
@@ -28,52 +28,54 @@ SIZES = ["--fps", "25", "--short-side", "32", "--bound", "4"]
 
 
 def film(path, label, index):
-    """A wall that moves to the right, faster in later classes; the last of all was cut."""
+    """Writes a video of a texture that moves to the right, faster in later classes."""
     moving_video(path, label + 1, frames=8 + index % 3)
 
 
-def options(given):
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+def to_flags(parameters):
+    return [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
 
 
-def network(config, data, given_teacher=None):
-    model = train.build(config, data)
-    teacher = train.load_teacher(config, data) if given_teacher else None
+def train_network(config, data, *, distil=False):
+    model = train.build_network(config, data)
+    teacher = train.load_teacher(config, data) if distil else None
     history = train.fit(model, config, data, teacher=teacher, report=lambda line: None)
-    return model, history, *train.score(model, data, config.network.stream)
+    return model, history, *train.evaluate_splits(model, data, config.network.stream)
 
 
 @pytest.mark.parametrize("name", official.SETS)
 def test_from_official_files_to_d3d(tmp_path, name, capsys):
-    given = official.SETS[name](tmp_path / "set", film)
-    paths = sorted(p for p in Path(given["root"]).rglob("*") if p.suffix in (".avi", ".mp4"))
+    files = official.SETS[name](tmp_path / "set", film)
+    paths = sorted(p for p in Path(files["root"]).rglob("*") if p.suffix in (".avi", ".mp4"))
     paths[0].write_bytes(paths[0].read_bytes()[:700])
     if name != "folder":
         paths[-2].unlink()
-    lost = name != "folder"
+    missing = name != "folder"
 
-    command.main([*options(given), "--out", str(tmp_path / "table.csv")])
-    told = capsys.readouterr().out
-    assert f"{int(lost)} missing, 1 refused" in told
-    assert f"{paths[0].name} cannot be opened as a video" in told or f"{paths[0].name} is cut" in told
-    flow_extract.main([*options(given), "--out", str(tmp_path / "flow"), *SIZES, "--devices", "cpu"])
+    command.main([*to_flags(files), "--out", str(tmp_path / "table.csv")])
+    out = capsys.readouterr().out
+    assert f"{int(missing)} missing, 1 refused" in out
+    assert f"{paths[0].name} cannot be opened as a video" in out or f"{paths[0].name} is cut" in out
+    flow_extract.main([*to_flags(files), "--out", str(tmp_path / "flow"), *SIZES, "--devices", "cpu"])
     assert "px root mean square" in capsys.readouterr().out
 
-    # What was checked once is not checked again: the table holds what is whole.
+    # The table has only videos that decode completely, so that they need not be checked again.
     table = read_table(tmp_path / "table.csv")
     assert table.counts["missing"] == 0
     assert table.table["seconds"].between(0.3, 0.41).all()
-    config = configs.training(**TINY, **{k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
+    config = configs.training(**TINY, **{k: str(v) for k, v in files.items()}, flow_cache=str(tmp_path / "flow"))
     data = datasets.load(config.data, seed=0, streams=("rgb", "flow"), workers=1)
-    assert data.files["missing"] == int(lost)
-    assert data.files["found"] == data.files["listed"] - lost
-    assert data.files["found"] == len(paths) - lost or name == "hmdb51"  # which lists some for neither side
+    assert data.files["missing"] == int(missing)
+    assert data.files["found"] == data.files["listed"] - missing
+    assert (
+        data.files["found"] == len(paths) - missing or name == "hmdb51"
+    )  # which lists some for neither training nor testing
     assert list(data.files["refused"]) == [str(paths[0])]
     assert data.files["flow"]["videos"] == data.files["found"] - 1
     assert data.files["flow"]["max_px"] <= 4 / 127 / 2 + 1e-5
 
-    rgb, _, rgb_metrics, rgb_arrays = network(config, data)
-    flow, _, _, flow_arrays = network(changed(config, stream="flow"), data)
+    rgb, _, rgb_metrics, rgb_arrays = train_network(config, data)
+    flow, _, _, flow_arrays = train_network(changed(config, stream="flow"), data)
     (split,) = data.test_splits
     assert split.startswith(f"{name}/")
     assert len(rgb_arrays[f"logits/{split}"]) == len(data.splits[split])
@@ -82,35 +84,35 @@ def test_from_official_files_to_d3d(tmp_path, name, capsys):
         save_checkpoint(tmp_path / f"{stream}.safetensors", model, stream=stream, classes=data.classes)
     distill = configs.distilling(
         **TINY,
-        **{k: str(v) for k, v in given.items()},
+        **{k: str(v) for k, v in files.items()},
         flow_cache=str(tmp_path / "flow"),
         teacher=str(tmp_path / "flow.safetensors"),
         student=str(tmp_path / "rgb.safetensors"),
     )
-    found = datasets.load(distill.data, seed=0, teacher=train.teacher_streams(distill), workers=1)
-    _, history, _, arrays = network(distill, found, given_teacher=True)
+    distill_data = datasets.load(distill.data, seed=0, teacher=train.teacher_streams(distill), workers=1)
+    _, history, _, arrays = train_network(distill, distill_data, distil=True)
     assert all(row["distance"] > 0 for row in history)
     assert history[-1]["loss"] == pytest.approx(history[-1]["cross_entropy"] + history[-1]["distance"], rel=1e-5)
     assert not np.array_equal(arrays[f"logits/{split}"], rgb_arrays[f"logits/{split}"])
-    fused, _ = fuse.score_fusion([rgb_arrays, flow_arrays])
-    assert 0 <= fused[f"{split}/top1"] <= 1
+    ensemble_metrics, _ = fuse.evaluate_ensemble([rgb_arrays, flow_arrays])
+    assert 0 <= ensemble_metrics[f"{split}/top1"] <= 1
 
 
-def test_the_commands_of_the_book_one_a_step(tmp_path):
-    """Class folders to D3D through papermill, as the chapter on videos of one's own has it."""
+def test_the_commands_of_the_book_one_by_one(tmp_path):
+    """From class folders to D3D through papermill, as on the book's page on your own videos."""
     root, results, flow = tmp_path / "videos", tmp_path / "results", tmp_path / "flow"
     official.folder(root, film)
     module = [sys.executable, "-m"]
-    given = ["--dataset", "folder", "--root", str(root)]
-    for asked in (["d3d", "data", *given], ["d3d", "flow", *given, "--out", str(flow), *SIZES]):
-        done = subprocess.run([*module, *asked], capture_output=True, text=True, check=False)
+    flags = ["--dataset", "folder", "--root", str(root)]
+    for command_line in (["d3d", "data", *flags], ["d3d", "flow", *flags, "--out", str(flow), *SIZES]):
+        done = subprocess.run([*module, *command_line], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     common = TINY | {"dataset": "folder", "root": root, "results": results, "epochs": 1}
     runs = [("train", {"stream": "rgb"}), ("train", {"stream": "flow", "flow_cache": flow})]
     runs += [("distill", {"flow_cache": flow, "teacher": results / "train" / "flow-seed0.safetensors",
                           "student": results / "train" / "rgb-seed0.safetensors"})]  # fmt: skip
-    for name, own in runs:
-        done = papermill(name, tmp_path / "out.ipynb", **common | own)
+    for name, parameters in runs:
+        done = papermill(name, tmp_path / "out.ipynb", **common | parameters)
         assert done.returncode == 0, done.stderr[-3000:]
     done = papermill("fuse", tmp_path / "out.ipynb", results=results)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -136,20 +138,20 @@ def test_the_commands_of_the_book_one_a_step(tmp_path):
         ({"flow_cache": "absent"}, "no flow cache at absent"),
     ],
 )
-def test_flow_that_is_missing_or_another_is_refused(tmp_path, changes, sentence):
-    given = official.folder(tmp_path / "videos", film, each=2)
+def test_missing_or_different_flow_is_refused(tmp_path, changes, sentence):
+    files = official.folder(tmp_path / "videos", film, each=2)
     spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
     flow_extract.open_cache(tmp_path / "flow", spec, create=True)
     changes = {k: str(tmp_path / "flow") if v == "FLOW" else v for k, v in changes.items()}
-    config = configs.training(**TINY | {k: str(v) for k, v in given.items()} | changes)
+    config = configs.training(**TINY | {k: str(v) for k, v in files.items()} | changes)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         datasets.load(config.data, seed=0, streams=("flow",))
 
 
 def test_videos_without_flow_are_named(tmp_path):
-    given = official.folder(tmp_path / "videos", film)
+    files = official.folder(tmp_path / "videos", film)
     spec = flow_extract.FlowSpec(fps=25, short_side=32, bound=4)
     flow_extract.open_cache(tmp_path / "flow", spec, create=True)
-    config = configs.training(**TINY | {k: str(v) for k, v in given.items()}, flow_cache=str(tmp_path / "flow"))
+    config = configs.training(**TINY | {k: str(v) for k, v in files.items()}, flow_cache=str(tmp_path / "flow"))
     with pytest.raises(ValueError, match=r"class 'swim' .* has no flow in .*flow: run `d3d flow` again"):
         datasets.load(config.data, seed=0, streams=("flow",))

@@ -21,7 +21,7 @@ from d3d.study.run import Run
 from d3d.study.schema import changed
 from d3d.train.evaluate import predict
 from d3d.train.loop import fit
-from d3d.train.networks import build
+from d3d.train.networks import build_network
 
 
 def run(active_run: Run) -> None:
@@ -75,7 +75,7 @@ def single_frame_control(config: LeakConfig, device: torch.device | str = "cpu")
             for name, clips in {"train": train, "decorrelated": test}.items()
         }
         data = Data(classes, splits)
-        model = build(train_config, data, device)
+        model = build_network(train_config, data, device)
         fit(model, train_config, data)
         accuracy = pair_accuracy(predict(model, splits["decorrelated"], "rgb"), test.table["label"].to_numpy())
         metrics |= {f"{frame}/{name}": value for name, value in accuracy.items()}

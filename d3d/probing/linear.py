@@ -25,7 +25,7 @@ from d3d.data.sprite_classes import CLASSES, SHAPES, TEXTURES
 from d3d.data.sprite_clips import sprite_clips
 from d3d.s3dg.network import MIXED, S3DG
 from d3d.study.parameters import MAX_SEED, DataConfig
-from d3d.train.evaluate import AT_ONCE
+from d3d.train.evaluate import PIXELS_PER_PASS
 
 # All endpoints but the max poolings.
 ENDPOINTS = ("Conv2d_1a_7x7", "Conv2d_2b_1x1", "Conv2d_2c_3x3", *MIXED)
@@ -122,7 +122,7 @@ def pooled_features(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[
     """Means over time and space of each endpoint's feature map: (N, C), float32, from one pass over the clips."""
     model.eval()
     device = clips.labels.device
-    batch_size = max(8, AT_ONCE // clips.rgb[0, 0].numel() // 2) if device.type == "cuda" else 64
+    batch_size = max(8, PIXELS_PER_PASS // clips.rgb[0, 0].numel() // 2) if device.type == "cuda" else 64
     batches: dict[str, list[np.ndarray]] = {name: [] for name in endpoints}
     for i in range(0, len(clips), batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

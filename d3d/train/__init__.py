@@ -1,4 +1,4 @@
-"""The only place where networks are trained, evaluated and fused."""
+"""The only place where networks are trained, evaluated and fused into ensembles."""
 
 from d3d.public import lazy_getattr
 

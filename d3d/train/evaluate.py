@@ -1,4 +1,4 @@
-"""Predictions on a whole split, accuracy, and the fusion of several networks' predictions."""
+"""Predictions for a whole split, their accuracy, and the fusion of several networks' predictions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from d3d.data.clips import Clips, ClipSet
 from d3d.s3dg.network import S3DG
 
-# Pixels over time and space to score at once on a GPU.
-AT_ONCE = 2**25
+# Pixels, over frames, height and width, in one forward pass on a GPU.
+PIXELS_PER_PASS = 2**25
 
 
 @torch.no_grad()
-def infer(model: S3DG, inputs: Tensor) -> Tensor:
-    """Logits (B, K), float32, of inputs (B, C, T, H, W) on their device, in bfloat16 on a GPU."""
+def infer_logits(model: S3DG, inputs: Tensor) -> Tensor:
+    """Computes logits (B, K), float32, of inputs (B, C, T, H, W) on their device, in bfloat16 on a GPU."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
         return model(inputs).float()
 
 
 @torch.no_grad()
 def infer_features(model: S3DG, inputs: Tensor) -> Tensor:
-    """Pooled features (B, C), float32, what the classifier sees of inputs averaged over its windows."""
+    """Computes pooled features (B, C), float32: the input of the classifier, averaged over time and space."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
         return model.pooled(inputs).float().mean((2, 3, 4))
 
@@ -35,34 +35,43 @@ def predict(
     stream: str,
     *,
     rows: np.ndarray | None = None,
-    outputs: Callable[[S3DG, Tensor], Tensor] = infer,
+    forward: Callable[[S3DG, Tensor], Tensor] = infer_logits,
 ) -> np.ndarray:
-    """Logits (N, K), float32, of every clip of a split in its order, or of some rows; nan where it could not be read.
+    """Computes the outputs of a network for the clips of a split, and leaves the network in inference mode.
 
-    Of a clip with several views they are the log of the mean softmax. The model is left in inference mode.
+    Args:
+        model: the network.
+        clips: the split.
+        stream: the input of the network, rgb or flow.
+        rows: indices of the clips; default: all, in order.
+        forward: maps the network and inputs (B, C, T, H, W) to outputs (B, K).
+
+    Returns:
+        (N, K), float32: one row per clip, nan for a clip that could not be read. For a clip with several views, the
+        log of their mean softmax.
     """
     model.eval()
     rows = np.arange(len(clips)) if rows is None else rows
     # A GPU needs many small clips to be kept busy.
-    size = max(8, AT_ONCE // math.prod(clips.size)) if clips.labels.device.type == "cuda" else 64
-    found: dict[int, list[np.ndarray]] = {row: [] for row in rows.tolist()}
+    size = max(8, PIXELS_PER_PASS // math.prod(clips.size)) if clips.labels.device.type == "cuda" else 64
+    views: dict[int, list[np.ndarray]] = {row: [] for row in rows.tolist()}
     width = 0
-    steps = [(part, ()) for part in np.split(rows, range(size, len(rows), size))]
+    steps = [(chunk, ()) for chunk in np.split(rows, range(size, len(rows), size))]
     for batch in clips.batches(steps, (stream,)):
-        for part in range(0, len(batch.index), size):
-            values = outputs(model, batch.inputs[stream][part : part + size]).cpu().numpy()
-            width = values.shape[1]
-            for row, value in zip(batch.index[part : part + size].tolist(), values, strict=True):
-                found[row].append(value)
-    whole = [np.full(width, np.nan) if not v else v[0] if len(v) == 1 else fuse(v) for v in found.values()]
-    return np.stack(whole).astype(np.float32) if whole else np.zeros((0, width), np.float32)
+        for start in range(0, len(batch.index), size):
+            outputs = forward(model, batch.inputs[stream][start : start + size]).cpu().numpy()
+            width = outputs.shape[1]
+            for row, output in zip(batch.index[start : start + size].tolist(), outputs, strict=True):
+                views[row].append(output)
+    fused = [np.full(width, np.nan) if not v else v[0] if len(v) == 1 else fuse_logits(v) for v in views.values()]
+    return np.stack(fused).astype(np.float32) if fused else np.zeros((0, width), np.float32)
 
 
 @torch.no_grad()
 def calibrate(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 64) -> nn.Module:
-    """Sets every batch norm to the statistics of these clips, and nothing else; the model is left in inference mode.
+    """Sets the running statistics of every batch norm to those of these clips; the model ends in inference mode.
 
-    Without it an untrained network passes next to nothing on, and is no fair control.
+    Without it the activations of an untrained network all but vanish, which makes it an unfair control.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
     momenta = [norm.momentum for norm in norms]
@@ -78,26 +87,42 @@ def calibrate(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    """`top1` in [0, 1] over all clips, and `<group>/top1` where there are several groups.
+    """Computes top-1 accuracy, overall and per group of classes.
 
-    Raises ValueError where not as many clips were scored as there are labels.
+    Args:
+        logits: (N, K).
+        labels: (N,).
+        groups: (N,), the group of each clip.
+
+    Returns:
+        `top1` in [0, 1] over all clips, and `<group>/top1` if there are several groups.
+
+    Raises:
+        ValueError: if there are more or fewer logits than labels.
     """
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} clips were scored but the split has {len(labels)}")
-    right = logits.argmax(1) == np.asarray(labels)
+    correct = logits.argmax(1) == np.asarray(labels)
     groups = np.asarray(groups)
-    scores = {"top1": float(right.mean())}
+    metrics = {"top1": float(correct.mean())}
     names = sorted(set(groups))
     if len(names) > 1:
-        scores |= {f"{name}/top1": float(right[groups == name].mean()) for name in names}
-    return scores
+        metrics |= {f"{name}/top1": float(correct[groups == name].mean()) for name in names}
+    return metrics
 
 
-def fuse(members: Sequence[np.ndarray], *, by: str = "softmax") -> np.ndarray:
-    """Log of the mean softmax (N, K) of several networks' logits (N, K), the study's fusion of two streams; or, by
-    logits, their mean.
+def fuse_logits(members: Sequence[np.ndarray], *, by: str = "softmax") -> np.ndarray:
+    """Fuses the logits of several networks.
 
-    Raises ValueError where the networks did not score the same clips and classes.
+    Args:
+        members: the logits (..., K) of each network.
+        by: softmax, for the log of the mean softmax, as the study fuses two streams; or logits, for the mean logits.
+
+    Returns:
+        (..., K).
+
+    Raises:
+        ValueError: if the shapes differ.
     """
     shapes = {m.shape for m in members}
     if len(shapes) != 1:

@@ -1,4 +1,4 @@
-"""Ensembles: the predictions of two trained networks averaged, clip by clip, from the arrays beside their records."""
+"""Ensembles: averages the predictions of two trained networks per clip, from the arrays beside their records."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from d3d.study.plan import TRAINED
 from d3d.study.records import Record
 from d3d.study.run import Run
 from d3d.study.schema import parameters_of
-from d3d.train.evaluate import accuracy, fuse
+from d3d.train.evaluate import accuracy, fuse_logits
 
-# What two networks agree on where they were tested on the same clips, however each looks at them.
+# Parameters that two networks must share to have been tested on the same clips, whatever their input.
 SAME_CLIPS = tuple(
     name
     for name, _ in parameters_of(DataConfig)
@@ -22,42 +22,59 @@ SAME_CLIPS = tuple(
 )
 
 
-def run(this: Run) -> None:
-    """Writes a record of every ensemble and every seed whose members are below the run's results."""
-    results = this.config.run.results
-    for entry in ARMS.values():
-        for a, b in pairs(results, *entry.members, same=SAME_CLIPS) if entry.members else ():
+def run(fusion_run: Run) -> None:
+    """Writes one record per ensemble and seed, for all ensembles whose members are in the run's results."""
+    results = fusion_run.config.run.results
+    for arm in ARMS.values():
+        for a, b in pairs_to_fuse(results, *arm.members, must_match=SAME_CLIPS) if arm.members else ():
             members = [records.read_arrays(results, record) for record in (a, b)]
-            metrics, arrays = score_fusion(members, by=entry.fused_by)
-            this.write(entry.name, metrics, arrays=arrays, seed=a.seed, stand_in=a.stand_in)
+            metrics, arrays = evaluate_ensemble(members, by=arm.fused_by)
+            fusion_run.write(arm.name, metrics, arrays=arrays, seed=a.seed, stand_in=a.stand_in)
 
 
-def pairs(results: str | Path, first: str, second: str, *, same: Sequence[str]) -> list[tuple[Record, Record]]:
-    """Trained networks to fuse: two arms of each seed, or one arm of the seeds 2k and 2k + 1, so that pairs share none.
+def pairs_to_fuse(
+    results: str | Path, first_arm: str, second_arm: str, *, must_match: Sequence[str]
+) -> list[tuple[Record, Record]]:
+    """Pairs the records of two arms by seed, or those of a single arm as seeds 2k and 2k + 1, so that no pairs overlap.
 
-    Records whose logits are not beside them are passed over: they come from another machine. `same` names the
-    parameters that both must agree on. Raises RecordError where they do not.
+    Skips records whose logits are not beside them: they come from another machine.
+
+    Args:
+        results: the folder of the records.
+        first_arm: name of an arm.
+        second_arm: name of another arm, or of the same.
+        must_match: the parameters on which both records of a pair must agree.
+
+    Raises:
+        RecordError: if they do not; the message names the parameters.
     """
     trained = records.read_all(results, TRAINED)
     trained = [r for r in trained if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]
-    mine, other = ({r.seed: r for r in trained if r.arm == arm} for arm in (first, second))
-    if first == second:
-        mine, other = ({s: r for s, r in mine.items() if s % 2 == 0}, {s - 1: r for s, r in mine.items() if s % 2})
-    found = [(mine[seed], other[seed]) for seed in sorted(set(mine) & set(other))]
-    for a, b in found:
-        if differing := [name for name in same if a.params.get(name) != b.params.get(name)]:
-            raise records.RecordError(f"{a.name} and {b.name} saw other clips: they differ in {', '.join(differing)}")
-    return found
+    first, second = ({r.seed: r for r in trained if r.arm == arm} for arm in (first_arm, second_arm))
+    if first_arm == second_arm:
+        first, second = {s: r for s, r in first.items() if s % 2 == 0}, {s - 1: r for s, r in first.items() if s % 2}
+    pairs = [(first[seed], second[seed]) for seed in sorted(set(first) & set(second))]
+    for a, b in pairs:
+        if differing := [name for name in must_match if a.params.get(name) != b.params.get(name)]:
+            raise records.RecordError(f"{a.name} and {b.name} saw different clips: {', '.join(differing)} differ")
+    return pairs
 
 
-def score_fusion(
+def evaluate_ensemble(
     members: Sequence[Mapping[str, np.ndarray]], *, by: str = "softmax"
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics and arrays of networks fused, as `fuse` does, on every test split, from the arrays beside their records.
+    """Fuses the logits of networks on every test split and evaluates the result.
 
-    `<split>/top1_gain` is what the fused network has over its best member.
+    Args:
+        members: the arrays beside each network's record.
+        by: softmax or logits, as for `fuse_logits`.
 
-    Raises ValueError where the networks did not score the same clips.
+    Returns:
+        The metrics of `accuracy` as `<split>/<metric>`, with `<split>/top1_gain`, the top-1 of the ensemble minus that
+        of its best member; and the arrays of the ensemble.
+
+    Raises:
+        ValueError: if the networks did not score the same clips.
     """
     first = members[0]
     splits = [name.removeprefix("logits/") for name in first if name.startswith("logits/")]
@@ -67,11 +84,11 @@ def score_fusion(
         labels, groups = first[f"labels/{split}"], first[f"groups/{split}"]
         if any(not np.array_equal(m[f"labels/{split}"], labels) for m in members):
             raise ValueError(f"the networks to fuse did not score the same clips of {split!r}")
-        logits = fuse([m[f"logits/{split}"] for m in members], by=by)
+        logits = fuse_logits([m[f"logits/{split}"] for m in members], by=by)
         metrics |= {f"{split}/{name}": value for name, value in accuracy(logits, labels, groups).items()}
         best = max(accuracy(m[f"logits/{split}"], labels, groups)["top1"] for m in members)
         metrics[f"{split}/top1_gain"] = metrics[f"{split}/top1"] - best
         arrays |= {f"logits/{split}": logits.astype(np.float32), f"labels/{split}": labels, f"groups/{split}": groups}
-    # With which a published study gives forced choices of ensembles too.
+    # A published study needs the siblings for the accuracy within pairs of classes.
     arrays |= {"siblings": first["siblings"]} if "siblings" in first else {}
     return metrics, arrays

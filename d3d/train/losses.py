@@ -1,4 +1,4 @@
-"""Distances between what the student and the teacher say about a clip, one number a clip (B,)."""
+"""Distances between the outputs of student and teacher, one value per clip (B,)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error over logits (B, K), the study's reading of D3D; over pooled features (B, C), MARS's."""
+    """Mean squared error: over logits (B, K), the study's reading of D3D; over pooled features (B, C), that of MARS."""
     return (student - teacher).square().mean(1)
 
 
@@ -21,16 +21,21 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
 
 
 class Distance(NamedTuple):
-    """What is compared, logits or features (pooled, before the classifier), and how."""
+    """A distance between student and teacher.
 
-    of: str
-    between: Callable[[Tensor, Tensor], Tensor]
+    Attributes:
+        output: the output that it compares: logits, or features (pooled, before the classifier).
+        function: maps the outputs (B, D) of student and teacher to distances (B,).
+    """
+
+    output: str
+    function: Callable[[Tensor, Tensor], Tensor]
 
 
 DISTANCES = {"mse": Distance("logits", mse), "kl": Distance("logits", kl), "features": Distance("features", mse)}
 
 
-def distance(name: str, *, temperature: float = 4.0) -> Distance:
-    """The distance of DISTANCES by name, `kl` at this temperature."""
-    found = DISTANCES[name]
-    return found._replace(between=partial(kl, temperature=temperature)) if found.between is kl else found
+def get_distance(name: str, *, temperature: float = 4.0) -> Distance:
+    """Returns the distance `name` of DISTANCES, `kl` at this temperature."""
+    distance = DISTANCES[name]
+    return distance._replace(function=partial(kl, temperature=temperature)) if distance.function is kl else distance

@@ -1,4 +1,4 @@
-"""Which network a run starts from, and which it learns from."""
+"""The network that a run starts from, and the teacher that it learns from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,26 +11,32 @@ from d3d.data.load import Data
 from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_info
 from d3d.s3dg.network import S3DG, fold, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
-from d3d.train.evaluate import infer, infer_features, predict
-from d3d.train.losses import distance
+from d3d.train.evaluate import infer_features, infer_logits, predict
+from d3d.train.losses import get_distance
 
-INFER = {"logits": infer, "features": infer_features}
+FORWARD = {"logits": infer_logits, "features": infer_features}
 
 
-def build(
+def build_network(
     config: TrainConfig,
     data: Data,
     device: torch.device | str = "cpu",
     *,
     report: Callable[[str], None] = print,
 ) -> S3DG:
-    """The network that a run starts from: random weights drawn by the seed, or the student's checkpoint.
+    """Builds the network that a run starts from: the student's checkpoint, or random weights drawn from the seed.
 
-    A checkpoint of other classes gets a new classifier for these, drawn by the seed, which `report` is told. Raises
-    ValueError for a checkpoint of another stream or width.
+    Args:
+        config: the run's configuration.
+        data: gives the classes. A checkpoint of other classes gets a new classifier, drawn from the seed.
+        device: where the network is put.
+        report: receives one line if the classifier is new.
+
+    Raises:
+        ValueError: if the checkpoint has another stream or width.
     """
     stream, width = config.network.stream, config.network.width
-    fresh = s3dg(
+    network = s3dg(
         len(data.classes),
         in_channels=CHANNELS[stream],
         width=width,
@@ -38,79 +44,83 @@ def build(
         seed=config.run.seed + MAX_SEED * config.run.twin,
     )
     if not (checkpoint := config.distillation.student):
-        return fresh.to(device)
-    found, about = load_checkpoint(checkpoint)
+        return network.to(device)
+    student, about = load_checkpoint(checkpoint)
     if about.stream != stream:
-        raise ValueError(f"student {checkpoint} is a {about.stream} stream, the run trains {stream!r}")
+        raise ValueError(f"student {checkpoint} is a {about.stream} stream, but this run trains {stream!r}")
     if about.width != width:
-        raise ValueError(f"student {checkpoint} has width {about.width}, the run says {width}")
-    state = found.state_dict()
+        raise ValueError(f"student {checkpoint} has width {about.width}, but this run has width {width}")
+    state = student.state_dict()
     if about.classes != data.classes:
         report(
-            f"student {checkpoint} knows {len(about.classes)} other classes: it gets a new classifier for the "
-            f"{len(data.classes)} of this data set"
+            f"student {checkpoint} was trained on {len(about.classes)} other classes: it gets a new classifier for the "
+            f"{len(data.classes)} classes of this data set"
         )
-        state |= {name: value for name, value in fresh.state_dict().items() if name.startswith("Conv2d_0c_1x1.")}
-    fresh.load_state_dict(state)
-    return fresh.to(device)
+        state |= {name: value for name, value in network.state_dict().items() if name.startswith("Conv2d_0c_1x1.")}
+    network.load_state_dict(state)
+    return network.to(device)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network that says what it makes of training clips, never trained itself.
+    """A trained network, no longer trained itself, whose outputs for the training clips are the student's targets.
 
-    of: what is learnt from it, logits or features. outputs (N, D): what it made of all clips, computed once, where
-    every epoch sees the same; else None.
+    Attributes:
+        model: the network.
+        stream: its input, rgb or flow.
+        output: the output that the student learns, logits or features.
+        precomputed: (N, D), its outputs for all training clips; None if every epoch sees other views of the clips.
     """
 
     model: S3DG
     stream: str
-    of: str = "logits"
-    outputs: Tensor | None = None
+    output: str = "logits"
+    precomputed: Tensor | None = None
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams of a batch that it looks at."""
-        return () if self.outputs is not None else (self.stream,)
+        """The streams that it needs in a batch."""
+        return () if self.precomputed is not None else (self.stream,)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Its logits (B, K) or features (B, C) of a batch."""
-        if self.outputs is not None:
-            return self.outputs[batch.index]
-        return INFER[self.of](self.model, batch.inputs[self.stream])
+        """Returns its logits (B, K) or features (B, C) for a batch."""
+        if self.precomputed is not None:
+            return self.precomputed[batch.index]
+        return FORWARD[self.output](self.model, batch.inputs[self.stream])
 
 
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
-    """The stream that the teacher needs as input; none where there is no teacher."""
+    """The stream that is the teacher's input; empty without a teacher."""
     return (read_info(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
 
 
 def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
-    """The teacher of the training clips; None where there is none or its weight is 0.
+    """Loads the teacher and, where all epochs see the same clips, computes its outputs for them; None if lambda_ is 0.
 
-    Raises ValueError for one of other classes or input, or whose features are not as many as the student's.
+    Raises:
+        ValueError: if the teacher has other classes or another input or, where features are compared, another width.
     """
-    own = config.distillation
-    if own.lambda_ == 0:
+    distillation = config.distillation
+    if distillation.lambda_ == 0:
         return None
-    model, about = load_checkpoint(own.teacher, classes=data.classes, device=device)
-    shown = config.data.input_spec(about.stream)
-    if other := [name for name, value in about.input.items() if shown.get(name, value) != value]:
+    model, about = load_checkpoint(distillation.teacher, classes=data.classes, device=device)
+    run_input = config.data.input_spec(about.stream)
+    if differing := [name for name, value in about.input.items() if run_input.get(name, value) != value]:
         raise ValueError(
-            f"teacher {own.teacher} was trained on another input: "
-            + ", ".join(f"{name} {about.input[name]}" for name in other)
-            + "; this run shows "
-            + ", ".join(f"{name} {shown[name]}" for name in other)
+            f"teacher {distillation.teacher} was trained on another input: "
+            + ", ".join(f"{name} {about.input[name]}" for name in differing)
+            + "; this run has "
+            + ", ".join(f"{name} {run_input[name]}" for name in differing)
         )
-    of = distance(own.distance).of
-    if of == "features" and about.width != config.network.width:
+    output = get_distance(distillation.distance).output
+    if output == "features" and about.width != config.network.width:
         raise ValueError(
-            f"teacher {own.teacher} has width {about.width}, the student {config.network.width}: "
-            f"distance {own.distance!r} compares as many features of both"
+            f"teacher {distillation.teacher} has width {about.width}, the student {config.network.width}: "
+            f"distance {distillation.distance!r} needs the same width"
         )
     model, clips = fold(model), data.splits["train"]
     if clips.augmented:
-        return Teacher(model, about.stream, of)
-    outputs = torch.from_numpy(predict(model, clips, about.stream, outputs=INFER[of])).to(device)
-    return Teacher(model, about.stream, of, outputs)
+        return Teacher(model, about.stream, output)
+    precomputed = torch.from_numpy(predict(model, clips, about.stream, forward=FORWARD[output])).to(device)
+    return Teacher(model, about.stream, output, precomputed)

@@ -1,4 +1,4 @@
-"""One run: loads, trains, scores and writes, for streams, distillation and fine-tuning, on one process or several."""
+"""One training run, of a stream or a student: loads, trains, evaluates and writes, in one process or several."""
 
 import hashlib
 import os
@@ -22,13 +22,13 @@ from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.evaluate import accuracy, predict
 from d3d.train.loop import fit, silent
-from d3d.train.networks import build, load_teacher, teacher_streams
+from d3d.train.networks import build_network, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
 from d3d.train.team import ALONE, Team
 
 
-def _say(line: str) -> None:
-    """Prints, and where nobody reads any more asks this process to stop."""
+def _print(line: str) -> None:
+    """Prints a line; if nobody reads the output any more, sends this process SIGTERM."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
@@ -36,65 +36,94 @@ def _say(line: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def score(
+def evaluate_splits(
     model: S3DG, data: Data, stream: str, *, team: Team = ALONE
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics such as `iid/top1` and `iid/motion/top1` of every test split; logits, labels and groups behind them.
+    """Evaluates a network on every test split; each process predicts a part of the clips.
 
-    Each process scores its share; all get everything. Clips in files that could not be read do not count, and the
-    record's `files` names them. Raises ValueError where other clips were left out, or none could be read.
+    Clips in unreadable files do not count; the record's `files` names them.
+
+    Args:
+        model: the network.
+        data: the splits.
+        stream: the input of the network, rgb or flow.
+        team: the processes that evaluate together; all of them get all results.
+
+    Returns:
+        Metrics such as `iid/top1` and `iid/motion/top1`; and the arrays that they come from: `logits/<split>`,
+        `labels/<split>` and `groups/<split>`.
+
+    Raises:
+        ValueError: if readable clips have no prediction, or if no clip of a split could be read.
     """
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, clips in data.test_splits.items():
-        shares = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
-        parts = team.gather(predict(model, clips, stream, rows=shares[team.rank]))
+        rows_by_rank = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
+        logits_by_rank = team.gather(predict(model, clips, stream, rows=rows_by_rank[team.rank]))
         logits = np.full((len(clips), len(data.classes)), np.nan, np.float32)
-        for rows, part in zip(shares, parts, strict=True):
-            if part.size:
-                logits[rows] = part
+        for rows, local_logits in zip(rows_by_rank, logits_by_rank, strict=True):
+            if local_logits.size:
+                logits[rows] = local_logits
         labels, groups = clips.labels.cpu().numpy(), clips.groups
-        scored = ~np.isnan(logits).any(1)
-        lost = ~scored
+        predicted = ~np.isnan(logits).any(1)
+        missing = ~predicted
         if clips.augmented:
             for unread in team.gather(dict(clips.refused)):
                 clips.refused.update(unread)
-            lost &= ~clips.table["path"].isin(clips.refused).to_numpy()
-        if lost.any():
-            raise ValueError(f"{lost.sum()} of the {len(lost)} clips of split {name!r} have no score: it is not whole")
-        if not scored.any():
+            missing &= ~clips.table["path"].isin(clips.refused).to_numpy()
+        if missing.any():
+            raise ValueError(f"{missing.sum()} of the {len(missing)} clips of split {name!r} have no valid prediction")
+        if not predicted.any():
             raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.refused.values()))}")
-        logits, labels, groups = logits[scored], labels[scored], groups[scored]
+        logits, labels, groups = logits[predicted], labels[predicted], groups[predicted]
         metrics |= {f"{name}/{metric}": value for metric, value in accuracy(logits, labels, groups).items()}
         arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}
     return metrics, arrays
 
 
-def curves(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    """A history as arrays `curve/<name>`, one value an epoch."""
+def history_arrays(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Converts a training history to arrays `curve/<name>`, one value per epoch."""
     return {f"curve/{name}": np.array([row[name] for row in history]) for name in history[0]}
 
 
 def run(
-    experiment: str, config: TrainConfig, *, team: Team = ALONE, report: Callable[[str], None] = _say
+    experiment: str, config: TrainConfig, *, team: Team = ALONE, report: Callable[[str], None] = _print
 ) -> Record | None:
-    """Loads, trains, scores and writes; the record, on the first process. Raises as what it calls."""
-    report = report if team.first else silent
+    """Loads the data, trains and evaluates the network, and writes weights and record.
+
+    Args:
+        experiment: train or distill.
+        config: the run's configuration.
+        team: the processes that train together.
+        report: receives lines for the log, in the first process only.
+
+    Returns:
+        The record, in the first process; None in the others.
+
+    Raises:
+        ValueError: if `processes` differs from the team's size or processes differ in what they run; and as `load`,
+            `build_network`, `load_teacher`, `fit` and `evaluate_splits`.
+        Stopped, FloatingPointError: as `fit`.
+        OSError: if the results cannot be written.
+    """
+    report = report if team.is_main else silent
     if config.run.processes > 1 and config.run.processes != team.size:
         raise ValueError(
-            f"processes is {config.run.processes}, running are {team.size}: "
-            f"start it with torchrun --nproc-per-node {config.run.processes}, or leave the parameter out"
+            f"processes is {config.run.processes}, but the number of running processes is {team.size}: start the run "
+            f"with torchrun --nproc-per-node {config.run.processes}, or leave the parameter out"
         )
     params = params_of(experiment, config)
     path = plan.run_path(experiment, params)
-    if team.first:
+    if team.is_main:
         files.check_writable(path.parent)
-    this = new_run(experiment, config, team.device, torch.cuda.get_device_name() if team.device != "cpu" else "cpu")
-    made = this.provenance
-    made["processes"] = team.size
-    # torchrun gives each process one thread, which is no reason to decode with one.
-    workers = config.data.files.workers or (0 if team.size == 1 else team.cores())
-    with this.phase("data"):
+    device_name = torch.cuda.get_device_name() if team.device != "cpu" else "cpu"
+    training_run = new_run(experiment, config, team.device, device_name)
+    provenance = training_run.provenance
+    provenance["processes"] = team.size
+    # torchrun sets one thread per process, which must not limit the processes that decode video.
+    workers = config.data.files.workers or (0 if team.size == 1 else team.cores_per_process())
+    with training_run.phase("data"):
         data = load(
             config.data,
             seed=config.run.seed,
@@ -104,20 +133,28 @@ def run(
             workers=workers,
         )
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())
-    report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {made['device']}")
+    report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {provenance['device']}")
     for reason in data.refused.values():
         report(f"refused: {reason}")
-    model = build(config, data, team.device, report=report)
-    with this.phase("teacher"):
+    model = build_network(config, data, team.device, report=report)
+    with training_run.phase("teacher"):
         teacher = load_teacher(config, data, team.device)
-    fixed = _facts(experiment, config, data, made["source"], team)
-    states = _states(path, fixed, report) if team.first else None
-    with this.phase("train"):
-        metrics = f"{path}.jsonl" if team.first else None
-        history = fit(model, config, data, teacher=teacher, team=team, states=states, metrics=metrics, report=report)
-    with this.phase("evaluate"):
-        found, arrays = score(model, data, config.network.stream, team=team)
-    if not team.first:
+    fixed = _fixed_facts(experiment, config, data, provenance["source"], team)
+    states = _open_states(path, fixed, report) if team.is_main else None
+    with training_run.phase("train"):
+        history = fit(
+            model,
+            config,
+            data,
+            teacher=teacher,
+            team=team,
+            states=states,
+            metrics_path=f"{path}.jsonl" if team.is_main else None,
+            report=report,
+        )
+    with training_run.phase("evaluate"):
+        metrics, arrays = evaluate_splits(model, data, config.network.stream, team=team)
+    if not team.is_main:
         return None
     save_checkpoint(
         f"{path}.safetensors",
@@ -126,26 +163,27 @@ def run(
         classes=data.classes,
         input=config.data.input_spec(config.network.stream),
     )
-    record = this.write(
+    record = training_run.write(
         plan.arm_name(experiment, params),
-        found,
-        arrays=arrays | curves(history) | ({"siblings": np.array(data.siblings)} if data.siblings else {}),
+        metrics,
+        arrays=arrays | history_arrays(history) | ({"siblings": np.array(data.siblings)} if data.siblings else {}),
         files=data.files,
         stand_in=data.stand_in,
     )
-    states.clear()
+    states.delete_folder()
     return record
 
 
-def _facts(experiment: str, config: TrainConfig, data: Data, source: str, team: Team) -> dict[str, Any]:
-    """What must be the same in all processes of a run, and when it is gone on with.
+def _fixed_facts(experiment: str, config: TrainConfig, data: Data, source: str, team: Team) -> dict[str, Any]:
+    """Lists the facts that must be the same in all processes of a run, and again when it resumes.
 
-    Raises ValueError where processes differ.
+    Raises:
+        ValueError: if processes differ.
     """
     table = data.splits["train"].table
     rows = table[[c for c in ("path", "label", "start", "end") if c in table]]
-    fixed = {name: value for name, value in params_of(experiment, config).items() if name not in CHANGEABLE_ON_RESUME}
-    facts = fixed | {
+    params = {name: value for name, value in params_of(experiment, config).items() if name not in CHANGEABLE_ON_RESUME}
+    facts = params | {
         CODE: source,
         "classes": list(data.classes),
         "training clips": f"{len(rows)}, {hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]}",
@@ -156,21 +194,22 @@ def _facts(experiment: str, config: TrainConfig, data: Data, source: str, team: 
     for name in ("teacher", "student"):
         if weights := getattr(config.distillation, name):
             facts[f"{name}'s weights"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
-    for rank, others in enumerate(team.gather(facts)):
-        if differ := [name for name in facts if facts[name] != others.get(name)]:
+    for rank, other_facts in enumerate(team.gather(facts)):
+        if differing := [name for name in facts if facts[name] != other_facts.get(name)]:
+            name = differing[0]
             raise ValueError(
-                f"processes {team.rank} and {rank} do not run the same: {differ[0]} is {facts[differ[0]]!r} and "
-                f"{others.get(differ[0])!r}"
+                f"processes {team.rank} and {rank} must run the same, but {name} is {facts[name]!r} in one and "
+                f"{other_facts.get(name)!r} in the other"
             )
     return facts
 
 
-def _states(path: Path, fixed: dict[str, Any], report: Callable[[str], None]) -> States:
-    """The states of the run, without what a finished or killed one left."""
+def _open_states(path: Path, fixed: dict[str, Any], report: Callable[[str], None]) -> States:
+    """Opens the states of a run and deletes what finished or killed runs left beside them."""
     states = States(f"{path}.state", fixed, report)
     record = Path(f"{path}.json")
     if states.paths() and record.is_file() and record.stat().st_mtime >= states.paths()[0].stat().st_mtime:
-        states.drop()  # killed after its record
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink()  # killed while it wrote
+        states.delete_states()  # of a run that was killed after it wrote its record
+    for unfinished in path.parent.glob(f".{path.name}.*"):
+        unfinished.unlink()  # half-written when a process was killed
     return states

@@ -1,8 +1,8 @@
-"""How far a run has come, on disk: whole, or refused by name.
+"""States of a run on disk, from which it resumes: written atomically, and checked when they are read.
 
 states = States(folder, fixed={"seed": 3})
-states.save(step, tensors, about)                # the last two are kept
-found = states.latest()                          # the newest that is whole; None where there is none
+states.save(step, tensors, metadata)             # keeps the last two
+state = states.latest()                          # the newest undamaged one, or None
 """
 
 import fcntl
@@ -19,110 +19,125 @@ from torch import Tensor
 from d3d.files import write_atomic
 from d3d.s3dg.checkpoints import CheckpointError, read_safetensors, to_safetensors
 
-STATE = "d3d-state-1"  # the format
-KEPT = 2
-CODE = "code"  # the fact that tells which modules a run is made by
+FORMAT = "d3d-state-1"
+MAX_STATES = 2
+CODE = "code"  # the name of the fact that is the hash of the code
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a run had come after `step` steps."""
+    """A run after some steps.
+
+    Attributes:
+        step: how many steps were done.
+        tensors: what `Sgd.state` returned.
+        metadata: what was saved with them, as JSON.
+    """
 
     step: int
     tensors: dict[str, Tensor]
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
 
 class States:
-    """The last states of one run, in a folder that one process holds at a time.
+    """The last states of one run, in a folder that this process locks; waits if another process has locked it.
 
-    fixed: the facts that must be the same for a run to be gone on with. Raises OSError where the folder cannot be
-    written.
+    Args:
+        folder: where the states are, created if it does not exist.
+        fixed: facts that must be the same for a run to resume, such as its parameters.
+        report: receives one line for everything unusual.
+
+    Raises:
+        OSError: if the folder cannot be written.
     """
 
     def __init__(self, folder: str | Path, fixed: Mapping[str, Any], report: Callable[[str], None] = print) -> None:
         self.folder, self.report = Path(folder), report
         self.fixed = json.loads(json.dumps(dict(fixed)))
-        self._held = self._lock()
-        for left in self.folder.glob(".*"):  # half-written when a process was killed
-            left.unlink()
+        self._lock_fd = self._lock()
+        for unfinished in self.folder.glob(".*"):  # half-written when a process was killed
+            unfinished.unlink()
 
     def _lock(self) -> int:
-        """Waits for the folder, and again where who held it has deleted it since."""
+        """Locks the folder, and starts over if the process that had locked it deleted it meanwhile."""
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
+            fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                self.report(f"another process is at this run ({self.folder}): waiting for it to end")
-                fcntl.flock(held, fcntl.LOCK_EX)
-            if os.fstat(held).st_nlink:
-                return held
-            os.close(held)
+                self.report(f"another process is training this run ({self.folder}): waiting for it to end")
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)
 
     def paths(self) -> list[Path]:
-        """The files, the newest first."""
+        """The files of the states, newest first."""
         return sorted(self.folder.glob("step*.safetensors"), reverse=True)
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-        """Writes a state, then deletes all but the last two. Raises OSError where the disk does not take it."""
+    def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+        """Writes a state, then deletes all but the last two; raises OSError if it cannot be written."""
         path = self.folder / f"step{step:09d}.safetensors"
-        about = {"step": step, "fixed": self.fixed, "about": dict(about)}
-        write_atomic({path: to_safetensors(STATE, tensors, about)})
-        for old in self.paths()[KEPT:]:
+        about = {"step": step, "fixed": self.fixed, "about": dict(metadata)}
+        write_atomic({path: to_safetensors(FORMAT, tensors, about)})
+        for old in self.paths()[MAX_STATES:]:
             old.unlink()
         return path
 
     def latest(self) -> State | None:
-        """The newest state that is whole, on the facts of this run.
+        """Reads the newest undamaged state; None if there is none, or if other code saved it.
 
-        A damaged one is reported and the one before it taken; those of other code are reported and set aside.
+        Damaged states and those of other code are reported and renamed.
 
-        Raises CheckpointError where all are damaged, or one is of a run with other facts, naming those that differ.
+        Raises:
+            CheckpointError: if all states are damaged, or if the state's facts differ from this run's; the message
+                names the facts.
         """
         damaged = []
         for path in self.paths():
             try:
-                about, tensors = read_safetensors(path, STATE)
+                about, tensors = read_safetensors(path, FORMAT)
             except CheckpointError as error:
                 damaged.append((path, error))
                 continue
-            was = about["fixed"]
-            if was.get(CODE) != self.fixed.get(CODE):
+            saved = about["fixed"]
+            if saved.get(CODE) != self.fixed.get(CODE):
                 self._set_aside(path)
                 return None
-            if other := [name for name in self.fixed | was if was.get(name) != self.fixed.get(name)]:
+            if differing := [name for name in self.fixed | saved if saved.get(name) != self.fixed.get(name)]:
                 raise CheckpointError(
                     f"{path} was saved with "
-                    + ", ".join(f"{name} {was.get(name)!r}" for name in other)
+                    + ", ".join(f"{name} {saved.get(name)!r}" for name in differing)
                     + "; this run has "
-                    + ", ".join(f"{name} {self.fixed.get(name)!r}" for name in other)
-                    + f": give what it had to go on, or delete {self.folder} to start anew"
+                    + ", ".join(f"{name} {self.fixed.get(name)!r}" for name in differing)
+                    + f": change that back to resume, or delete {self.folder} to start over"
                 )
             for newer, error in damaged:
-                self.report(f"{error}; going on from the state before it")
+                self.report(f"{error}; resuming from the state before it")
                 newer.rename(newer.with_name(f"damaged-{newer.name}"))
             return State(about["step"], tensors, about["about"])
         if damaged:
-            raise CheckpointError(f"{damaged[0][0]} is damaged, as all in {self.folder}: delete it to start anew")
+            raise CheckpointError(
+                f"{damaged[0][0]} is damaged, like all states in {self.folder}: delete the folder to start over"
+            )
         return None
 
     def _set_aside(self, path: Path) -> None:
-        """What other code computed this one cannot go on with; it is kept until the run is finished."""
+        """Renames the states, from which other code cannot resume; they stay until the run is finished."""
         for old in self.paths():
             old.rename(old.with_name(f"other-code-{old.name}"))
-        self.report(f"{path} was saved by other code: it is set aside as other-code-{path.name}, starting anew")
+        self.report(f"{path} was saved by other code: it is renamed other-code-{path.name}, and training starts over")
 
-    def newest(self) -> str:
-        """Where the last good state is, in words."""
+    def describe_latest(self) -> str:
+        """Says for a message where the newest state is."""
         return next((f"the last good state is {path}" for path in self.paths()), "no state was saved before")
 
-    def drop(self) -> None:
-        """Deletes the states: another run is finished."""
+    def delete_states(self) -> None:
+        """Deletes the states but keeps the folder and its lock."""
         for path in self.paths():
             path.unlink()
 
-    def clear(self) -> None:
-        """Deletes the folder: the run is finished."""
+    def delete_folder(self) -> None:
+        """Deletes the folder, once the run is finished."""
         shutil.rmtree(self.folder)

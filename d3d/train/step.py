@@ -1,7 +1,7 @@
-"""One step of training, on one process or several: gradients of an objective, their sum, an update.
+"""One training step, on one process or several: gradients of an objective, their sum over processes, an update.
 
-On a GPU, clips that lie there are trained on by a CUDA graph that holds the whole step, from gathering the clips to the
-update: at the study's scale launching its kernels one by one takes several times as long as they do.
+On a GPU, clips that are in its memory are trained on by a CUDA graph of the whole step, from gathering the clips to the
+update: at the study's scale, launching the kernels one by one takes several times as long as running them.
 """
 
 from collections import deque
@@ -17,29 +17,42 @@ from d3d.s3dg.network import S3DG
 from d3d.study.parameters import OptimiserConfig, TrainConfig
 from d3d.train.objective import Objective
 from d3d.train.sgd import Sgd
-from d3d.train.team import ALONE, Team, synchronise
+from d3d.train.team import ALONE, Team, use_synced_norm
 
-# What a step gives beside its objective's metrics: its clips, and how many processes were asked to stop.
+# Metrics of a step beside those of its objective: its clips, and how many processes were asked to stop.
 COUNTS = ("clips", "stop")
-# Steps that may be under way on a GPU before the oldest is waited for.
-AHEAD = 8
+# How many steps may be queued on a GPU before the oldest is waited for.
+MAX_IN_FLIGHT = 8
 
 
 class StepMetrics(NamedTuple):
-    """What came of the step at a position: means over its clips, beside `clips` and `stop`."""
+    """Metrics of one step.
 
-    position: int
+    Attributes:
+        step: index of the step.
+        values: means over the step's clips, and the COUNTS.
+    """
+
+    step: int
     values: dict[str, float]
 
 
+def effective_batch_size(clips: int, config: OptimiserConfig) -> int:
+    """The largest batch of so many training clips that is within `batch_size`: all of them, where they are fewer."""
+    return min(config.batch_size, clips)
+
+
 def steps_per_epoch(clips: int, config: OptimiserConfig, team: Team) -> int:
-    """How many steps there are per epoch of so many clips: batch norm needs two per part, which may make a step a
-    little larger than `batch_size`."""
-    return min(-(-clips // config.batch_size), clips // (2 * config.accumulate * team.size))
+    """The number of steps per epoch of so many clips.
+
+    Batch norm needs two clips per micro-batch of each process, which may make steps a little larger than `batch_size`.
+    """
+    batch_size = effective_batch_size(clips, config)
+    return min(-(-clips // batch_size), clips // (2 * config.accumulate * team.size))
 
 
-class _Slot(NamedTuple):
-    """Page-locked memory of one step under way: what goes to the GPU, and what comes back."""
+class _Staging(NamedTuple):
+    """Page-locked memory of one step in flight: its inputs on their way to the GPU, its metrics on their way back."""
 
     rows: Tensor
     mask: Tensor
@@ -47,10 +60,17 @@ class _Slot(NamedTuple):
     done: torch.cuda.Event
 
 
-class Step:
-    """Trains `model` on an objective, a step at a time, over all processes of the team.
+class TrainStep:
+    """Trains a network step by step, in all processes of a team.
 
-    capture: train by CUDA graphs; None: where clips lie on a GPU and batch norm is not synchronised.
+    Args:
+        model: the network.
+        config: the run's configuration.
+        clips: the training clips; their device is the model's.
+        objective: what is minimised.
+        team: the processes that train together.
+        capture: whether to train by CUDA graphs; default: if the clips are in a GPU's memory and batch norm is not
+            synchronised.
     """
 
     def __init__(
@@ -65,151 +85,164 @@ class Step:
     ) -> None:
         synced = config.optimiser.sync_norm and team.size > 1
         if synced:
-            synchronise(model)
+            use_synced_norm(model)
         self.model, self.config, self.clips, self.objective, self.team = model.train(), config, clips, objective, team
         self.device = clips.labels.device
         on_gpu = self.device.type == "cuda"
         self.capture = on_gpu and not clips.augmented and not synced if capture is None else capture
-        # The metrics of a step are read this many steps later.
-        self.lag = AHEAD if on_gpu else 0
-        self.names = (*objective.names, *COUNTS)
-        self.sgd = Sgd(model, config.optimiser, self.device, extra=len(self.names))
-        # Averaged over processes, so that all hold the same network.
-        self.averages = [b for b in model.buffers() if b.is_floating_point()]
-        self.stream = torch.cuda.Stream(self.device) if on_gpu else None
-        self.slots = [self._slot() for _ in range(AHEAD)] if on_gpu else []
+        # A step's metrics are returned this many steps later.
+        self.lag = MAX_IN_FLIGHT if on_gpu else 0
+        self.metric_names = (*objective.metric_names, *COUNTS)
+        self.sgd = Sgd(model, config.optimiser, self.device, extra=len(self.metric_names))
+        # Averaged over processes, so that all of them have the same network.
+        self.running_stats = [b for b in model.buffers() if b.is_floating_point()]
+        self.cuda_stream = torch.cuda.Stream(self.device) if on_gpu else None
+        self.staging = [self._new_staging() for _ in range(MAX_IN_FLIGHT)] if on_gpu else []
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self.warm: set[tuple] = set()
-        self.under_way: deque[tuple[int, _Slot]] = deque()
+        self.warmed_up: set[tuple] = set()
+        self.in_flight: deque[tuple[int, _Staging]] = deque()
 
-    def _slot(self) -> _Slot:
+    def _new_staging(self) -> _Staging:
         optimiser, clips = self.config.optimiser, len(self.clips)
-        step = max(optimiser.batch_size, -(-clips // steps_per_epoch(clips, optimiser, self.team)))
-        most = -(-step // self.team.size)
+        steps = steps_per_epoch(clips, optimiser, self.team)
+        max_clips = max(effective_batch_size(clips, optimiser), -(-clips // steps))
+        max_rows = -(-max_clips // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
-        return _Slot(
-            torch.empty(most, dtype=torch.int64, pin_memory=True),
-            torch.empty(most, *shape, dtype=torch.bool, pin_memory=True),
-            torch.empty(len(self.names), pin_memory=True),
+        return _Staging(
+            torch.empty(max_rows, dtype=torch.int64, pin_memory=True),
+            torch.empty(max_rows, *shape, dtype=torch.bool, pin_memory=True),
+            torch.empty(len(self.metric_names), pin_memory=True),
             torch.cuda.Event(),
         )
 
-    def share_of(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """This process's part of a step's rows."""
+    def local_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns this process's part of an array with one row per clip of a step."""
         return np.array_split(np.asarray(rows), self.team.size)[self.team.rank]
 
     def __call__(
-        self, position: int, rows: np.ndarray, *, rate: float, batch: Batch | None = None, stop: bool = False
+        self, step: int, rows: np.ndarray, *, learning_rate: float, batch: Batch | None = None, stop: bool = False
     ) -> list[StepMetrics]:
-        """Trains on the clips of `rows`; returns the metrics of earlier steps, and on a CPU of this one.
+        """Trains on one batch.
 
-        rate: the learning rate. batch: this process's clips, where they come from files; else they are taken by row.
-        stop: ask all processes to stop.
+        Args:
+            step: index of the step.
+            rows: indices of its clips, over all processes.
+            learning_rate: for this step.
+            batch: this process's clips, if they come from files; default: gathered from the training clips.
+            stop: whether to ask all processes to stop.
+
+        Returns:
+            The metrics that have become available: on a CPU those of this step, on a GPU those of earlier ones.
         """
-        mine = torch.from_numpy(self.share_of(rows)) if batch is None else batch.index
-        mask, total = self._dropout_mask(position, rows), len(rows)
+        index = torch.from_numpy(self.local_rows(rows)) if batch is None else batch.index
+        mask, total = self._dropout_mask(step, rows), len(rows)
         if batch is not None:
-            # Some files may have been unreadable. If one process lacks clips, all skip the step.
-            mask = mask[np.isin(self.share_of(rows), mine.cpu().numpy())]
-            counts = torch.tensor([len(mine), len(mine) < 2 * self.config.optimiser.accumulate], device=self.device)
+            # Files may be unreadable. If that leaves one process with too few clips, all skip the step.
+            mask = mask[np.isin(self.local_rows(rows), index.cpu().numpy())]
+            counts = torch.tensor([len(index), len(index) < 2 * self.config.optimiser.accumulate], device=self.device)
             total, lacking = self.team.sum_(counts).tolist()
             if lacking:
-                return [*self.drain(), StepMetrics(position, dict.fromkeys(self.names, 0.0))]
-        if self.stream is None:
-            self._step(mine, mask, total, rate, batch, stop)
-            return [self._metrics(position, self.sgd.extra)]
-        oldest = [self._oldest()] if len(self.under_way) == AHEAD else []
-        slot = self.slots[0]
-        self.slots = [*self.slots[1:], slot]
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+                return [*self.drain(), StepMetrics(step, dict.fromkeys(self.metric_names, 0.0))]
+        if self.cuda_stream is None:
+            self._run_step(index, mask, total, learning_rate, batch, stop)
+            return [self._to_metrics(step, self.sgd.extra)]
+        completed = [self._wait_for_oldest()] if len(self.in_flight) == MAX_IN_FLIGHT else []
+        staging = self.staging[0]
+        self.staging = [*self.staging[1:], staging]
+        self.cuda_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.cuda_stream):
             if batch is None:
-                mine = slot.rows[: len(mine)].copy_(mine)
-            self._step(mine, slot.mask[: len(mask)].copy_(mask), total, rate, batch, stop)
-            slot.metrics.copy_(self.sgd.extra, non_blocking=True)
-            slot.done.record()
-        torch.cuda.current_stream().wait_stream(self.stream)
-        self.under_way.append((position, slot))
-        return oldest
+                index = staging.rows[: len(index)].copy_(index)
+            self._run_step(index, staging.mask[: len(mask)].copy_(mask), total, learning_rate, batch, stop)
+            staging.metrics.copy_(self.sgd.extra, non_blocking=True)
+            staging.done.record()
+        torch.cuda.current_stream().wait_stream(self.cuda_stream)
+        self.in_flight.append((step, staging))
+        return completed
 
     def drain(self) -> list[StepMetrics]:
-        """The metrics of the steps still under way, once they are done."""
-        return [self._oldest() for _ in range(len(self.under_way))]
+        """Waits for the steps in flight and returns their metrics."""
+        return [self._wait_for_oldest() for _ in range(len(self.in_flight))]
 
-    def _oldest(self) -> StepMetrics:
-        position, slot = self.under_way.popleft()
-        slot.done.synchronize()
-        return self._metrics(position, slot.metrics)
+    def _wait_for_oldest(self) -> StepMetrics:
+        step, staging = self.in_flight.popleft()
+        staging.done.synchronize()
+        return self._to_metrics(step, staging.metrics)
 
-    def _metrics(self, position: int, sums: Tensor) -> StepMetrics:
-        values = dict(zip(self.names, sums.tolist(), strict=True))
-        means = {name: values[name] / values["clips"] for name in self.objective.names}
-        return StepMetrics(position, values | means)
+    def _to_metrics(self, step: int, sums: Tensor) -> StepMetrics:
+        values = dict(zip(self.metric_names, sums.tolist(), strict=True))
+        means = {name: values[name] / values["clips"] for name in self.objective.metric_names}
+        return StepMetrics(step, values | means)
 
-    def _step(self, mine: Tensor, mask: Tensor, total: int, rate: float, batch: Batch | None, stop: bool) -> None:
-        sizes = [len(part) for part in np.array_split(np.arange(len(mine)), self.config.optimiser.accumulate)]
-        self.sgd.learning_rate.fill_(rate)
+    def _run_step(
+        self, index: Tensor, mask: Tensor, total: int, learning_rate: float, batch: Batch | None, stop: bool
+    ) -> None:
+        sizes = [len(rows) for rows in np.array_split(np.arange(len(index)), self.config.optimiser.accumulate)]
+        self.sgd.learning_rate.fill_(learning_rate)
         alone = self.team.size == 1
         key = (*sizes, total)
-        if self.capture and key in self.warm:
-            self._replay(key, mine, mask, total)
+        if self.capture and key in self.warmed_up:
+            self._replay(key, index, mask, total)
         else:
-            # The first step of a size runs launch by launch, which is what a capture needs to have seen.
-            self.warm.add(key)
-            batches = batch.split(sizes) if batch is not None else self._taken(self._there(mine), sizes)
-            self._gradients(batches, self._there(mask), total)
+            # The first step of each size runs without a graph, since its kernels must be set up before a capture.
+            self.warmed_up.add(key)
+            batches = batch.split(sizes) if batch is not None else self._gather(self._to_device(index), sizes)
+            self._accumulate_gradients(batches, self._to_device(mask), total)
             if alone:
                 self.sgd.update()
         self.sgd.extra[-1] = float(stop)
         if not alone:
-            self.team.sum_(self.sgd.flat)
+            self.team.sum_(self.sgd.buffer)
             self.sgd.update()
-            self._average()
+            self._average_running_stats()
 
-    def _replay(self, key: tuple, rows: Tensor, mask: Tensor, total: int) -> None:
+    def _replay(self, key: tuple, index: Tensor, mask: Tensor, total: int) -> None:
         if key not in self.graphs:
-            held = self._there(rows), self._there(mask)
+            graph_inputs = self._to_device(index), self._to_device(mask)
             graph = torch.cuda.CUDAGraph()
             pool = next((g.pool() for g, *_ in self.graphs.values()), None)
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                self._gradients(self._taken(held[0], key[:-1]), held[1], total)
+            with torch.cuda.graph(graph, pool=pool, stream=self.cuda_stream, capture_error_mode="thread_local"):
+                self._accumulate_gradients(self._gather(graph_inputs[0], key[:-1]), graph_inputs[1], total)
                 if self.team.size == 1:
                     self.sgd.update()
-            self.graphs[key] = graph, *held
-        graph, held_rows, held_mask = self.graphs[key]
-        held_rows.copy_(rows, non_blocking=True)
-        held_mask.copy_(mask, non_blocking=True)
+            self.graphs[key] = graph, *graph_inputs
+        graph, graph_index, graph_mask = self.graphs[key]
+        graph_index.copy_(index, non_blocking=True)
+        graph_mask.copy_(mask, non_blocking=True)
         graph.replay()
 
-    def _there(self, x: Tensor) -> Tensor:
+    def _to_device(self, x: Tensor) -> Tensor:
         return x.to(self.device, non_blocking=True)
 
-    def _taken(self, rows: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
-        for part in rows.split(list(sizes)):
-            yield self.clips.batch(part, self.objective.streams)
+    def _gather(self, index: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
+        for micro_index in index.split(list(sizes)):
+            yield self.clips.batch(micro_index, self.objective.streams)
 
-    def _dropout_mask(self, position: int, rows: np.ndarray) -> Tensor:
-        """What dropout leaves of this process's clips, bool (B, C, T', H', W'), by seed, step and place in it alone.
+    def _dropout_mask(self, step: int, rows: np.ndarray) -> Tensor:
+        """Which pooled features of this process's clips dropout keeps, bool (B, C, T', H', W').
 
-        So it is the same on any device, in any number of processes and parts, and after a pause.
+        Drawn on the CPU from seed and step for the whole batch, so it depends neither on the device nor on the number
+        of processes and micro-batches, and is the same after a run resumes.
         """
         run, shape = self.config.run, self.model.pooled_shape(self.clips.size)
-        drawn = np.random.default_rng((run.seed, run.twin, position)).random((len(rows), *shape), np.float32)
-        return torch.from_numpy(self.share_of(drawn) >= self.config.network.dropout)
+        drawn = np.random.default_rng((run.seed, run.twin, step)).random((len(rows), *shape), np.float32)
+        return torch.from_numpy(self.local_rows(drawn) >= self.config.network.dropout)
 
-    def _gradients(self, batches: Iterable[Batch], mask: Tensor, total: int) -> None:
-        self.sgd.flat.zero_()
-        first = 0
+    def _accumulate_gradients(self, batches: Iterable[Batch], mask: Tensor, total: int) -> None:
+        self.sgd.buffer.zero_()
+        start = 0
         for batch in batches:
-            own = mask[first : first + len(batch.labels)]
-            first += len(batch.labels)
-            values = self.objective(self.model, batch, own)
+            batch_mask = mask[start : start + len(batch.labels)]
+            start += len(batch.labels)
+            values = self.objective(self.model, batch, batch_mask)
             (values["loss"].sum() / total).backward()
             ones = torch.ones_like(values["loss"])
-            rows = torch.stack([*(values[name] for name in self.objective.names), ones, torch.zeros_like(ones)])
-            self.sgd.extra += rows.detach().sum(1)
+            metrics = torch.stack(
+                [*(values[name] for name in self.objective.metric_names), ones, torch.zeros_like(ones)]
+            )
+            self.sgd.extra += metrics.detach().sum(1)
 
     @torch.no_grad()
-    def _average(self) -> None:
-        flat = self.team.sum_(torch.cat(self.averages)) / self.team.size
-        torch._foreach_copy_(self.averages, list(flat.split([len(b) for b in self.averages])))
+    def _average_running_stats(self) -> None:
+        means = self.team.sum_(torch.cat(self.running_stats)) / self.team.size
+        torch._foreach_copy_(self.running_stats, list(means.split([len(b) for b in self.running_stats])))

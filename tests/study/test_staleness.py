@@ -135,9 +135,9 @@ def test_the_default_of_a_parameter_that_a_notebook_cannot_set_counts(tree, monk
     "line",
     [
         "import d3d.train.losses as losses",
-        "from .losses import distance",
+        "from .losses import get_distance",
         "from d3d import train",
-        "from d3d.train import distance",
+        "from d3d.train import get_distance",
     ],
 )
 def test_an_import_that_cannot_be_traced_to_a_module_is_refused(tree, line):

@@ -7,77 +7,77 @@ from hypothesis.extra.numpy import arrays
 
 from d3d.data.load import load
 from d3d.s3dg.network import s3dg
-from d3d.train.evaluate import accuracy, calibrate, fuse
-from d3d.train.fuse import score_fusion
+from d3d.train.evaluate import accuracy, calibrate, fuse_logits
+from d3d.train.fuse import evaluate_ensemble
 from tests import configs
 
 
 def test_accuracy_by_hand():
     logits = np.array([[2, 1, 0], [0, 1, 0], [0, 0, 3], [5, 0, 0]], dtype=np.float32)
-    scores = accuracy(logits, np.array([0, 1, 2, 1]), ["motion", "motion", "both", "both"])
-    assert scores == {"top1": 0.75, "motion/top1": 1.0, "both/top1": 0.5}
+    metrics = accuracy(logits, np.array([0, 1, 2, 1]), ["motion", "motion", "both", "both"])
+    assert metrics == {"top1": 0.75, "motion/top1": 1.0, "both/top1": 0.5}
 
 
 def test_one_group_adds_no_metric():
     assert accuracy(np.eye(2), np.array([0, 0]), ["all", "all"]) == {"top1": 0.5}
 
 
-def test_clips_left_unscored_are_an_error():
+def test_fewer_logits_than_labels_are_an_error():
     with pytest.raises(ValueError, match="3 clips were scored but the split has 4"):
         accuracy(np.eye(3), np.zeros(4), ["all"] * 4)
 
 
-def test_fusion_is_the_mean_of_softmax():
+def test_fusion_is_the_mean_softmax():
     a, b = np.log([[0.9, 0.1]]), np.log([[0.3, 0.7]]) + 5
-    assert np.allclose(np.exp(fuse([a, b])), [[0.6, 0.4]])
+    assert np.allclose(np.exp(fuse_logits([a, b])), [[0.6, 0.4]])
 
 
 @given(arrays(np.float64, (2, 3, 4), elements=st.floats(-50, 50)))
 def test_fusion_ignores_order_and_shifts(members):
-    once = fuse(members)
-    assert np.allclose(once, fuse(members[::-1]))
-    assert np.allclose(once, fuse([members[0] + 7, members[1] - 3]), atol=1e-6)
-    assert np.allclose(np.exp(once).sum(1), 1)
+    fused = fuse_logits(members)
+    assert np.allclose(fused, fuse_logits(members[::-1]))
+    assert np.allclose(fused, fuse_logits([members[0] + 7, members[1] - 3]), atol=1e-6)
+    assert np.allclose(np.exp(fused).sum(1), 1)
 
 
-def test_fusion_of_other_clips_is_an_error():
+def test_fusion_of_different_clips_is_an_error():
     with pytest.raises(ValueError, match="same clips and classes"):
-        fuse([np.zeros((3, 4)), np.zeros((2, 4))])
+        fuse_logits([np.zeros((3, 4)), np.zeros((2, 4))])
     a = {"logits/iid": np.eye(2), "labels/iid": np.array([0, 1]), "groups/iid": np.array(["a", "a"])}
     with pytest.raises(ValueError, match="did not score the same clips of 'iid'"):
-        score_fusion([a, a | {"labels/iid": np.array([1, 0])}])
+        evaluate_ensemble([a, a | {"labels/iid": np.array([1, 0])}])
 
 
-def test_two_networks_can_be_right_where_each_is_wrong():
+def test_an_ensemble_can_be_right_where_each_member_is_wrong():
     labels, groups = np.array([0]), np.array(["all"])
     a = {"logits/iid": np.log([[0.4, 0.5, 0.1]]), "labels/iid": labels, "groups/iid": groups}
     b = {"logits/iid": np.log([[0.4, 0.1, 0.5]]), "labels/iid": labels, "groups/iid": groups}
-    pairs = {"siblings": np.array([1, 0, -1])}
-    metrics, arrays_ = score_fusion([a | pairs, b | pairs])
-    assert arrays_["siblings"].tolist() == [1, 0, -1]
-    # Each member is wrong, so all of it is gained.
+    siblings = {"siblings": np.array([1, 0, -1])}
+    metrics, fused = evaluate_ensemble([a | siblings, b | siblings])
+    assert fused["siblings"].tolist() == [1, 0, -1]
+    # Both members have top-1 0, so the gain is the whole top-1.
     assert metrics == {"iid/top1": 1.0, "iid/top1_gain": 1.0}
-    assert np.allclose(np.exp(arrays_["logits/iid"]), [[0.4, 0.3, 0.3]])
+    assert np.allclose(np.exp(fused["logits/iid"]), [[0.4, 0.3, 0.3]])
 
 
 def test_fusion_by_logits_is_their_mean():
     a, b = np.array([[2.0, 0.0, 0.0]]), np.array([[0.0, 8.0, 1.0]])
-    assert fuse([a, b], by="logits").tolist() == [[1.0, 4.0, 0.5]]
-    # A network that shouts counts more by logits than by softmax.
-    calm, loud = np.log([[0.1, 0.9]]), np.array([[60.0, 0.0]])
-    assert fuse([calm, calm, loud]).argmax() == 1
-    assert fuse([calm, calm, loud], by="logits").argmax() == 0
+    assert fuse_logits([a, b], by="logits").tolist() == [[1.0, 4.0, 0.5]]
+    # A network with large logits weighs more by logits than by softmax.
+    small, large = np.log([[0.1, 0.9]]), np.array([[60.0, 0.0]])
+    assert fuse_logits([small, small, large]).argmax() == 1
+    assert fuse_logits([small, small, large], by="logits").argmax() == 0
 
 
-def test_an_untrained_network_passes_something_on_once_calibrated():
+def test_activations_of_an_untrained_network_do_not_vanish_once_calibrated():
     clips = load(configs.data(frames=4, size=16, train_clips=16, test_clips=16), seed=0).splits["train"]
     model = s3dg(16, width=0.1)
     weights = {name: value.clone() for name, value in model.named_parameters()}
     calibrate(model, clips, "rgb", batch_size=16)
     assert not model.training
     assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
-    assert model.features["Conv2d_1a_7x7"].norm.momentum == 0.1
     first = model.features["Conv2d_1a_7x7"]
+    assert first.norm.momentum == 0.1
     x = first.conv(clips.inputs("rgb", slice(None)))
     assert torch.allclose(first.norm.running_mean, x.mean((0, 2, 3, 4)), atol=1e-5)
     deep = model.endpoints(clips.inputs("rgb", slice(None)), ["Mixed_5c"])["Mixed_5c"]

@@ -1,4 +1,4 @@
-"""States of a run: whole, verified, pruned, and refused by a sentence otherwise."""
+"""States of a run: complete, verified, pruned, and otherwise refused with a clear message."""
 
 import json
 import os
@@ -20,70 +20,73 @@ def tensors(value):
 
 
 class TestStates:
-    def test_the_newest_comes_back_and_two_are_kept(self, tmp_path):
+    def test_the_newest_is_read_and_two_are_kept(self, tmp_path):
         states = States(tmp_path / "run.state", FIXED)
         assert states.latest() is None
         for step in (5, 10, 100):
             states.save(step, tensors(step), {"sums": {"loss": 0.1 + 0.2}})
         assert [path.name for path in states.paths()] == ["step000000100.safetensors", "step000000010.safetensors"]
-        found = states.latest()
-        assert found.step == 100
-        assert found.about == {"sums": {"loss": 0.1 + 0.2}}
-        assert torch.equal(found.tensors["model.w"], torch.full((5,), 100.0))
-        states.clear()
+        state = states.latest()
+        assert state.step == 100
+        assert state.metadata == {"sums": {"loss": 0.1 + 0.2}}
+        assert torch.equal(state.tensors["model.w"], torch.full((5,), 100.0))
+        states.delete_folder()
         assert not (tmp_path / "run.state").exists()
 
     @pytest.mark.parametrize("damage", [lambda c: c[:-3], lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: b""])
-    def test_a_damaged_one_is_told_and_the_one_before_taken(self, tmp_path, damage):
-        told = []
-        states = States(tmp_path, FIXED, told.append)
+    def test_a_damaged_one_is_reported_and_the_one_before_read(self, tmp_path, damage):
+        lines = []
+        states = States(tmp_path, FIXED, lines.append)
         states.save(5, tensors(5), {})
         path = states.save(10, tensors(10), {})
         path.write_bytes(damage(path.read_bytes()))
         assert states.latest().step == 5
-        assert len(told) == 1
-        assert "step000000010.safetensors is " in told[0]
-        assert told[0].endswith("; going on from the state before it")
-        # It is kept, but neither counts as the newest nor takes a good one's place.
+        assert len(lines) == 1
+        assert "step000000010.safetensors is " in lines[0]
+        assert lines[0].endswith("; resuming from the state before it")
+        # It stays on disk, but does not count as the newest and takes no good one's place.
         assert (tmp_path / "damaged-step000000010.safetensors").is_file()
-        assert "step000000005.safetensors" in states.newest()
+        assert "step000000005.safetensors" in states.describe_latest()
         (first,) = states.paths()
         first.write_bytes(b"x" * 50)
         for _ in range(2):
-            with pytest.raises(CheckpointError, match=r"step000000005.safetensors is damaged, as all in .*: delete it"):
+            with pytest.raises(
+                CheckpointError,
+                match=r"step000000005.safetensors is damaged, like all states in .*: delete the folder to start over",
+            ):
                 states.latest()
 
-    def test_another_config_is_refused_by_the_fields_that_differ(self, tmp_path):
+    def test_other_facts_are_refused_by_name(self, tmp_path):
         first = States(tmp_path, FIXED)
         first.save(5, tensors(5), {})
-        os.close(first._held)
+        os.close(first._lock_fd)
         other = States(tmp_path, FIXED | {"learning_rate": 0.2, "new": True})
         with pytest.raises(
             CheckpointError,
             match=r"step000000005.safetensors was saved with learning_rate 0.1, new None; this run has learning_rate "
-            r"0.2, new True: give what it had to go on, or delete .* to start anew",
+            r"0.2, new True: change that back to resume, or delete .* to start over",
         ):
             other.latest()
 
-    def test_what_other_code_saved_is_set_aside(self, tmp_path):
+    def test_states_of_other_code_are_set_aside(self, tmp_path):
         first = States(tmp_path, FIXED | {"code": "a"})
         first.save(5, tensors(5), {})
-        os.close(first._held)
-        told = []
-        second = States(tmp_path, FIXED | {"code": "b"}, told.append)
+        os.close(first._lock_fd)
+        lines = []
+        second = States(tmp_path, FIXED | {"code": "b"}, lines.append)
         assert second.latest() is None
-        assert "step000000005.safetensors was saved by other code: it is set aside as other-code-step0" in told[0]
+        assert "step000000005.safetensors was saved by other code: it is renamed other-code-step000000005" in lines[0]
         assert (tmp_path / "other-code-step000000005.safetensors").is_file()
         second.save(3, tensors(3), {})
         assert second.latest().step == 3
 
-    def test_what_a_killed_process_left_is_swept(self, tmp_path):
+    def test_half_written_files_are_deleted(self, tmp_path):
         (tmp_path / ".step000000005.safetensors.123").write_bytes(b"half")
         states = States(tmp_path, FIXED)
         assert states.latest() is None
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
-    def test_a_full_disk_keeps_the_one_before(self, tmp_path):
+    def test_a_full_disk_leaves_the_state_before(self, tmp_path):
         states = States(tmp_path, FIXED)
         states.save(5, tensors(5), {})
         (tmp_path / f".step000000010.safetensors.{os.getpid()}").symlink_to("/dev/full")
@@ -93,26 +96,26 @@ class TestStates:
 
     @pytest.mark.parametrize("finished", [False, True])
     def test_a_second_process_waits(self, tmp_path, finished):
-        """Also where the first deletes the folder, lock and all: the second then holds a new one."""
+        """Also if the first deletes the folder with the lock: the second then locks a new one."""
         states = States(tmp_path / "run.state", FIXED)
-        code = f"from d3d.train.states import States; States({str(states.folder)!r}, {{}}); print('got it', flush=True)"
+        code = f"from d3d.train.states import States; States({str(states.folder)!r}, {{}}); print('locked', flush=True)"
         other = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True)
-        assert "another process is at this run" in other.stdout.readline()
+        assert "another process is training this run" in other.stdout.readline()
         assert other.poll() is None
         if finished:
-            states.clear()
-        os.close(states._held)
-        assert other.stdout.readline() == "got it\n"
+            states.delete_folder()
+        os.close(states._lock_fd)
+        assert other.stdout.readline() == "locked\n"
         other.communicate()
         assert (states.folder / "lock").is_file()
 
-    def test_the_check_sum_covers_the_facts_too(self, tmp_path):
+    def test_the_check_sum_covers_the_facts(self, tmp_path):
         states = States(tmp_path, FIXED)
         path = states.save(5, tensors(5), {})
         content = path.read_bytes()
         path.write_bytes(content.replace(b'seed\\": 3', b'seed\\": 4'))
         assert path.read_bytes() != content
-        with pytest.raises(CheckpointError, match="is damaged, as all"):
+        with pytest.raises(CheckpointError, match="is damaged, like all states"):
             states.latest()
         with safe_open(path, "pt") as file:
             assert json.loads(file.metadata()["about"])["fixed"]["seed"] == 4

@@ -1,4 +1,4 @@
-"""One step: equal to PyTorch's own optimiser, to a larger batch, and on a GPU to itself captured."""
+"""One step: equal to PyTorch's own optimiser, to a larger batch, and on a GPU to its CUDA graph."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,13 @@ from torch.nn import functional as F
 
 from d3d.data import load as datasets
 from d3d.study.schema import changed
-from d3d.train.networks import Teacher, build
+from d3d.train.networks import Teacher, build_network
 from d3d.train.objective import Objective
-from d3d.train.step import Step
+from d3d.train.step import TrainStep
 from d3d.train.team import ALONE, Team
 from tests import configs
 
 TINY = {"frames": 8, "size": 32, "train_clips": 48, "test_clips": 16, "batch_size": 12, "width": 0.1}
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
 @pytest.fixture(scope="module")
@@ -23,35 +22,35 @@ def data():
     return datasets.load(configs.training(**TINY, flow="exact").data, seed=0, streams=("rgb", "flow"))
 
 
-def trained(config, data, *, steps=3, teacher=None, frozen=False, **kwargs):
-    """Parameters after a few steps on the first clips, and what the last told."""
-    model = build(config, data, data.splits["train"].labels.device)
-    step = Step(model, config, data.splits["train"], Objective(config, teacher), **kwargs)
+def train_steps(config, data, *, steps=3, teacher=None, frozen=False, **kwargs):
+    """Trains for a few steps on the first clips; returns the parameters and each step's metrics."""
+    model = build_network(config, data, data.splits["train"].labels.device)
+    train_step = TrainStep(model, config, data.splits["train"], Objective(config, teacher), **kwargs)
     if frozen:
-        freeze(model)
-    told = []
+        freeze_norms(model)
+    metrics = []
     for i in range(steps):
-        told += step(i, np.arange(config.optimiser.batch_size) + i, rate=0.05)
-    told += step.drain()
-    return [p.detach().clone() for p in model.parameters()], [t.values for t in told]
+        metrics += train_step(i, np.arange(config.optimiser.batch_size) + i, learning_rate=0.05)
+    metrics += train_step.drain()
+    return [p.detach().clone() for p in model.parameters()], [m.values for m in metrics]
 
 
-def freeze(model):
-    """Batch norm by its averages: over a few clips its statistics blow rounding up."""
+def freeze_norms(model):
+    """Normalises by running statistics: those of a few clips amplify rounding errors."""
     for norm in [m for m in model.modules() if isinstance(m, nn.BatchNorm3d)]:
         norm.eval()
     return model
 
 
-def farthest(a, b):
+def max_difference(a, b):
     return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_it_is_pytorchs_sgd(data, momentum):
+def test_it_equals_pytorchs_sgd(data, momentum):
     config = configs.training(**TINY, dropout=0.0, momentum=momentum, weight_decay=0.01)
     clips = data.splits["train"]
-    model = freeze(build(config, data).train())
+    model = freeze_norms(build_network(config, data).train())
     optimiser = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=momentum, weight_decay=0.01
     )
@@ -61,84 +60,87 @@ def test_it_is_pytorchs_sgd(data, momentum):
         loss = F.cross_entropy(model(batch.inputs["rgb"]), batch.labels)
         loss.backward()
         optimiser.step()
-    ours, told = trained(config, data, frozen=True)
-    assert farthest(ours, list(model.parameters())) < 1e-6
-    assert told[-1]["loss"] == pytest.approx(loss.item(), abs=1e-5)
-    assert told[-1]["clips"] == 12
+    parameters, metrics = train_steps(config, data, frozen=True)
+    assert max_difference(parameters, list(model.parameters())) < 1e-6
+    assert metrics[-1]["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics[-1]["clips"] == 12
 
 
 @pytest.mark.parametrize("accumulate", [2, 5])
 def test_accumulating_equals_the_larger_batch(data, accumulate):
-    """Exactly where batch norm does not look at the batch; dropout's masks and the uneven parts (12 in 5) included."""
+    """With frozen batch norm; includes dropout's masks and micro-batches of different sizes (12 clips in 5)."""
     config = configs.training(**TINY, dropout=0.5)
-    whole, told = trained(config, data, frozen=True)
-    parts, told_too = trained(changed(config, accumulate=accumulate), data, frozen=True)
-    assert farthest(whole, parts) < 1e-6
-    assert told_too[-1] == pytest.approx(told[-1], rel=1e-5)
+    parameters, metrics = train_steps(config, data, frozen=True)
+    accumulated, accumulated_metrics = train_steps(changed(config, accumulate=accumulate), data, frozen=True)
+    assert max_difference(parameters, accumulated) < 1e-6
+    assert accumulated_metrics[-1] == pytest.approx(metrics[-1], rel=1e-5)
 
 
-def test_parts_have_their_own_batch_statistics(data):
+def test_micro_batches_have_their_own_batch_statistics(data):
     config = configs.training(**TINY, accumulate=2, dropout=0.0)
-    model = build(config, data).train()
-    step = Step(model, config, data.splits["train"], Objective(config))
-    step(0, np.arange(12), rate=0.0)
-    other = build(config, data).train()
+    model = build_network(config, data).train()
+    train_step = TrainStep(model, config, data.splits["train"], Objective(config))
+    train_step(0, np.arange(12), learning_rate=0.0)
+    other = build_network(config, data).train()
     for rows in (torch.arange(6), torch.arange(6, 12)):
         other(data.splits["train"].inputs("rgb", rows))
-    assert farthest(list(model.buffers()), list(other.buffers())) < 1e-6
+    assert max_difference(list(model.buffers()), list(other.buffers())) < 1e-6
 
 
-def test_the_mask_follows_from_seed_and_step(data):
+def test_the_dropout_mask_depends_on_seed_and_step_alone(data):
     config = configs.training(**TINY, dropout=0.5)
-    step = Step(build(config, data), config, data.splits["train"], Objective(config))
+    train_step = TrainStep(build_network(config, data), config, data.splits["train"], Objective(config))
     rows = np.arange(12)
     torch.manual_seed(1)
-    mask = step._dropout_mask(3, rows)
+    mask = train_step._dropout_mask(3, rows)
     torch.manual_seed(2)
-    assert torch.equal(mask, step._dropout_mask(3, rows))
-    assert not torch.equal(mask, step._dropout_mask(4, rows))
-    assert mask.shape == (12, *step.model.pooled_shape((8, 32, 32)))
+    assert torch.equal(mask, train_step._dropout_mask(3, rows))
+    assert not torch.equal(mask, train_step._dropout_mask(4, rows))
+    assert mask.shape == (12, *train_step.model.pooled_shape((8, 32, 32)))
     assert mask.float().mean() == pytest.approx(0.5, abs=0.05)
-    assert step._dropout_mask(3, rows).shape == step.model.train().pooled(torch.rand(12, 3, 8, 32, 32)).shape
+    pooled = train_step.model.train().pooled(torch.rand(12, 3, 8, 32, 32))
+    assert train_step._dropout_mask(3, rows).shape == pooled.shape
 
 
 @pytest.mark.parametrize("distance", ["mse", "kl", "features"])
-def test_the_terms_by_hand(data, distance):
+def test_losses_by_hand(data, distance):
     config = configs.distilling(**TINY, teacher="t", lambda_=3.0, distance=distance, temperature=2.0, dropout=0.0)
-    of = "features" if distance == "features" else "logits"
-    width = build(config, data).pooled_shape((8, 32, 32))[0] if of == "features" else 16
-    outputs = torch.randn(48, width, generator=torch.Generator().manual_seed(0))
-    model = build(config, data)
-    _, (told,) = trained(config, data, steps=1, teacher=Teacher(model, "flow", of, outputs))
-    student = build(config, data).train()
+    output = "features" if distance == "features" else "logits"
+    width = build_network(config, data).pooled_shape((8, 32, 32))[0] if output == "features" else 16
+    precomputed = torch.randn(48, width, generator=torch.Generator().manual_seed(0))
+    model = build_network(config, data)
+    _, (metrics,) = train_steps(config, data, steps=1, teacher=Teacher(model, "flow", output, precomputed))
+    student = build_network(config, data).train()
     pooled = student.pooled(data.splits["train"].inputs("rgb", torch.arange(12)))
-    logits, said = student.classify(pooled), outputs[:12]
+    logits, targets = student.classify(pooled), precomputed[:12]
     if distance == "kl":
-        soft_said, soft = (said / 2).log_softmax(1), (logits / 2).log_softmax(1)
-        expected = 4 * (soft_said.exp() * (soft_said - soft)).sum(1).mean()
+        soft_teacher, soft_student = (targets / 2).log_softmax(1), (logits / 2).log_softmax(1)
+        expected = 4 * (soft_teacher.exp() * (soft_teacher - soft_student)).sum(1).mean()
     else:
-        expected = (((logits if distance == "mse" else pooled.mean((2, 3, 4))) - said) ** 2).mean()
-    assert told["distance"] == pytest.approx(expected.item(), rel=1e-4)
-    assert told["loss"] == pytest.approx(told["cross_entropy"] + 3 * told["distance"], rel=1e-5)
-    assert told["top1"] == pytest.approx((logits.argmax(1) == data.splits["train"].labels[:12]).float().mean().item())
+        expected = (((logits if distance == "mse" else pooled.mean((2, 3, 4))) - targets) ** 2).mean()
+    top1 = (logits.argmax(1) == data.splits["train"].labels[:12]).float().mean().item()
+    assert metrics["distance"] == pytest.approx(expected.item(), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(metrics["cross_entropy"] + 3 * metrics["distance"], rel=1e-5)
+    assert metrics["top1"] == pytest.approx(top1)
 
 
-def test_a_state_brings_everything_back(data):
+def test_training_resumes_from_a_state_to_the_same_bits(data):
     config = configs.training(**TINY)
-    model = build(config, data)
-    step = Step(model, config, data.splits["train"], Objective(config))
-    step(0, np.arange(12), rate=0.05)
-    state = {name: x.clone() for name, x in step.sgd.state().items()}
-    step(1, np.arange(12, 24), rate=0.05)
-    again = Step(build(changed(config, seed=1), data), config, data.splits["train"], Objective(config))
-    again.sgd.restore(state)
-    again(1, np.arange(12, 24), rate=0.05)
-    assert all(torch.equal(x, step.sgd.state()[name]) for name, x in again.sgd.state().items())
+    model = build_network(config, data)
+    train_step = TrainStep(model, config, data.splits["train"], Objective(config))
+    train_step(0, np.arange(12), learning_rate=0.05)
+    state = {name: x.clone() for name, x in train_step.sgd.state().items()}
+    train_step(1, np.arange(12, 24), learning_rate=0.05)
+    other = build_network(changed(config, seed=1), data)
+    resumed = TrainStep(other, config, data.splits["train"], Objective(config))
+    resumed.sgd.restore(state)
+    resumed(1, np.arange(12, 24), learning_rate=0.05)
+    assert all(torch.equal(x, train_step.sgd.state()[name]) for name, x in resumed.sgd.state().items())
     assert any(name.startswith("momentum.") for name in state)
 
 
-class Twins(Team):
-    """A team of two whose other process always has what this one has."""
+class MirroredTeam(Team):
+    """A team of two whose other process always has the same values as this one."""
 
     def sum_(self, x):
         return x.mul_(2)
@@ -147,27 +149,28 @@ class Twins(Team):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     ("accumulate", "distance", "team"),
-    [(1, "mse", ALONE), (1, "features", ALONE), (2, "mse", ALONE), (1, "mse", Twins(0, 2))],
+    [(1, "mse", ALONE), (1, "features", ALONE), (2, "mse", ALONE), (1, "mse", MirroredTeam(0, 2))],
 )
-def test_a_captured_step_is_the_step(accumulate, distance, team):
-    """Batches of two sizes, so that two graphs share their memory; with a teacher, whose outputs lie on the GPU."""
+def test_a_captured_step_equals_an_eager_one(accumulate, distance, team):
+    """With batches of two sizes, so that two graphs share memory, and a teacher whose outputs are on the GPU."""
     config = configs.distilling(**TINY, teacher="t", accumulate=accumulate, distance=distance)
     data = datasets.load(configs.training(**TINY).data, seed=0, device="cuda")
-    of = "features" if distance == "features" else "logits"
-    found = {}
+    output = "features" if distance == "features" else "logits"
+    losses, parameters = {}, {}
     for capture in (False, True):
-        model = build(config, data, "cuda")
-        width = model.pooled_shape((8, 32, 32))[0] if of == "features" else 16
-        outputs = torch.randn(48, width, generator=torch.Generator().manual_seed(0)).cuda()
-        teacher = Teacher(model, "flow", of, outputs)
-        step = Step(model, config, data.splits["train"], Objective(config, teacher), team=team, capture=capture)
-        told = []
+        model = build_network(config, data, "cuda")
+        width = model.pooled_shape((8, 32, 32))[0] if output == "features" else 16
+        precomputed = torch.randn(48, width, generator=torch.Generator().manual_seed(0)).cuda()
+        objective = Objective(config, Teacher(model, "flow", output, precomputed))
+        train_step = TrainStep(model, config, data.splits["train"], objective, team=team, capture=capture)
+        metrics = []
         for i in range(24):
             rows = np.random.default_rng(i).permutation(48)[: 12 - i % 2]
-            told += step(i, rows, rate=0.05 / (i + 1))
-        told += step.drain()
-        assert len(step.graphs) == (2 if capture else 0)
-        assert [t.position for t in told] == list(range(24))
-        found[capture] = [t.values["loss"] for t in told], [p.detach().clone() for p in model.parameters()]
-    assert found[True][0] == pytest.approx(found[False][0], rel=1e-3)
-    assert farthest(found[True][1], found[False][1]) < 1e-3
+            metrics += train_step(i, rows, learning_rate=0.05 / (i + 1))
+        metrics += train_step.drain()
+        assert len(train_step.graphs) == (2 if capture else 0)
+        assert [m.step for m in metrics] == list(range(24))
+        losses[capture] = [m.values["loss"] for m in metrics]
+        parameters[capture] = [p.detach().clone() for p in model.parameters()]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+    assert max_difference(parameters[True], parameters[False]) < 1e-3

@@ -1,4 +1,4 @@
-"""Real processes that are killed, stopped, starved of disk or torn from their team, and what is left of their runs."""
+"""Real training processes that are killed, stopped, out of disk space or lose one of their team, and then resumed."""
 
 import hashlib
 import os
@@ -25,26 +25,26 @@ TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 32, "epochs": 
 TINY |= {"flow": "exact", "save_every": 1e-6}  # a state after every step
 STEPS = 32
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-# Runs d3d.train with one function replaced by what the test says.
-WITH = """import os, runpy, signal, sys
+# Runs d3d.train after code that patches it.
+PATCHED = """import os, runpy, signal, sys
 {}
 sys.argv = ['train', '--config', {!r}]
 runpy.run_module('d3d.train', run_name='__main__')
 """
 
 
-def config(tmp_path, name="run", **given):
+def write_config(tmp_path, name="run", **parameters):
     path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(TINY | {"results": str(tmp_path / name)} | given))
+    path.write_text(yaml.safe_dump(TINY | {"results": str(tmp_path / name)} | parameters))
     return str(path)
 
 
-def start(path, *, code="", processes=1, **kwargs):
-    command = [sys.executable, "-c", WITH.format(code, path)] if code else [sys.executable, "-m", "d3d.train"]
+def start(path, *, patch="", processes=1, **kwargs):
+    command = [sys.executable, "-c", PATCHED.format(patch, path)] if patch else [sys.executable, "-m", "d3d.train"]
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = [sys.executable, *torchrun, "-m", "d3d.train"]
-    command += [] if code else ["--config", path]
+    command += [] if patch else ["--config", path]
     return subprocess.Popen(
         command, env=os.environ | ONE_THREAD, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
     )
@@ -58,7 +58,7 @@ def finish(path, **kwargs):
 
 
 def outcome(tmp_path, name="run", arm="rgb"):
-    """All that a run leaves, but for times and places."""
+    """Everything that a run writes, except times and paths."""
     base = tmp_path / name / "train" / f"{arm}-seed0"
     record = records.read(base.with_suffix(".json"))
     rows = [row for row in read_metrics(base.with_suffix(".jsonl")) if "clips_per_second" in row]
@@ -71,77 +71,82 @@ def outcome(tmp_path, name="run", arm="rgb"):
     }
 
 
+def without_params(outcome):
+    return {k: v for k, v in outcome.items() if k != "params"}
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    finish(config(folder))
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    finish(write_config(folder))
     assert not (folder / "run/train/rgb-seed0.state").exists()
     return outcome(folder)
 
 
 @pytest.fixture
-def _own_signals():
-    """The program takes SIGTERM and Ctrl-C for its own; the tests want them back."""
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+def _restored_signals():
+    """Restores the handlers of SIGTERM and SIGINT, which the command replaces."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     yield
-    for signum, handler in before.items():
+    for signum, handler in handlers.items():
         signal.signal(signum, handler)
 
 
 def children(pid):
-    """Processes that a process started."""
-    found = []
+    """Ids of the processes that a process started."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended since
             if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found
+                pids.append(int(path.parent.name))
+    return pids
 
 
 def resumed_at(out):
-    return [int(line.split()[4]) for line in out.splitlines() if line.startswith("going on after step")]
+    """The steps after which a run resumed, from its log."""
+    return [int(line.split()[3]) for line in out.splitlines() if line.startswith("resuming after step")]
 
 
-# Kills as hard as the kernel can, at a moment of the third write of a state.
-WRITING = {
-    "half of it written": """
+# Patches that kill the process while it writes its third state, by the moment at which they do.
+KILLED_WHILE_WRITING = {
+    "half written": """
 from d3d.study import records
 fsync, calls = os.fsync, []
-def half(fd):
+def write_half(fd):
     calls.append(fd)
     if len(calls) == 3:
         os.ftruncate(fd, os.fstat(fd).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
     fsync(fd)
-os.fsync = half
+os.fsync = write_half
 """,
-    "written, not in its place": """
+    "written but not renamed": """
 replace, calls = os.replace, []
-def never(a, b):
+def kill_at_third(a, b):
     calls.append(b)
     if len([c for c in calls if '.state' in str(c)]) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     replace(a, b)
-os.replace = never
+os.replace = kill_at_third
 """,
-    "in its place, the old not yet deleted": """
+    "renamed but the oldest not deleted": """
 import pathlib
-def never(self, **kwargs):
+def kill_at_state(self, **kwargs):
     if self.name.startswith('step'):
         os.kill(os.getpid(), signal.SIGKILL)
     os.unlink(self)
-pathlib.Path.unlink = never
+pathlib.Path.unlink = kill_at_state
 """,
 }
 
 
-SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in [*WRITING][1:]}
+SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in [*KILLED_WHILE_WRITING][1:]}
 
 
-@pytest.mark.parametrize("moment", [None, *(SLOW.get(name, name) for name in WRITING)])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, undisturbed, moment):
-    path = config(tmp_path)
-    run = start(path, code=WRITING.get(moment, ""))
+@pytest.mark.parametrize("moment", [None, *(SLOW.get(name, name) for name in KILLED_WHILE_WRITING)])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, moment):
+    path = write_config(tmp_path)
+    run = start(path, patch=KILLED_WHILE_WRITING.get(moment, ""))
     if moment is None:
         for line in run.stdout:
             if line.startswith("epoch   2/4"):
@@ -150,47 +155,46 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, undisturbed, moment):
     run.communicate()
     assert run.returncode == -signal.SIGKILL
     assert not list((tmp_path / "run").rglob("*.json"))
-    (after,) = resumed_at(finish(path))
-    assert 0 < after <= STEPS
-    assert outcome(tmp_path) == undisturbed
+    (step,) = resumed_at(finish(path))
+    assert 0 < step <= STEPS
+    assert outcome(tmp_path) == uninterrupted
 
 
-EVALUATING = """
+KILLED_IN_EVALUATION = """
 from d3d.train import evaluate
-def never(*args, **kwargs):
+def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
-evaluate.predict = never
+evaluate.predict = kill
 """
-RECORDING = """
+KILLED_AFTER_RECORD = """
 from d3d.train import states
-def never(self):
+def kill(self):
     os.kill(os.getpid(), signal.SIGKILL)
-states.States.clear = never
+states.States.delete_folder = kill
 """
 
 
-@pytest.mark.parametrize("code", [EVALUATING, pytest.param(RECORDING, marks=pytest.mark.slow)])
-def test_a_run_killed_after_its_last_step_is_only_finished(tmp_path, undisturbed, code):
-    """While it is scored, or between its record and the end; training took less than a state's interval."""
-    path = config(tmp_path, save_every=1e6)
-    start(path, code=code).communicate()
-    assert (tmp_path / "run/train/rgb-seed0.json").exists() == (code is RECORDING)
+@pytest.mark.parametrize("patch", [KILLED_IN_EVALUATION, pytest.param(KILLED_AFTER_RECORD, marks=pytest.mark.slow)])
+def test_a_run_killed_after_its_last_step_is_not_trained_again(tmp_path, uninterrupted, patch):
+    """Killed during evaluation, or after its record was written, with a state at the end of training only."""
+    path = write_config(tmp_path, save_every=1e6)
+    start(path, patch=patch).communicate()
+    assert (tmp_path / "run/train/rgb-seed0.json").exists() == (patch is KILLED_AFTER_RECORD)
     out = finish(path)
-    assert resumed_at(out) == ([] if code is RECORDING else [STEPS])
-    found = outcome(tmp_path)
-    assert {k: v for k, v in found.items() if k != "params"} == {k: v for k, v in undisturbed.items() if k != "params"}
+    assert resumed_at(out) == ([] if patch is KILLED_AFTER_RECORD else [STEPS])
+    assert without_params(outcome(tmp_path)) == without_params(uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_group_that_is_stopped_saves_with_files_too(tmp_path, signum):
-    """Ctrl-C and the ends of jobs reach the processes that decode as well."""
+def test_a_run_on_videos_saves_when_its_process_group_is_stopped(tmp_path, signum):
+    """Ctrl-C in a terminal and the end of a job also reach the processes that decode."""
     for label in range(2):
         for i in range(6):
             moving_video(tmp_path / f"videos/{label}/{i}.avi", label + 1, frames=8)
     files = {"dataset": "folder", "root": str(tmp_path / "videos"), "workers": 1, "batch_size": 4, "epochs": 3}
-    finish(config(tmp_path, "left", **files, flow="tvl1"))
-    path = config(tmp_path, **files, flow="tvl1", save_every=1e6)
+    finish(write_config(tmp_path, "uninterrupted", **files, flow="tvl1"))
+    path = write_config(tmp_path, **files, flow="tvl1", save_every=1e6)
     run = start(path, start_new_session=True)
     for line in run.stdout:
         if line.startswith("epoch   1/"):
@@ -199,33 +203,32 @@ def test_a_group_that_is_stopped_saves_with_files_too(tmp_path, signum):
     _, err = run.communicate(timeout=60)
     assert f"stopped by {signum.name} after step" in err
     assert resumed_at(finish(path))
-    ran, left = outcome(tmp_path), outcome(tmp_path, "left")
-    assert {k: v for k, v in ran.items() if k != "params"} == {k: v for k, v in left.items() if k != "params"}
+    assert without_params(outcome(tmp_path)) == without_params(outcome(tmp_path, "uninterrupted"))
 
 
 @pytest.mark.slow
-def test_kills_at_any_step_and_again_and_again(tmp_path, undisturbed):
-    """Up to eight kills of one run at moments nobody chose, until one comes after its record."""
-    path, seen = config(tmp_path), []
+def test_a_run_killed_repeatedly_ends_with_the_same_bits(tmp_path, uninterrupted):
+    """Up to eight kills at arbitrary moments, until one comes after the record."""
+    path, steps = write_config(tmp_path), []
     record = tmp_path / "run/train/rgb-seed0.json"
     for i in range(8):
         run = start(path)
-        first = run.stdout.readline()
+        first_line = run.stdout.readline()
         time.sleep(0.05 * (1 + i))
         run.kill()
-        seen += resumed_at(first + run.communicate()[0])
+        steps += resumed_at(first_line + run.communicate()[0])
         if record.exists():
             break
     else:
-        seen += resumed_at(finish(path))
-    assert seen
-    assert seen == sorted(seen)
-    assert outcome(tmp_path) == undisturbed
+        steps += resumed_at(finish(path))
+    assert steps
+    assert steps == sorted(steps)
+    assert outcome(tmp_path) == uninterrupted
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_stopped_run_saves_first(tmp_path, undisturbed, signum):
-    path = config(tmp_path, save_every=1e6)
+def test_a_stopped_run_saves_first(tmp_path, uninterrupted, signum):
+    path = write_config(tmp_path, save_every=1e6)
     run = start(path)
     for line in run.stdout:
         if line.startswith("epoch   1/4"):
@@ -235,18 +238,18 @@ def test_a_stopped_run_saves_first(tmp_path, undisturbed, signum):
     assert run.returncode == 128 + signum
     sentence = err.strip().splitlines()[-1]
     assert sentence.startswith(f"d3d train: stopped by {signum.name} after step ")
-    after = int(sentence.split("after step ")[1].split()[0])
-    assert f" of 32; the last good state is {tmp_path}/run/train/rgb-seed0.state/step{after:09d}.safe" in sentence
-    assert sentence.endswith(", start it again to go on")
-    assert resumed_at(finish(path)) == [after]
-    found = outcome(tmp_path)
-    assert found.pop("params")["save_every"] == 1e6
-    assert found == {k: v for k, v in undisturbed.items() if k != "params"}
+    step = int(sentence.split("after step ")[1].split()[0])
+    assert f" of 32; the last good state is {tmp_path}/run/train/rgb-seed0.state/step{step:09d}.safe" in sentence
+    assert sentence.endswith("; run the same command again to resume")
+    assert resumed_at(finish(path)) == [step]
+    resumed = outcome(tmp_path)
+    assert resumed["params"]["save_every"] == 1e6
+    assert without_params(resumed) == without_params(uninterrupted)
 
 
-def stopped(tmp_path, **given):
-    """A run that was stopped in its second epoch."""
-    run = start(config(tmp_path, **given))
+def stop_in_second_epoch(tmp_path, **parameters):
+    """Starts a run and stops it; returns the folder of its states."""
+    run = start(write_config(tmp_path, **parameters))
     for line in run.stdout:
         if line.startswith("epoch   1/"):
             break
@@ -256,6 +259,7 @@ def stopped(tmp_path, **given):
 
 
 def failure(path, **kwargs):
+    """The last line of the errors of a run that fails."""
     run = start(path, **kwargs)
     _, err = run.communicate()
     assert run.returncode not in (0, None)
@@ -263,59 +267,57 @@ def failure(path, **kwargs):
 
 
 @pytest.mark.slow
-def test_another_config_is_refused_and_nothing_lost(tmp_path):
-    folder = stopped(tmp_path)
+def test_another_config_is_refused_and_states_are_kept(tmp_path):
+    folder = stop_in_second_epoch(tmp_path)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    sentence = failure(config(tmp_path, learning_rate=0.07, epochs=5))
+    sentence = failure(write_config(tmp_path, learning_rate=0.07, epochs=5))
     assert "was saved with epochs 4, learning_rate 0.03; this run has epochs 5, learning_rate 0.07: " in sentence
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    # What changes nothing may change.
-    assert resumed_at(finish(config(tmp_path, save_every=50.0)))
+    # Parameters that do not affect the result may change.
+    assert resumed_at(finish(write_config(tmp_path, save_every=50.0)))
 
 
 @pytest.mark.slow
-def test_a_damaged_state_is_left_out(tmp_path, undisturbed):
-    newest, *_ = sorted(stopped(tmp_path).iterdir(), reverse=True)
+def test_a_damaged_state_is_skipped(tmp_path, uninterrupted):
+    newest, *_ = sorted(stop_in_second_epoch(tmp_path).iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
-    out = finish(config(tmp_path))
-    assert f"{newest.name} is damaged: its content does not match its checksum; going on from the state" in out
-    assert outcome(tmp_path) == undisturbed
+    out = finish(write_config(tmp_path))
+    assert f"{newest.name} is damaged: its content does not match its checksum; resuming from the state" in out
+    assert outcome(tmp_path) == uninterrupted
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(tmp_path, undisturbed):
-    """States are three times as large as the disk has room for; the run goes on, and so does the next from the last."""
-    folder = stopped(tmp_path)
+def test_a_full_disk_loses_no_state(tmp_path, uninterrupted):
+    """A run whose states cannot be written trains to the end, and the next one resumes from the last good state."""
+    folder = stop_in_second_epoch(tmp_path)
     newest = sorted(folder.iterdir())[-1].name
-    small = 100_000
+    max_bytes = 100_000  # a third of a state
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (small, small))
+    def limit_file_size():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
 
-    run = start(config(tmp_path), preexec_fn=limit)
+    run = start(write_config(tmp_path), preexec_fn=limit_file_size)
     out, err = run.communicate()
     assert run.returncode == 1
-    assert (
-        "could not be written and any previous file is untouched: File too large; going on, the last good state is "
-        in out
-    )
+    assert "could not be written and any previous file is untouched: File too large; " in out
+    assert "File too large; training continues, the last good state is " in out
     assert newest in out
     assert "rgb-seed0.safetensors could not be written and any previous file is untouched" in err.splitlines()[-1]
     assert newest in {p.name for p in folder.iterdir()}
     assert not list((tmp_path / "run").rglob("*.json"))
-    assert resumed_at(finish(config(tmp_path)))
-    assert outcome(tmp_path) == undisturbed
+    assert resumed_at(finish(write_config(tmp_path)))
+    assert outcome(tmp_path) == uninterrupted
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path):
+def test_a_results_folder_that_cannot_be_written_is_named_before_training(tmp_path):
     (tmp_path / "run").write_text("a file")
-    sentence = failure(config(tmp_path))
+    sentence = failure(write_config(tmp_path))
     assert sentence.startswith("d3d train: ")
     assert f"{tmp_path}/run" in sentence
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
-    sentence = failure(config(tmp_path, learning_rate=1e12, warmup=0.9))
+    sentence = failure(write_config(tmp_path, learning_rate=1e12, warmup=0.9))
     assert "is not finite " in sentence
     assert "lower learning_rate" in sentence
     states = States(tmp_path / "run/train/rgb-seed0.state", {}, print)
@@ -339,8 +341,8 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
         (None, "No such file"),
     ],
 )
-@pytest.mark.usefixtures("_own_signals")
-def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, capsys, content, expected):
+@pytest.mark.usefixtures("_restored_signals")
+def test_an_error_in_a_config_is_one_sentence(tmp_path, capsys, content, expected):
     path = tmp_path / "wrong.yaml"
     if content:
         path.write_text(content)
@@ -352,59 +354,57 @@ def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, capsys, content, 
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_who_follows_it(tmp_path):
-    """As where the kernel of a notebook is killed."""
-    follower = subprocess.Popen(["sleep", "60"])
-    path = config(tmp_path, epochs=4000)
+def test_a_run_stops_with_its_kernel(tmp_path):
+    """If the kernel of the notebook that started it is killed, a run saves its state and stops."""
+    kernel = subprocess.Popen(["sleep", "60"])
+    path = write_config(tmp_path, epochs=4000)
     run = subprocess.Popen(
         [sys.executable, "-m", "d3d.train", "--config", path],
-        env=os.environ | ONE_THREAD | {"D3D_FOLLOWER": str(follower.pid)},
+        env=os.environ | ONE_THREAD | {"D3D_FOLLOWER": str(kernel.pid)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     run.stdout.readline()
     run.stdout.readline()
-    follower.kill()
-    follower.wait()
+    kernel.kill()
+    kernel.wait()
     _, err = run.communicate()
     assert "stopped by SIGTERM after step" in err
 
 
 class TestTeam:
-    def apart(self, a, b):
-        """By name the largest difference of what two runs predict and of their losses; not of top-1: where all classes
-        are about as likely, the last digit decides."""
-        left, right = (records.read_arrays(p, records.read(p / "train/rgb-seed0.json")) for p in (a, b))
-        names = [name for name in left if name.startswith("logits/") or name == "curve/loss"]
-        return {name: float(np.abs(left[name] - right[name]).max()) for name in names}
+    def differences(self, a, b):
+        """The largest difference of two runs' logits and losses by name; not of top-1, since where classes are about
+        equally likely, rounding decides."""
+        a, b = (records.read_arrays(path, records.read(path / "train/rgb-seed0.json")) for path in (a, b))
+        names = [name for name in a if name.startswith("logits/") or name == "curve/loss"]
+        return {name: float(np.abs(a[name] - b[name]).max()) for name in names}
 
-    def test_two_processes_give_what_one_gives(self, tmp_path):
-        """At the same batch of all: the clips, the masks, the statistics and the gradients are those of one process."""
+    def test_two_processes_equal_one(self, tmp_path):
+        """With synchronised batch norm, clips, dropout masks, statistics and gradients are those of one process."""
         sizes = {"batch_size": 16, "epochs": 2, "learning_rate": 0.01, "dropout": 0.5}
-        finish(config(tmp_path, "one", **sizes))
-        out = finish(config(tmp_path, "two", **sizes, sync_norm=True), processes=2)
+        finish(write_config(tmp_path, "one", **sizes))
+        out = finish(write_config(tmp_path, "two", **sizes, sync_norm=True), processes=2)
         assert "on 2 x cpu" in out
-        apart = self.apart(tmp_path / "one", tmp_path / "two")
-        assert max(apart.values()) < 1e-4
+        assert max(self.differences(tmp_path / "one", tmp_path / "two").values()) < 1e-4
         record = records.read(tmp_path / "two/train/rgb-seed0.json")
         assert record.params["sync_norm"] is True
         assert record.provenance["processes"] == 2
 
     @pytest.mark.slow
-    def test_unsynchronised_they_are_one_that_accumulates(self, tmp_path):
-        """But for running statistics, which two processes average and one follows in turn: so training curves alone."""
+    def test_two_processes_without_sync_norm_equal_one_that_accumulates(self, tmp_path):
+        """In the training loss; running statistics differ: two processes average them, one updates them twice."""
         sizes = {"batch_size": 16, "epochs": 2, "learning_rate": 0.01}
-        finish(config(tmp_path, "one", **sizes, accumulate=2))
-        finish(config(tmp_path, "two", **sizes), processes=2)
-        apart = self.apart(tmp_path / "one", tmp_path / "two")
-        assert apart["curve/loss"] < 1e-4
+        finish(write_config(tmp_path, "one", **sizes, accumulate=2))
+        finish(write_config(tmp_path, "two", **sizes), processes=2)
+        assert self.differences(tmp_path / "one", tmp_path / "two")["curve/loss"] < 1e-4
 
     @pytest.mark.slow
-    def test_a_stopped_team_saves_and_goes_on_to_the_same_bits(self, tmp_path):
+    def test_a_stopped_team_saves_and_resumes_to_the_same_bits(self, tmp_path):
         sizes = {"batch_size": 16, "save_every": 1e6}
-        finish(config(tmp_path, "left", **sizes), processes=2)
-        path = config(tmp_path, "run", **sizes)
+        finish(write_config(tmp_path, "uninterrupted", **sizes), processes=2)
+        path = write_config(tmp_path, "run", **sizes)
         run = start(path, processes=2)
         for line in run.stdout:
             if line.startswith("epoch   1/4"):
@@ -413,13 +413,13 @@ class TestTeam:
         _, err = run.communicate()
         assert "stopped by SIGTERM after step" in err
         assert resumed_at(finish(path, processes=2))
-        assert outcome(tmp_path) == outcome(tmp_path, "left")
+        assert outcome(tmp_path) == outcome(tmp_path, "uninterrupted")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("how", ["killed", "failed"])
-    def test_a_dead_rank_ends_the_others_with_its_error(self, tmp_path, how):
+    def test_a_dead_process_ends_the_others_with_its_error(self, tmp_path, how):
         began = time.monotonic()
-        run = start(config(tmp_path, epochs=4000, learning_rate=1e30 if how == "failed" else 0.03), processes=2)
+        run = start(write_config(tmp_path, epochs=4000, learning_rate=1e30 if how == "failed" else 0.03), processes=2)
         if how == "killed":
             for line in run.stdout:
                 if line.startswith("epoch   2/"):
@@ -432,13 +432,14 @@ class TestTeam:
         assert ("exitcode  : -9" if how == "killed" else "is not finite at step") in err
 
     @pytest.mark.slow
-    def test_a_dead_rank_ends_the_other_host(self, tmp_path):
-        """Two launchers of one process each, as on two hosts, that meet at an address."""
+    def test_a_dead_process_ends_the_other_host(self, tmp_path):
+        """Two torchrun launchers of one process each, as on two hosts, with a common rendezvous."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free.getsockname()[1]}"]
-        path = config(tmp_path, epochs=4000, save_every=1e6)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+            rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free.getsockname()[1]}"]
+        path = write_config(tmp_path, epochs=4000, save_every=1e6)
+        sizes = ["--nnodes", "2", "--nproc-per-node", "1"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *sizes, *rendezvous]
         hosts = [
             subprocess.Popen(
                 [*torchrun, "-m", "d3d.train", "--config", path],
@@ -455,7 +456,7 @@ class TestTeam:
         (victim,) = children(hosts[1].pid)
         began = time.monotonic()
         os.kill(victim, signal.SIGKILL)
-        said = [host.communicate(timeout=120)[0] for host in hosts]
+        outputs = [host.communicate(timeout=120)[0] for host in hosts]
         assert time.monotonic() - began < 60
         assert all(host.returncode for host in hosts)
-        assert "exitcode  : -9" in said[1]
+        assert "exitcode  : -9" in outputs[1]
