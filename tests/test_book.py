@@ -1,6 +1,7 @@
 """The built book in a real browser; `make book` builds it."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -18,56 +19,61 @@ PAGES = [
     *(f"chapters/{name}" for name in sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))),
     "plan",
     "howto",
+    "videos",
     "generated/evidence",
     "generated/status",
     "generated/parameters",
+    "generated/cost",
     "executed",
     "executed/train",
     "bibliography",
 ]
+# How many images a chapter has at least.
 FIGURES = {
-    "data": 2,
+    "data": 4,
     "streams": 3,
     "missing_motion": 4,
-    "distillation": 7,
+    "distillation": 10,
     "attention": 4,
-    "rerun": 1,
+    "rerun": 2,
     "verdict": 1,
 }
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
+# What Sphinx writes where an image has no alternative text.
+IMAGE_PATH = re.compile(r"(^|/)_(images|static)/|\.(png|svg|jpe?g|gif|webp)$")
 
 
 @pytest.fixture(scope="module")
 def browser():
     executable = shutil.which("chromium") or shutil.which("google-chrome")
-    missing = [what for what, there in {"the built book": HTML.is_dir(), "Chromium": executable}.items() if not there]
+    missing = [name for name, exists in {"the built book": HTML.is_dir(), "Chromium": executable}.items() if not exists]
     if missing and not os.environ.get("CI"):
         pytest.skip(f"{' and '.join(missing)} missing")
     assert not missing
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield started
-        started.close()
+        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
 def visit(browser):
-    """Opens a page at a width; gives the page and every address it asked for."""
+    """Opens a page of the book at a width in pixels; returns it, the URLs it requested, and its errors."""
     contexts = []
 
     def visit_(name, width=1280):
         context = browser.new_context(viewport={"width": width, "height": 900})
         contexts.append(context)
-        page, asked, errors = context.new_page(), [], []
-        page.on("request", lambda request: asked.append(request.url))
+        page, requests, errors = context.new_page(), [], []
+        page.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("requestfailed", lambda request: errors.append(request.url))
         page.goto(f"{HTML.as_uri()}/{name}.html")
         page.wait_for_load_state("networkidle")
-        return page, asked, errors
+        return page, requests, errors
 
     yield visit_
     for context in contexts:
@@ -75,10 +81,10 @@ def visit(browser):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_whole_and_asks_for_nothing_elsewhere(visit, name):
-    page, asked, errors = visit(name)
+def test_a_page_is_complete_and_requests_nothing_from_the_network(visit, name):
+    page, requests, errors = visit(name)
     assert page.locator("h1").count() >= 1
-    assert not [url for url in asked if not url.startswith(("file:", "data:"))]
+    assert not [url for url in requests if not url.startswith(("file:", "data:"))]
     assert not errors
     broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
     assert not broken
@@ -93,8 +99,20 @@ def test_a_page_fits_a_phone(visit, name):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_every_image_has_an_alternative_text(browser):
+    pages = sorted(path for path in HTML.rglob("*.html") if "_static" not in path.parts)
+    assert {f"{name}.html" for name in PAGES} <= {path.relative_to(HTML).as_posix() for path in pages}
+    page, missing = browser.new_page(), []
+    for path in pages:
+        page.goto(path.as_uri(), wait_until="domcontentloaded")
+        images = page.evaluate("[...document.images].map(i => [i.src, i.getAttribute('alt') || ''])")
+        missing += [(path.name, source, alt) for source, alt in images if not alt.strip() or IMAGE_PATH.search(alt)]
+    page.close()
+    assert not missing
+
+
 @pytest.mark.parametrize(("name", "figures"), FIGURES.items())
-def test_every_figure_of_a_chapter_is_there(visit, name, figures):
+def test_a_chapter_has_all_of_its_figures(visit, name, figures):
     page, _, _ = visit(f"chapters/{name}")
     assert page.locator("article .cell_output img").count() >= figures
 
@@ -113,7 +131,7 @@ def test_the_front_page_has_every_verdict(visit):
     assert all(rows.nth(i).locator("td").nth(3).inner_text() == "needs data" for i in range(3, 14))
 
 
-def test_formulas_are_set(visit):
+def test_formulas_are_typeset(visit):
     page, _, _ = visit("plan")
     page.wait_for_selector("mjx-container", timeout=20_000)
     assert page.locator("mjx-container").count() >= 2
@@ -127,7 +145,7 @@ def test_the_status_page_lists_every_notebook(visit):
     assert outcomes == {"done"}
 
 
-def test_code_can_be_shown(visit):
+def test_code_can_be_unfolded(visit):
     page, _, _ = visit("chapters/streams")
     source = page.locator("details.hide.above-input").first
     assert not source.locator("pre").first.is_visible()
@@ -141,9 +159,9 @@ def test_both_streams_of_the_smoke_study_are_above_chance():
         pytest.skip("the smoke study has not been run")
     table = records.load(results, needs=["train"])
     clips = records.of_first_seed(results, "train", ["rgb"])[0].params["test_clips"]
-    # RGB's twins are RGB networks too. Two seeds make no interval: all networks' answers together do.
+    # RGB's twins are RGB networks too. Two seeds give no useful interval over seeds, so it is over all predictions.
     for arm, arms in {"rgb": ["rgb", "rgb_twin"], "flow": ["flow"]}.items():
-        values = table[table["arm"].isin(arms) & (table["metric"] == "iid/top1")]["value"]
-        assert len(values) >= 2
-        found = share(round(values.sum() * clips), len(values) * clips)
-        assert found.low > 1 / len(CLASSES), f"{arm}: {found}"
+        top1 = table[table["arm"].isin(arms) & (table["metric"] == "iid/top1")]["value"]
+        assert len(top1) >= 2
+        interval = share(round(top1.sum() * clips), len(top1) * clips)
+        assert interval.low > 1 / len(CLASSES), f"{arm}: {interval}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, unit
+from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, number_text, unit
 from d3d.report.ledger import Condition, Finding, Verdict, measure, verdict_of
 from d3d.report.stats import interval
 from d3d.study import archive, records
@@ -132,6 +132,17 @@ def explored(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Find
 def against_controls(table: pd.DataFrame, metrics: Sequence[str]) -> list[Finding]:
     """D3D minus each of its controls, by metric and control."""
     return [measure(table, Condition(f"d3d - {control}", metric)) for metric in metrics for control in CONTROLS]
+
+
+def holds(
+    table: pd.DataFrame, contrast: str, metric: str, *, above: float | None = None, below: float | None = None
+) -> None:
+    """Checks a statement of a chapter: raises ValueError, naming the interval, unless the whole 95 % interval of a
+    contrast lies above and below these bounds."""
+    found = measure(table, Condition(contrast, metric)).interval
+    if found is None or not ((above is None or found.low > above) and (below is None or found.high < below)):
+        bounds = " and ".join(f"{word} {b:g}" for word, b in {"above": above, "below": below}.items() if b is not None)
+        raise ValueError(f"{contrast} in {metric} must lie {bounds}, its interval is {number_text(found)}")
 
 
 def titled(finding: Finding, below: str = "") -> tuple[str, Finding]:

@@ -1,6 +1,7 @@
-"""Notebooks hold little code, have no outputs and start with an explanation."""
+"""Notebooks: short, without outputs, explained, their figures described."""
 
 import ast
+import re
 
 import nbformat
 import pytest
@@ -9,6 +10,21 @@ from d3d.study.experiments import EXPERIMENTS
 from d3d.study.records import ROOT
 
 ALL = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
+CHAPTERS = [path for path in ALL if path.parent.name == "chapters"]
+# Modules whose functions draw figures; a film is no image, and carries its own label.
+DRAWING = ("plots", "endpoints", "pictures")
+FILM = "video_html"
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def draws(source):
+    """Whether code calls a function that draws a figure."""
+    calls = [n.func for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+    names = [f for f in calls if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name)]
+    return any(f.value.id in DRAWING and f.attr != FILM for f in names)
 
 
 def test_every_experiment_has_a_notebook():
@@ -16,26 +32,40 @@ def test_every_experiment_has_a_notebook():
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
-def test_a_notebook_is_short_stripped_and_explained(path):
+def test_notebooks_are_short_stripped_and_explained(path):
     cells = nbformat.read(path, as_version=4).cells
     assert cells[0].cell_type == "markdown"
     assert cells[0].source.startswith("# ")
-    code = [c for c in cells if c.cell_type == "code"]
+    code = code_cells(path)
     assert not any(c.outputs or c.execution_count for c in code)
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
-    assert all("  # " in line or line.startswith("# ") for line in tagged[0].source.splitlines())
+    assert all("  # " in line or line.startswith("# ") for line in tagged[0].source.splitlines() if line)
     for cell in code:
         assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(cell.source)))
-        # Only the list of parameters may be longer.
+        # One line per parameter is a list, not code.
         assert len(cell.source.splitlines()) <= 32 or cell in tagged
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_every_figure_of_a_chapter_has_an_alternative_text(path):
+    visible = [cell for cell in code_cells(path) if "hide-input" in cell.metadata.get("tags", [])]
+    figures = [cell for cell in visible if draws(cell.source)]
+    assert figures
+    for cell in figures:
+        alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        assert alt.endswith("."), cell.source
+        assert len(alt.split()) >= 10, alt
+        # A number that is typed would not follow the records; names such as top-1 and H1 have digits too.
+        assert not re.search(r"(?<![\w.-])\d+(\.\d+)?(?!\w)", alt), alt
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_an_experiment_computes_in_the_package(name):
-    """Its hash is made of the package's code only, so the notebook must not compute anything itself."""
-    cells = nbformat.read(ROOT / f"notebooks/experiments/{name}.ipynb", as_version=4).cells
-    code = [c.source for c in cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])]
-    statements = [node for source in code for node in ast.parse(source).body]
+    """The hash of an experiment is that of the package's code, in a notebook or without one."""
+    code = code_cells(ROOT / f"notebooks/experiments/{name}.ipynb")
+    sources = [c.source for c in code if "parameters" not in c.metadata.get("tags", [])]
+    statements = [node for source in sources for node in ast.parse(source).body]
     assert not [n for n in statements if isinstance(n, ast.For | ast.With | ast.If | ast.While)]
-    assert len([n for n in statements if not isinstance(n, ast.ImportFrom)]) <= 2
+    calls = [ast.unparse(n) for n in statements if not isinstance(n, ast.ImportFrom)]
+    assert len([call for call in calls if not call.startswith("run_figures.")]) == 1
