@@ -1,6 +1,5 @@
 """One training run at the end of its notebook: accuracy per split and class, confusions, clips with predictions."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from d3d.report.plots import styled
 from d3d.report.stats import proportion_interval
 from d3d.study import records
+from d3d.study.plan import main_split
 from d3d.study.records import Record
 
 # Of data sets with more classes, those that the network confuses most are shown.
@@ -89,7 +89,7 @@ def examples(record: Record) -> Figure | None:
     arrays = _arrays(record)
     if "examples/frames" not in arrays:
         return None
-    clips, rows, split = arrays["examples/frames"], arrays["examples/rows"], main_split(_splits(arrays))
+    clips, rows, split = arrays["examples/frames"], arrays["examples/index"], main_split(_splits(arrays))
     logits, labels, classes = arrays[f"logits/{split}"][rows], arrays[f"labels/{split}"][rows], arrays["classes"]
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = exponentials / exponentials.sum(1, keepdims=True)
@@ -117,15 +117,6 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, classes: int) 
     matrix = np.zeros((classes, classes), dtype=int)
     np.add.at(matrix, (labels, predictions), 1)
     return matrix
-
-
-def main_split(splits: Sequence[str]) -> str:
-    """The split that a run is judged on: `iid` of sprites, else one called test, else val, else the first."""
-    for ending in ("iid", "test", "val"):
-        for split in splits:
-            if split.split("/")[-1] == ending:
-                return split
-    return splits[0]
 
 
 def _arrays(record: Record) -> dict[str, np.ndarray]:

@@ -105,7 +105,7 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
             yield f"labels/{split}", labels.astype(np.uint16)
         elif kind == "curve":
             yield name, x.astype(np.float32)
-        elif kind not in ("labels", "groups"):
+        elif kind not in ("labels", "groups", "classes", "examples"):
             yield name, x
     if not any(name.startswith("curve/") for name in arrays):
         yield from curve_arrays(read_metrics(folder / record.experiment / f"{record.name}.jsonl")).items()

@@ -118,7 +118,7 @@ class LiveCurves:
         # As a PNG, because a notebook displays figures by itself only after pyplot was imported.
         buffer = io.BytesIO()
         plot_curves(rows).savefig(buffer, format="png", dpi=144)
-        image = Image(buffer.getvalue(), width=800, alt="Loss and top-1 over the epochs so far.")
+        image = Image(buffer.getvalue(), width=800, alt="Training loss, top-1 and learning rate over epochs.")
         if self.output:
             self.output.update(image)
         else:
@@ -126,18 +126,19 @@ class LiveCurves:
 
 
 def plot_curves(rows: list[dict[str, float]]):
-    """Plots the loss with its terms, and the training accuracy, over epochs.
+    """Plots training loss, training top-1 and learning rate over epochs; of a student, both terms of its loss too.
 
     Args:
-        rows: rows of a run's metrics file, each with epoch, loss, cross_entropy, distance and top1.
+        rows: rows of a run's metrics file, each with epoch, loss, cross_entropy, distance and top1, and at the end of
+            an epoch also learning_rate.
 
     Returns:
-        A matplotlib figure with two axes.
+        A matplotlib figure with three axes.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 2.6), layout="constrained")
-    losses, top1 = figure.subplots(1, 2)
+    figure = Figure(figsize=(9.6, 2.6), layout="constrained")
+    losses, top1, learning_rate = figure.subplots(1, 3)
     names = ["loss", *(name for name in ("cross_entropy", "distance") if any(row["distance"] for row in rows))]
     epochs = [row["epoch"] for row in rows]
     for name in names:
@@ -147,6 +148,9 @@ def plot_curves(rows: list[dict[str, float]]):
         losses.legend(frameon=False)
     top1.plot(epochs, [row["top1"] for row in rows], marker=".")
     top1.set(xlabel="epoch", ylabel="training top-1", ylim=(0, 1))
-    for axis in (losses, top1):
+    ends = [row for row in rows if "learning_rate" in row]
+    learning_rate.plot([row["epoch"] for row in ends], [row["learning_rate"] for row in ends], marker=".")
+    learning_rate.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    for axis in (losses, top1, learning_rate):
         axis.spines[["top", "right"]].set_visible(False)
     return figure

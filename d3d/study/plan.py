@@ -1,7 +1,7 @@
 """The plan of a profile: the arms and seeds of each experiment, and the parameters in which each run differs from the
 profile."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +141,13 @@ def book_results(experiment: str = "train") -> Path:
     from d3d.study.records import read_all
 
     return PUBLISHED if PUBLISHED.is_file() and read_all(PUBLISHED, [experiment]) else SMOKE
+
+
+def main_split(splits: Iterable[str]) -> str:
+    """The test split that a run is judged on: `iid` of sprites, else one called test, else val, else the first."""
+    splits = list(splits)
+    for ending in ("iid", "test", "val"):
+        for split in splits:
+            if split.split("/")[-1] == ending:
+                return split
+    return splits[0]

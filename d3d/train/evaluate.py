@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from d3d.data.clips import Clips, ClipSet
 from d3d.s3dg.network import S3DG
 
 # Pixels, over frames, height and width, in one forward pass on a GPU.
 PIXELS_PER_PASS = 2**25
+# Clips, frames and pixels per side that a run keeps as examples of its test clips.
+MAX_EXAMPLES, EXAMPLE_FRAMES, EXAMPLE_SIDE = 6, 4, 96
 
 
 @torch.no_grad()
@@ -65,6 +68,31 @@ def predict(
                 views[row].append(output)
     fused = [np.full(width, np.nan) if not v else v[0] if len(v) == 1 else fuse_logits(v) for v in views.values()]
     return np.stack(fused).astype(np.float32) if fused else np.zeros((0, width), np.float32)
+
+
+def example_arrays(clips: ClipSet, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Reads a few clips of a split, evenly spaced, reduced to what a notebook shows of them.
+
+    Args:
+        clips: the split.
+        rows: (N,), ascending, rows of the clips to choose from.
+
+    Returns:
+        `examples/frames`, (E, F, h, w, 3), uint8, RGB frames of at most 96 pixels per side, and `examples/index`, (E,),
+        their positions in `rows`.
+    """
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_EXAMPLES).round().astype(int))]
+    (batch,) = clips.batches([(chosen, ())], ("rgb",))
+    # The first view of each clip.
+    read, first = np.unique(batch.index.cpu().numpy(), return_index=True)
+    clip = batch.inputs["rgb"][torch.from_numpy(first).to(batch.index.device)]
+    times = np.unique(np.linspace(0, clip.shape[2] - 1, EXAMPLE_FRAMES).round().astype(int))
+    frames = clip[:, :, times].transpose(1, 2)
+    scale = min(1.0, EXAMPLE_SIDE / max(frames.shape[3:]))
+    size = [round(scale * side) for side in frames.shape[3:]]
+    small = F.interpolate(frames.flatten(0, 1), size=size, mode="area").unflatten(0, frames.shape[:2])
+    images = (small * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+    return {"examples/frames": images, "examples/index": np.searchsorted(rows, read)}
 
 
 @torch.no_grad()

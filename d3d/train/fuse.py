@@ -22,14 +22,14 @@ SAME_CLIPS = tuple(
 )
 
 
-def run(fusion_run: Run) -> None:
+def run(active_run: Run) -> None:
     """Writes one record per ensemble and seed, for all ensembles whose members are in the run's results."""
-    results = fusion_run.config.run.results
+    results = active_run.config.run.results
     for arm in ARMS.values():
         for a, b in pairs_to_fuse(results, *arm.members, must_match=SAME_CLIPS) if arm.members else ():
             members = [records.read_arrays(results, record) for record in (a, b)]
             metrics, arrays = evaluate_ensemble(members, by=arm.fused_by)
-            fusion_run.write(arm.name, metrics, arrays=arrays, seed=a.seed, stand_in=a.stand_in)
+            active_run.write(arm.name, metrics, arrays=arrays, seed=a.seed, stand_in=a.stand_in)
 
 
 def pairs_to_fuse(

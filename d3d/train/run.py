@@ -20,7 +20,7 @@ from d3d.study.experiments import params_of
 from d3d.study.parameters import CHANGEABLE_ON_RESUME, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
-from d3d.train.evaluate import accuracy, predict
+from d3d.train.evaluate import accuracy, example_arrays, predict
 from d3d.train.loop import fit, silent
 from d3d.train.networks import build_network, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
@@ -51,7 +51,7 @@ def evaluate_splits(
 
     Returns:
         Metrics such as `iid/top1` and `iid/motion/top1`; and the arrays that they come from: `logits/<split>`,
-        `labels/<split>` and `groups/<split>`.
+        `labels/<split>` and `groups/<split>`, and of the main split `examples/…` (see `example_arrays`).
 
     Raises:
         ValueError: if readable clips have no prediction, or if no clip of a split could be read.
@@ -79,6 +79,8 @@ def evaluate_splits(
         logits, labels, groups = logits[predicted], labels[predicted], groups[predicted]
         metrics |= {f"{name}/{metric}": value for metric, value in accuracy(logits, labels, groups).items()}
         arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}
+        if team.is_main and name == plan.main_split(data.test_splits):
+            arrays |= example_arrays(clips, np.flatnonzero(predicted))
     return metrics, arrays
 
 
@@ -118,12 +120,12 @@ def run(
     if team.is_main:
         files.check_writable(path.parent)
     device_name = torch.cuda.get_device_name() if team.device != "cpu" else "cpu"
-    training_run = new_run(experiment, config, team.device, device_name)
-    provenance = training_run.provenance
+    active_run = new_run(experiment, config, team.device, device_name)
+    provenance = active_run.provenance
     provenance["processes"] = team.size
     # torchrun sets one thread per process, which must not limit the processes that decode video.
     workers = config.data.files.workers or (0 if team.size == 1 else team.cores_per_process())
-    with training_run.phase("data"):
+    with active_run.phase("data"):
         data = load(
             config.data,
             seed=config.run.seed,
@@ -137,11 +139,11 @@ def run(
     for reason in data.refused.values():
         report(f"refused: {reason}")
     model = build_network(config, data, team.device, report=report)
-    with training_run.phase("teacher"):
+    with active_run.phase("teacher"):
         teacher = load_teacher(config, data, team.device)
     fixed = _fixed_facts(experiment, config, data, provenance["source"], team)
     states = _open_states(path, fixed, report) if team.is_main else None
-    with training_run.phase("train"):
+    with active_run.phase("train"):
         history = fit(
             model,
             config,
@@ -152,7 +154,7 @@ def run(
             metrics_path=f"{path}.jsonl" if team.is_main else None,
             report=report,
         )
-    with training_run.phase("evaluate"):
+    with active_run.phase("evaluate"):
         metrics, arrays = evaluate_splits(model, data, config.network.stream, team=team)
     if not team.is_main:
         return None
@@ -163,10 +165,13 @@ def run(
         classes=data.classes,
         input=config.data.input_spec(config.network.stream),
     )
-    record = training_run.write(
+    arrays |= history_arrays(history) | {"classes": np.array(data.classes)}
+    if data.siblings:
+        arrays["siblings"] = np.array(data.siblings)
+    record = active_run.write(
         plan.arm_name(experiment, params),
         metrics,
-        arrays=arrays | history_arrays(history) | ({"siblings": np.array(data.siblings)} if data.siblings else {}),
+        arrays=arrays,
         files=data.files,
         stand_in=data.stand_in,
     )
