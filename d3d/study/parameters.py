@@ -62,10 +62,12 @@ class FilesConfig(Group):
 
     dataset: str = parameter(
         "sprites",
-        "sprites | folder (a subfolder per class) | ucf101 | hmdb51 | kinetics400 | kinetics600 | table",
+        "sprites | folder | ucf101 | hmdb51 | kinetics400 | kinetics600 | table",
         choices=(*RENDERED_DATASETS, *FILE_DATASETS),
     )
-    root: str = parameter("", "video files: folder of the videos; for dataset table: the CSV file")
+    root: str = parameter(
+        "", "video files: their folder (dataset folder: a subfolder per class); dataset table: the CSV file"
+    )
     annotations: str = parameter("", "video files: folder of the data set's annotation files; empty: root")
     split: int = parameter(1, "ucf101 and hmdb51: official split, 1, 2 or 3", low=1, high=3)
     fps: float = parameter(25.0, "video files: frames per second of a clip", above=0)
@@ -165,7 +167,7 @@ class DistillationConfig(Group):
     lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0)
     distance: str = parameter(
         "mse",
-        "distillation loss: mse (logits, as in D3D) | kl (predictions) | features (pooled, as in MARS)",
+        "distillation loss: mse (of logits, as in D3D) | kl (of predictions) | features (as in MARS)",
         choices=("mse", "kl", "features"),
     )
     temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0)
