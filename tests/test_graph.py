@@ -18,6 +18,7 @@ from d3d.study import archive, plan, records, staleness
 from d3d.study.experiments import EXPERIMENTS, with_defaults
 from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
+from tests.recipes import apply, recipes
 
 pytestmark = pytest.mark.slow
 ABLATIONS = read_profile(ROOT / "notebooks/params/smoke.yaml")["ablations"]
@@ -132,16 +133,21 @@ def test_a_newly_published_study_reruns_the_chapters(finished):
     assert planned(finished) == {"chapter": len(CHAPTERS)}
 
 
-def test_a_comment_and_a_new_arm_rerun_no_experiment(finished):
+def test_a_comment_reruns_no_experiment(finished):
     with open(finished / "d3d/train/losses.py", "a") as file:
         file.write("# A comment.\n")
-    path = finished / "d3d/study/arms.py"
-    entry = 'Arm(name="d3d_mild", label="D3D, mild", overrides={"lambda_": 0.5}, **D3D),\n        *map('
-    path.write_text(path.read_text().replace("*map(", entry, 1))
     assert set(planned(finished)) <= {"chapter"}
-    edit_profile(finished / "notebooks/params/smoke.yaml", ablations=[*ABLATIONS, "d3d_mild"])
+
+
+def test_the_recipe_for_an_arm_runs_its_job_only(finished):
+    """As CONTRIBUTING.md has it; without its name in a profile, the entry reruns nothing."""
+    profile = finished / "notebooks/params/smoke.yaml"
+    apply(recipes()["Add an arm"], finished)
+    (new,) = set(yaml.safe_load(profile.read_text())["ablations"]) - set(ABLATIONS)
     jobs = planned(finished)
     assert (jobs["distill"], set(jobs) - {"chapter"}) == (1, {"distill"})
+    edit_profile(profile, ablations=[arm for arm in ABLATIONS if arm != new])
+    assert set(planned(finished)) <= {"chapter"}
 
 
 def test_a_changed_figure_reruns_only_chapters(finished):
