@@ -7,7 +7,7 @@ import pytest
 
 from d3d.data.sprite_classes import CLASSES
 from d3d.report import ledger
-from d3d.report.stats import share
+from d3d.report.stats import proportion_interval
 from d3d.study import records
 from d3d.study.records import ROOT
 
@@ -145,5 +145,5 @@ def test_both_streams_of_the_smoke_study_are_above_chance():
     for arm, arms in {"rgb": ["rgb", "rgb_twin"], "flow": ["flow"]}.items():
         values = table[table["arm"].isin(arms) & (table["metric"] == "iid/top1")]["value"]
         assert len(values) >= 2
-        found = share(round(values.sum() * clips), len(values) * clips)
+        found = proportion_interval(round(values.sum() * clips), len(values) * clips)
         assert found.low > 1 / len(CLASSES), f"{arm}: {found}"
