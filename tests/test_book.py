@@ -8,7 +8,7 @@ import pytest
 
 from d3d.data.sprite_classes import CLASSES
 from d3d.report import ledger
-from d3d.report.stats import share
+from d3d.report.stats import proportion_interval
 from d3d.study import records
 from d3d.study.records import ROOT
 
@@ -161,7 +161,7 @@ def test_both_streams_of_the_smoke_study_are_above_chance():
     clips = records.of_first_seed(results, "train", ["rgb"])[0].params["test_clips"]
     # RGB's twins are RGB networks too. Two seeds give no useful interval over seeds, so it is over all predictions.
     for arm, arms in {"rgb": ["rgb", "rgb_twin"], "flow": ["flow"]}.items():
-        top1 = table[table["arm"].isin(arms) & (table["metric"] == "iid/top1")]["value"]
-        assert len(top1) >= 2
-        interval = share(round(top1.sum() * clips), len(top1) * clips)
-        assert interval.low > 1 / len(CLASSES), f"{arm}: {interval}"
+        values = table[table["arm"].isin(arms) & (table["metric"] == "iid/top1")]["value"]
+        assert len(values) >= 2
+        found = proportion_interval(round(values.sum() * clips), len(values) * clips)
+        assert found.low > 1 / len(CLASSES), f"{arm}: {found}"

@@ -103,7 +103,7 @@ def test_conda_installs_the_lock():
 
 
 def test_the_readme_states_the_current_verdicts():
-    assert (ROOT / "README.md").read_text() == report.readme(), "README.md is stale: run `make readme`"
+    assert (ROOT / "README.md").read_text() == report.readme_text(), "README.md is stale: run `make readme`"
 
 
 def test_paths_in_texts_exist():

@@ -1,4 +1,4 @@
-"""What the chapters compare, as tables: contrasts seed by seed, ablations, curves, compute."""
+"""The comparisons of the chapters as tables: contrasts seed by seed, ablations, training curves, compute time."""
 
 import json
 import math
@@ -6,196 +6,305 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, number_text, unit
 from d3d.report.ledger import Condition, Finding, Verdict, measure, verdict_of
-from d3d.report.stats import interval
+from d3d.report.stats import Interval, interval, paired_difference, proportion_interval
 from d3d.study import archive, records
 from d3d.study.arms import ARMS, Arm
 from d3d.study.plan import REGIME, SETTLED, TRAINED, TUNING
 
-# Of the exploration beside the study (book/plan.md), whose later seeds confirm.
-EXPLORING = range(5)
+# The exploration (book/plan.md) looked at these seeds; its later seeds confirm.
+EXPLORATION_SEEDS = range(5)
 # The experiments that keep a GPU busy.
-BUSY = ("train", "distill", "fuse", "probe")
-# Where students are held against their controls beside iid: by class group, and under stress.
-GROUPED = tuple(f"iid/{group}/top1" for group in ("motion", "appearance", "both"))
-STRESSED = tuple(f"{split}/top1" for split in ("decorrelated", "frozen", "shuffled", "reversed"))
-# What further training alone gives, and what any teacher does.
+GPU_EXPERIMENTS = ("train", "distill", "fuse", "probe")
+# Beside iid top-1, students are compared with their controls by class group and on the stress splits.
+GROUP_METRICS = tuple(f"iid/{group}/top1" for group in ("motion", "appearance", "both"))
+STRESS_METRICS = tuple(f"{split}/top1" for split in ("decorrelated", "frozen", "shuffled", "reversed"))
+# Further training without a teacher, and distillation from a teacher that sees no flow.
 CONTROLS = ("rgb_longer", "rgb_teacher")
-EXPLORED = ("rgb_longer - rgb", "d3d - rgb_longer", "d3d - rgb_teacher", "d3d - two_stream")
-_SHARE = re.compile(r"(?P<part>.+) - (?P<share>[\d.]+) \* \((?P<whole>.+)\)")
+EXPLORATION_CONTRASTS = ("rgb_longer - rgb", "d3d - rgb_longer", "d3d - rgb_teacher", "d3d - two_stream")
+_LINEAR_RATIO = re.compile(r"(?P<numerator>.+) - (?P<bound>[\d.]+) \* \((?P<denominator>.+)\)")
 
 
-def share(found: Iterable[Verdict], claim: str) -> Condition:
-    """A claim's condition a - b - s * (c - b) above 0 as what it means: (a - b) / (c - b) above s.
+def ratio_condition(verdicts: Iterable[Verdict], claim: str) -> Condition:
+    """Rewrites a claim's linear condition a - b - s * (c - b) > 0 as the ratio that it stands for.
 
-    Raises KeyError where the claim has no such condition.
+    Returns:
+        The condition (a - b) / (c - b) > s.
+
+    Raises:
+        KeyError: the claim has no such condition.
     """
-    for finding in verdict_of(found, claim).findings:
-        if parts := _SHARE.fullmatch(finding.condition.contrast):
-            contrast = f"({parts['part']}) / ({parts['whole']})"
-            return Condition(contrast, finding.condition.metric, above=float(parts["share"]))
-    raise KeyError(f"claim {claim} asks for no share")
+    for finding in verdict_of(verdicts, claim).findings:
+        if match := _LINEAR_RATIO.fullmatch(finding.condition.contrast):
+            contrast = f"({match['numerator']}) / ({match['denominator']})"
+            return Condition(contrast, finding.condition.metric, above=float(match["bound"]))
+    raise KeyError(f"claim {claim} has no condition of the form a - b - s * (c - b)")
 
 
-def rows(findings: Iterable[tuple[str, Finding]]) -> pd.DataFrame:
-    """Findings with their labels as `plots.differences` takes them; those that were not measured are left out."""
-    found = []
+def difference_table(findings: Iterable[tuple[str, Finding]]) -> pd.DataFrame:
+    """Puts labelled findings into the table that `plots.differences` draws; leaves out those that need data."""
+    rows = []
     for text, finding in findings:
-        bound, side = finding.condition.asked
+        condition = finding.condition
         if finding.interval is not None and np.isfinite(finding.interval.mean):
-            kind = "ratio" if "/" in finding.condition.contrast else unit(finding.condition.metric)
+            kind = "ratio" if "/" in condition.contrast else unit(condition.metric)
             values = {"values": finding.values, **finding.interval._asdict()}
-            found.append({"label": text, "unit": kind, **values, "bound": bound, "side": side})
-    return pd.DataFrame(found)
+            rows.append({"label": text, "unit": kind, **values, "bound": condition.bound, "side": condition.side})
+    return pd.DataFrame(rows)
 
 
-def contrasts(found: Iterable[Verdict], claims: Sequence[str]) -> pd.DataFrame:
-    """The measured conditions of some claims, as `plots.differences` takes them; a shared one comes once."""
-    named: dict[tuple[str, str], tuple[str, Finding]] = {}
-    for verdict in found:
+def claim_differences(verdicts: Iterable[Verdict], claims: Sequence[str]) -> pd.DataFrame:
+    """Returns a `difference_table` of the measured conditions of some claims; a shared condition comes once."""
+    labelled_findings: dict[tuple[str, str], tuple[str, Finding]] = {}
+    for verdict in verdicts:
         for finding in verdict.findings if verdict.claim.id in claims else ():
-            c = finding.condition
-            text, _ = titled(finding)
-            named.setdefault((c.contrast, c.metric), (f"{verdict.claim.id}: {text}", finding))
-    return rows(named.values())
+            condition = finding.condition
+            text, _ = labelled(finding)
+            labelled_findings.setdefault(
+                (condition.contrast, condition.metric), (f"{verdict.claim.id}: {text}", finding)
+            )
+    return difference_table(labelled_findings.values())
 
 
-def over_endpoints(table: pd.DataFrame, contrast: str, score: str, *, bound: float = 0.0) -> pd.DataFrame:
-    """A contrast at every endpoint that has it, from shallow to deep, as `endpoints.contrasts` takes it."""
-    found = {e: measure(table, Condition(contrast, f"{e}/{score}")) for e in endpoints_of(table)}
+def contrast_by_endpoint(table: pd.DataFrame, contrast: str, score: str, *, bound: float = 0.0) -> pd.DataFrame:
+    """Measures a contrast at every endpoint that has it, from shallow to deep.
+
+    Args:
+        table: as `records.load` gives it.
+        contrast: such as `d3d - rgb_longer`.
+        score: the metric without its endpoint, such as `motion/r2_within`.
+        bound: the line that the figure draws.
+
+    Returns:
+        The table that `endpoints.contrast_panels` draws.
+    """
+    findings = {e: measure(table, Condition(contrast, f"{e}/{score}")) for e in endpoints_of(table)}
     return pd.DataFrame(
         {"endpoint": e, "values": f.values, **f.interval._asdict(), "bound": bound}
-        for e, f in found.items()
+        for e, f in findings.items()
         if f.interval is not None and np.isfinite(f.interval.mean)
     )
 
 
-def versus(table: pd.DataFrame, arms: Iterable[str], metric: str, *, base: str) -> list[tuple[str, Finding]]:
-    """Arms minus another in a metric, as `rows` takes them."""
-    found = [measure(table, Condition(f"{arm} - {base}", metric)) for arm in arms]
-    return [(contrast_label(finding.condition.contrast), finding) for finding in found]
+def differences_from(table: pd.DataFrame, arms: Iterable[str], metric: str, *, base: str) -> list[tuple[str, Finding]]:
+    """Measures each arm minus `base`; the findings are labelled as `difference_table` takes them."""
+    findings = [measure(table, Condition(f"{arm} - {base}", metric)) for arm in arms]
+    return [(contrast_label(finding.condition.contrast), finding) for finding in findings]
 
 
 def ablations(table: pd.DataFrame) -> list[str]:
-    """The students of flow that the records hold and that differ from D3D in another thing than its weight lambda."""
-    return [arm for arm in variants(table) if not _of_lambda(ARMS[arm])]
+    """Lists the recorded students of flow that differ from D3D in something other than the weight lambda."""
+    return [arm for arm in variants(table) if not _differs_in_lambda_only(ARMS[arm])]
 
 
 def variants(table: pd.DataFrame) -> list[str]:
-    """The students of flow, other than D3D itself, that the records hold; those of another lambda last, by lambda."""
-    held = set(table["arm"]) - {"d3d"}
-    found = [a for a in ARMS.values() if a.name in held and a.teacher and ARMS[a.teacher].stream == "flow"]
-    found.sort(key=lambda a: a.overrides["lambda_"] if _of_lambda(a) else 0.0)
-    return [a.name for a in found]
+    """Lists the recorded students of flow other than D3D; those with another lambda come last, by lambda."""
+    recorded = set(table["arm"]) - {"d3d"}
+    students = [a for a in ARMS.values() if a.name in recorded and a.teacher and ARMS[a.teacher].stream == "flow"]
+    students.sort(key=lambda a: a.overrides["lambda_"] if _differs_in_lambda_only(a) else 0.0)
+    return [a.name for a in students]
 
 
-def _of_lambda(arm: Arm) -> bool:
-    """Whether an arm is D3D but for its weight lambda."""
+def _differs_in_lambda_only(arm: Arm) -> bool:
     d3d = ARMS["d3d"]
     return set(arm.overrides) == {"lambda_"} and (arm.start, arm.teacher) == (d3d.start, d3d.teacher)
 
 
-def lambdas(results: str | Path, metrics: Sequence[str]) -> pd.DataFrame:
-    """D3D's metrics by its weight lambda, as the records say it: arm, lambda_, seed, metric, value."""
-    asked = {"d3d", *(arm.name for arm in ARMS.values() if _of_lambda(arm))}
-    found = [r for r in records.read_all(results, ["distill"]) if r.arm in asked]
+def lambda_table(results: str | Path, metrics: Sequence[str]) -> pd.DataFrame:
+    """Tabulates D3D's metrics by the weight lambda of the records: columns arm, lambda_, seed, metric, value."""
+    arms = {"d3d", *(arm.name for arm in ARMS.values() if _differs_in_lambda_only(arm))}
+    selected = [r for r in records.read_all(results, ["distill"]) if r.arm in arms]
     return pd.DataFrame(
-        [(r.arm, r.params["lambda_"], r.seed, m, r.metrics[m]) for r in found for m in metrics if m in r.metrics],
+        [(r.arm, r.params["lambda_"], r.seed, m, r.metrics[m]) for r in selected for m in metrics if m in r.metrics],
         columns=["arm", "lambda_", "seed", "metric", "value"],
     )
 
 
-def seeds_of_all(by_lambda: pd.DataFrame) -> list[int]:
-    """The seeds that were run at every lambda of a table as `lambdas` gives it."""
+def seeds_at_every_lambda(by_lambda: pd.DataFrame) -> list[int]:
+    """Lists the seeds that a `lambda_table` has at every lambda."""
     counts = by_lambda.groupby("seed")["lambda_"].nunique()
     return counts.index[counts == by_lambda["lambda_"].nunique()].tolist()
 
 
-def halves(settled: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The exploration's records of the seeds that explored, and of those that confirm."""
-    first = settled["seed"].isin(EXPLORING)
-    return {"seeds 0 to 4": settled[first], "seeds 5 to 9": settled[~first]}
+def exploration_halves(settled: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Splits the exploration's records into the seeds that explored and the seeds that confirm."""
+    explored = settled["seed"].isin(EXPLORATION_SEEDS)
+    return {"seeds 0 to 4": settled[explored], "seeds 5 to 9": settled[~explored]}
 
 
-def explored(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
-    """Students against their controls in iid top-1, each with where: the study's cell, or a half of the exploration."""
-    parts = {"the study": table} | {f"settled, {name}": half for name, half in halves(settled).items()}
-    conditions = [Condition(contrast, "iid/top1") for contrast in EXPLORED]
-    return [(name, measure(part, condition)) for condition in conditions for name, part in parts.items()]
+def exploration_findings(table: pd.DataFrame, settled: pd.DataFrame) -> list[tuple[str, Finding]]:
+    """Measures students against their controls in iid top-1, in the study and in both halves of the exploration.
+
+    Returns:
+        Pairs of the name of the records (`the study`, `settled, seeds 0 to 4`, …) and the finding.
+    """
+    tables = {"the study": table} | {f"settled, {name}": half for name, half in exploration_halves(settled).items()}
+    conditions = [Condition(contrast, "iid/top1") for contrast in EXPLORATION_CONTRASTS]
+    return [(name, measure(rows, condition)) for condition in conditions for name, rows in tables.items()]
 
 
 def against_controls(table: pd.DataFrame, metrics: Sequence[str]) -> list[Finding]:
-    """D3D minus each of its controls, by metric and control."""
+    """Measures D3D minus each of its controls in each metric."""
     return [measure(table, Condition(f"d3d - {control}", metric)) for metric in metrics for control in CONTROLS]
 
 
 def holds(
     table: pd.DataFrame, contrast: str, metric: str, *, above: float | None = None, below: float | None = None
 ) -> None:
-    """Checks a statement of a chapter: raises ValueError, naming the interval, unless the whole 95 % interval of a
-    contrast lies above and below these bounds."""
-    found = measure(table, Condition(contrast, metric)).interval
-    if found is None or not ((above is None or found.low > above) and (below is None or found.high < below)):
-        bounds = " and ".join(f"{word} {b:g}" for word, b in {"above": above, "below": below}.items() if b is not None)
-        raise ValueError(f"{contrast} in {metric} must lie {bounds}, its interval is {number_text(found)}")
+    """Checks a statement of the book against the records.
+
+    Args:
+        table: as `records.load` gives it.
+        contrast: such as `d3d - rgb_longer`.
+        metric: such as `iid/top1`.
+        above: the whole 95 % interval must lie above this.
+        below: the whole 95 % interval must lie below this.
+
+    Raises:
+        ValueError: the interval does not, or there is none; the message has it.
+    """
+    interval = measure(table, Condition(contrast, metric)).interval
+    too_low = above is not None and not (interval and interval.low > above)
+    too_high = below is not None and not (interval and interval.high < below)
+    if too_low or too_high:
+        bound = f"above {above:g}" if too_low else f"below {below:g}"
+        raise ValueError(f"the book says that {contrast} in {metric} lies {bound}, but it is {number_text(interval)}")
 
 
-def titled(finding: Finding, below: str = "") -> tuple[str, Finding]:
-    """A finding as `rows` takes it: its contrast, and beneath that its metric or what is said instead."""
+def labelled(finding: Finding, second_line: str = "") -> tuple[str, Finding]:
+    """Labels a finding for `difference_table`: its contrast, and below it the metric or `second_line`."""
     condition = finding.condition
-    return f"{contrast_label(condition.contrast)}\n{below or metric_label(condition.metric)}", finding
+    return f"{contrast_label(condition.contrast)}\n{second_line or metric_label(condition.metric)}", finding
 
 
-def histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], pd.DataFrame]:
-    """Training curves by (arm, seed), a row per epoch; a run without them is left out."""
-    found = {}
+def training_histories(results: str | Path, arms: Sequence[str]) -> dict[tuple[str, int], pd.DataFrame]:
+    """Reads training curves by (arm, seed), one row per epoch; leaves out runs without curves."""
+    histories = {}
     for record in records.read_all(results, TRAINED):
         if record.arm in arms and (rows := archive.read_curves(results, record)):
-            found[record.arm, record.seed] = pd.DataFrame(rows)
-    return found
+            histories[record.arm, record.seed] = pd.DataFrame(rows)
+    return histories
 
 
-def scores(table: pd.DataFrame, *, arms: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean and half of the 95 % interval, a row an arm and a column a metric, as text; a dash where none is."""
+def score_table(table: pd.DataFrame, *, arms: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Formats mean ± half of the 95 % interval as text: one row per arm, one column per metric, a dash for no data."""
     values = table[table["metric"].isin(metrics)].groupby(["arm", "metric"])["value"].agg(list)
-    found = {key: interval(v) for key, v in values.items()}
-    cells = {k: f"{i.mean:.3f}" + (f" ± {i.high - i.mean:.3f}" if i.n > 1 else "") for k, i in found.items()}
+    intervals = {key: interval(v) for key, v in values.items()}
+    cells = {k: f"{i.mean:.3f}" + (f" ± {i.high - i.mean:.3f}" if i.n > 1 else "") for k, i in intervals.items()}
     rows = [[cells.get((arm, metric), "—") for metric in metrics] for arm in arms]
     names = [metric.removesuffix("/top1") for metric in metrics]
     return pd.DataFrame(rows, index=[label(arm) for arm in arms], columns=names)
 
 
 def compute_table(results: str | Path) -> pd.DataFrame:
-    """Runs and their summed hours by experiment and device, those of each search and the exploration as one.
+    """Sums runs and their hours by device and experiment; each search, and the exploration, is one row.
 
-    Records that one run wrote share their start and parameters, and the last of them tells how long it took.
+    Several records of one run have the same start and parameters: the run is counted once, with its longest time.
+
+    Returns:
+        Columns device, experiment, runs, hours.
     """
     search = {"search for the knobs": REGIME, "search for the students' schedule": TUNING}
-    read = {name: records.read_all(path) for name, path in search.items()}
-    read["exploration"] = records.read_all(SETTLED)
-    runs: dict[tuple, float] = {}
-    for name, found in {"": records.read_all(results), **read}.items():
-        for r in found:
-            of = (name or r.experiment, r.provenance["device"], r.provenance["started"], json.dumps(r.params))
-            runs[of] = max(runs.get(of, 0.0), r.provenance["seconds"])
+    records_by_name = {"": records.read_all(results)} | {name: records.read_all(path) for name, path in search.items()}
+    records_by_name["exploration"] = records.read_all(SETTLED)
+    seconds_by_run: dict[tuple, float] = {}
+    for name, studied in records_by_name.items():
+        for r in studied:
+            run = (name or r.experiment, r.provenance["device"], r.provenance["started"], json.dumps(r.params))
+            seconds_by_run[run] = max(seconds_by_run.get(run, 0.0), r.provenance["seconds"])
     table = pd.DataFrame(
-        [(*of[:2], seconds) for of, seconds in runs.items()], columns=["experiment", "device", "hours"]
+        [(*run[:2], seconds) for run, seconds in seconds_by_run.items()], columns=["experiment", "device", "hours"]
     )
     grouped = table.groupby(["device", "experiment"])["hours"].agg(["size", "sum"]).reset_index()
     return grouped.assign(sum=grouped["sum"] / 3600).rename(columns={"size": "runs", "sum": "hours"})
 
 
 def busy_hours(results: str | Path) -> float:
-    """Hours during which at least one run of the trained networks and of what was read from them was under way."""
-    found = [r.provenance for r in records.read_all(results, BUSY)]
-    runs = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in found)
-    total, until = 0.0, -math.inf
+    """Returns the hours during which at least one run that trains, fuses or probes networks was under way."""
+    provenances = [r.provenance for r in records.read_all(results, GPU_EXPERIMENTS)]
+    runs = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in provenances)
+    total, busy_until = 0.0, -math.inf
     for start, seconds in runs:
-        total += max(0.0, start + seconds - max(start, until))
-        until = max(until, start + seconds)
+        total += max(0.0, start + seconds - max(start, busy_until))
+        busy_until = max(busy_until, start + seconds)
     return total / 3600
+
+
+class NetworkAnswers(NamedTuple):
+    """The answers of one network on one test split.
+
+    Attributes:
+        name: its label.
+        seed: of its run.
+        split: the test split.
+        labels: (N,), the class of each clip.
+        correct: (N,), whether the network is right on each clip.
+        top1: with Wilson's 95 % interval over the clips.
+        published: top-1 of the published network of the same arm and seed; None where there is none.
+    """
+
+    name: str
+    seed: int
+    split: str
+    labels: np.ndarray
+    correct: np.ndarray
+    top1: Interval
+    published: float | None
+
+
+def network_answers(results: str | Path, published: str | Path | None = None) -> list[NetworkAnswers]:
+    """Reads the answers of every network and ensemble of a folder, sorted by split and seed.
+
+    Args:
+        results: working folder with the arrays beside its records.
+        published: a study to look up the published top-1 in; None for none.
+    """
+    reference = {(r.experiment, r.arm, r.seed): r.metrics for r in (records.read_all(published) if published else ())}
+    answers = []
+    for record in records.read_all(results, (*TRAINED, "fuse")):
+        arrays = records.read_arrays(results, record)
+        metrics = reference.get((record.experiment, record.arm, record.seed), {})
+        for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):
+            labels = arrays[f"labels/{split}"]
+            correct = arrays[f"logits/{split}"].argmax(1) == labels
+            top1 = proportion_interval(int(correct.sum()), len(correct))
+            theirs = metrics.get(f"{split}/top1")
+            answers.append(NetworkAnswers(label(record.arm), record.seed, split, labels, correct, top1, theirs))
+    return sorted(answers, key=lambda network: (network.split, network.seed))
+
+
+def undetectable_differences(networks: Sequence[NetworkAnswers]) -> list[str]:
+    """Says which differences in top-1 are smaller than the test clips can show: a sentence per test set and seed.
+
+    A network is compared with the best network on the same clips: the difference is too small where the interval of
+    `paired_difference` contains zero. A published network has no clips to pair with: the difference is too small where
+    its top-1 lies within Wilson's interval of the network here.
+    """
+    groups: dict[tuple, list[NetworkAnswers]] = {}
+    for network in networks:
+        groups.setdefault((network.split, network.seed, network.labels.tobytes()), []).append(network)
+    sentences = []
+    for (split, seed, _), group in groups.items():
+        best = max(group, key=lambda network: network.top1.mean)
+        n = best.top1.n
+        pairs = [(other.name, paired_difference(other.correct, best.correct)) for other in group if other is not best]
+        to_best = [f"{name} {number_text(d, signed=True)}" for name, d in pairs if d.low <= 0 <= d.high]
+        to_published = [
+            f"{network.name} {network.top1.mean - network.published:+.3f}".replace("-", "−")
+            for network in group
+            if network.published is not None and network.top1.low <= network.published <= network.top1.high
+        ]
+        compared = {f"the best network, {best.name}": to_best, "the published networks": to_published}
+        sentences += [
+            f"{split}, seed {seed}: {n} clips (one clip is {1 / n:.2g}) are too few to tell these from {reference}: "
+            f"{'; '.join(close)}."
+            for reference, close in compared.items()
+            if close
+        ]
+    return sentences

@@ -1,4 +1,4 @@
-"""What the network costs: the book's page, made from the records of `make bench`."""
+"""The book's page on cost, made from the records of `make bench`."""
 
 from pathlib import Path
 
@@ -8,81 +8,83 @@ from d3d.study import records
 
 PAGE = """# Cost
 
-**S3D-G gives {inference:.1f} times as many clips a second as torchvision's `s3d` in inference and {training:.1f} times
-as many in a training step, in bfloat16 on one {device}, with less memory at the same batch.** With TF32 it is
-{inference_tf32:.1f} and {training_tf32:.1f} times as many. (What a whole two-stream pipeline costs beside one D3D is
-still to come.)
+**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's `s3d`, and in a training
+step {training:.1f} times as many, in bfloat16 on one {device}, with less memory at the same batch size.** With TF32 it
+is {inference_tf32:.1f} and {training_tf32:.1f} times as many. (The comparison of one D3D with a complete two-stream
+pipeline needs data.)
 
 {table}
 
-*Clips of 64 × 224 × 224 in one process, the networks taking turns, medians; SGD step for training. Working memory is
-what a step needs beyond weights and clips. torchvision's network is as it comes, under autocast for bf16; it has no
-gates, and its stem is separable too. "Folded" has its batch norms in the convolutions, `d3d.s3dg.fold`. Made by
-`make bench` at commit {commit}.*
+*Clips of 64 × 224 × 224 in one process. The networks take turns, and the numbers are medians; a training step includes
+the SGD update. Working memory is the memory of a step beyond weights and clips. torchvision's network is unmodified,
+under autocast for bf16; it has no gates, and its stem is separable too. "Folded" means that the batch norms are part of
+the convolutions (`d3d.s3dg.fold`). Made by `make bench` at commit {commit}.*
 
 ## Where the time goes
 
-A clip takes {gflop:.0f} GFLOP in the convolutions as the original defines them; in inference that is {share:.0%} of the
-{matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same device.
+A clip takes {gflop:.0f} GFLOP in the convolutions as the original defines them. In inference this is
+{matrix_fraction:.0%} of the {matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same device.
 
 ```{{image}} cost.svg
-:alt: Milliseconds a clip that the GPU spends on convolutions and between them, in inference and in training.
+:alt: Milliseconds per clip that the GPU spends on convolutions and between them, in inference and in training.
 ```
 
-*Milliseconds a clip on the GPU at 32 clips a batch, by the names of the kernels. Convolutions are cuDNN's and
-cuBLAS's, two-dimensional over space or over time, with the channels innermost in memory. The rest moves memory: pools,
-gates, norms, and the taps of the stem (two axes of its kernel as channels, so that a slow convolution of 3 channels
-and stride 2 becomes a fast one of 64).*
+*Milliseconds per clip on the GPU at 32 clips per batch, by the names of the kernels. The convolutions are cuDNN's and
+cuBLAS's: two-dimensional over space or over time, with channels last in memory. The rest moves memory: pooling, gates,
+norms, and the taps of the stem (two axes of its kernel become channels, which turns a slow convolution of 3 channels
+and stride 2 into a fast one of 64 channels).*
 
 ## Training at the study's scale
 
-With 128 clips of 16 × 64 × 64 the GPU waits for Python: a step takes {plain_ms:.0f} ms in a plain loop with PyTorch's
-own kernels, {eager_ms:.0f} ms with ours, whose launches cost more, and **{captured_ms:.1f} ms, {times_captured:.1f}
-times as fast as the plain loop**, as `d3d.train` runs it: the whole step, from gathering the clips to the update, in
-one CUDA graph. A run trains on {fit:,.0f} clips a second.
+With 128 clips of 16 × 64 × 64 the GPU waits for Python. A step takes {plain_ms:.0f} ms in a plain loop with PyTorch's
+own kernels and {eager_ms:.0f} ms with ours, whose launches cost more. In `d3d.train` it takes **{captured_ms:.1f} ms,
+{times_captured:.1f} times as fast as the plain loop**, because one CUDA graph holds the whole step, from gathering the
+clips to the update. A run trains on {fit:,.0f} clips per second.
 
-- **The same losses.** Over {curve_steps:.0f} steps captured and uncaptured losses differ by {apart_eager:.2g}; from the
-  plain loop's by {apart_plain:.2g} at most, where two plain loops whose kernels only round otherwise differ by
-  {apart_rounding:.2g} (in float32 {apart_plain_32:.2g} and {apart_rounding_32:.2g}).
-- **The same seed.** Two runs of one seed on one GPU, in one process, differ by {apart_runs:.2g} in any logit of the
-  test clips and by {apart_top1:.2g} in top-1. Another machine may choose kernels that round otherwise, and then it is
-  another network.
-- **Several runs on one GPU** share it rather than add to it: 1, 2 and 4 at once train on {runs1:,.0f}, {runs2:,.0f} and
-  {runs4:,.0f} clips a second together. What they gain is that one computes while another starts, loads or tests.
-- **The start.** From the start of a process to the end of its first step, 6,000 clips rendered, {first_step:.1f} s,
-  {import_torch:.1f} s of them the import of PyTorch.
+- **The same losses.** Over {curve_steps:.0f} steps the losses with and without capture differ by at most
+  {captured_eager:.2g}, and those of the captured step and of the plain loop by at most {captured_plain:.2g}. Two plain
+  loops whose kernels only round differently differ by {plain_rounding:.2g}. (In float32 the last two numbers are
+  {captured_plain_32:.2g} and {plain_rounding_32:.2g}.)
+- **The same seed.** Two runs of one seed on one GPU, in one process, differ by at most {logit_difference:.2g} in a
+  logit of the test clips and by {top1_difference:.2g} in top-1. Another machine may choose kernels that round
+  differently, and the result is then another network.
+- **Several runs on one GPU** share it and gain little: 1, 2 and 4 runs at once train on {runs1:,.0f}, {runs2:,.0f} and
+  {runs4:,.0f} clips per second together. The gain is that one run computes while another starts, loads or tests.
+- **The start.** From the start of a process to the end of its first step, with 6,000 clips rendered, it takes
+  {first_step:.1f} s. The import of PyTorch takes {import_torch:.1f} s of them.
 
-*Made by `make bench` at commit {training_commit}. Several GPUs were not measured.*
+*Made by `make bench` at commit {training_commit}. Training on several GPUs needs data.*
 
 ## Video files
 
-{workers} worker processes deliver {clips:.0f} training clips of 64 × 224 × 224 a second from H.264 of 340 × 256 pixels,
-{times:.2f} times what PyAV alone decodes of the same frames in as many processes; one process {times_one:.2f} and two
-{times_two:.2f} times. As batches on the GPU they are {batches:.0f} a second. `d3d flow` computes
-{fields:.0f} fields a second at short side 256, from file to file, {of_alone:.0%} of what TV-L1 alone does on the same
-GPU. Eight bits over ± 20 pixels cost a root mean square error of {rms:.3f} pixels, {largest:.3f} at most.
+{workers} worker processes deliver {clips:.0f} training clips of 64 × 224 × 224 per second from H.264 of 340 × 256
+pixels. This is {times:.2f} times the rate at which PyAV alone decodes the same frames in as many processes; with one
+process it is {times_one:.2f} times, with two {times_two:.2f} times. As batches on the GPU it is {batches:.0f} clips per
+second. `d3d flow` computes {fields:.0f} fields per second at short side 256, from file to file: {of_alone:.0%} of the
+rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits costs a root mean square error of
+{rms:.3f} pixels, and {largest:.3f} pixels at most.
 
 *Made by `make bench` at commits {decode_commit} and {flow_commit}.*
 
 ## What could be wrong
 
-One machine, one run, batch sizes that a short lease could hold: 32 and 64 clips for inference, where torchvision's
-rate no longer grows, 32 for training, 16 with TF32, where launches already cost ours a part of its speed.
-`torch.compile` of torchvision's network is not in the comparison. Decoding was measured on videos that this study
-encoded itself, which cost less than many of the field's.
+This is one run on one machine. The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no
+longer grows, 32 for training, and 16 with TF32, where launches already slow our network down. `torch.compile` of
+torchvision's network is not in the comparison. Decoding was measured on videos that this study encoded itself, which
+are cheaper to decode than many of the field's.
 """
-# The numbers of the section on training: arm and metric of their records.
+# The numbers of the section on training, each with the arm and the metric of its record.
 TRAINING = {
     **{f"{name}_ms": ("training", f"{name}/ms_per_step") for name in ("plain", "eager", "captured")},
     "times_captured": ("training", "captured/ratio"),
     "fit": ("training", "fit/clips_per_second"),
-    "apart_eager": ("training", "loss_apart/captured_and_eager"),
-    "apart_plain": ("training", "loss_apart/captured_and_plain"),
-    "apart_rounding": ("training", "loss_apart/plain_and_plain_fused"),
-    "apart_plain_32": ("training", "loss_apart/float32/captured_and_plain"),
-    "apart_rounding_32": ("training", "loss_apart/float32/plain_and_plain_fused"),
-    "apart_runs": ("training", "two_runs/largest_logit_difference"),
-    "apart_top1": ("training", "two_runs/top1_difference"),
+    "captured_eager": ("training", "loss_apart/captured_and_eager"),
+    "captured_plain": ("training", "loss_apart/captured_and_plain"),
+    "plain_rounding": ("training", "loss_apart/plain_and_plain_fused"),
+    "captured_plain_32": ("training", "loss_apart/float32/captured_and_plain"),
+    "plain_rounding_32": ("training", "loss_apart/float32/plain_and_plain_fused"),
+    "logit_difference": ("training", "two_runs/largest_logit_difference"),
+    "top1_difference": ("training", "two_runs/top1_difference"),
     **{f"runs{n}": ("sharing", f"runs{n}/clips_per_second") for n in (1, 2, 4)},
     "first_step": ("start", "to_first_step/seconds"),
     "import_torch": ("start", "import/torch/seconds"),
@@ -91,28 +93,35 @@ NETWORKS = {"s3dg_folded": "S3D-G, folded", "s3dg": "S3D-G", "torchvision_s3d": 
 
 
 def page(folder: Path) -> str:
-    """The page as Markdown, from a folder of records of `make bench`. Raises as `records.load` where there are none."""
+    """Returns the page as Markdown.
+
+    Args:
+        folder: records of `make bench`, as a folder or a published file.
+
+    Raises:
+        FileNotFoundError: there are no such records.
+    """
     rows = records.load(folder, needs=["bench"])
     value = rows.set_index(["arm", "metric"])["value"]
-    made = records.of_first_seed(folder, "bench", ["s3dg"])[0]
+    network = records.of_first_seed(folder, "bench", ["s3dg"])[0]
     numbers = {
         "inference": value["s3dg", "inference/bf16/ratio"],
         "training": value["s3dg", "training/bf16/ratio"],
         "inference_tf32": value["s3dg_tf32", "inference/tf32/ratio"],
         "training_tf32": value["s3dg_tf32", "training/tf32/ratio"],
         "gflop": value["s3dg", "gflop_per_clip"],
-        "share": value["s3dg", "inference/share_of_matrix_rate"],
+        "matrix_fraction": value["s3dg", "inference/share_of_matrix_rate"],
         "matrix": value["s3dg", "matrix_product_tflops"],
     }
     numbers |= {name: value[arm, metric] for name, (arm, metric) in TRAINING.items()}
     training = records.of_first_seed(folder, "bench", ["training"])[0]
     numbers |= {"training_commit": _commit(training), "curve_steps": training.params["curve_steps"]}
-    most = max(int(n) for n in rows["metric"].str.extract(r"^workers(\d+)/clips/ratio$")[0].dropna())
+    workers = max(int(n) for n in rows["metric"].str.extract(r"^workers(\d+)/clips/ratio$")[0].dropna())
     numbers |= {
-        "workers": most,
-        "clips": value["decode", f"workers{most}/clips/clips_per_second"],
-        "batches": value["decode", f"workers{most}/batches/clips_per_second"],
-        "times": value["decode", f"workers{most}/clips/ratio"],
+        "workers": workers,
+        "clips": value["decode", f"workers{workers}/clips/clips_per_second"],
+        "batches": value["decode", f"workers{workers}/batches/clips_per_second"],
+        "times": value["decode", f"workers{workers}/clips/ratio"],
         "times_one": value["decode", "workers1/clips/ratio"],
         "times_two": value["decode", "workers2/clips/ratio"],
         "fields": value["flow_set", "set/fields_per_second"],
@@ -122,35 +131,35 @@ def page(folder: Path) -> str:
         "decode_commit": _commit(records.of_first_seed(folder, "bench", ["decode"])[0]),
         "flow_commit": _commit(records.of_first_seed(folder, "bench", ["flow_set"])[0]),
     }
-    return PAGE.format(**numbers, device=made.provenance["device"], commit=_commit(made), table=rates(rows))
+    return PAGE.format(**numbers, device=network.provenance["device"], commit=_commit(network), table=rate_table(rows))
 
 
 def _commit(record: records.Record) -> str:
     return record.provenance["commit"][:10] + " and uncommitted changes" * record.provenance["dirty"]
 
 
-def rates(rows: pd.DataFrame) -> str:
-    """Clips a second and working memory by step, precision, batch size and network, as Markdown."""
+def rate_table(rows: pd.DataFrame) -> str:
+    """Formats clips per second and working memory by step, precision, batch size and network as a Markdown table."""
     case = ["step", "precision", "batch"]
-    name = r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/(?P<what>\w+)"
-    found = rows["metric"].str.extract(f"^{name}$").assign(value=rows["value"]).dropna()
-    wide = found.pivot_table(index=[*case, "network"], columns="what", values="value").reset_index()
+    name = r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/(?P<quantity>\w+)"
+    named = rows["metric"].str.extract(f"^{name}$").assign(value=rows["value"]).dropna()
+    wide = named.pivot_table(index=[*case, "network"], columns="quantity", values="value").reset_index()
     peer = wide[wide["network"] == "torchvision_s3d"].set_index(case)["clips_per_second"].rename("peer")
     wide = wide.join(peer, on=case)
-    shown = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "step, precision, batch": wide[case].agg(", ".join, axis=1),
             "network": wide["network"].map(NETWORKS),
-            "clips a second": wide["clips_per_second"].map("{:,.0f}".format),
+            "clips per second": wide["clips_per_second"].map("{:,.0f}".format),
             "working memory (GB)": wide["working_gb"].map("{:.1f}".format),
             "× torchvision": (wide["clips_per_second"] / wide["peer"]).map("{:.2f}".format),
         }
     )
-    return shown.to_markdown(index=False, disable_numparse=True)
+    return table.to_markdown(index=False, disable_numparse=True)
 
 
-def parts(folder: Path) -> pd.DataFrame:
-    """Milliseconds a clip by step and part, as `plots.cost` takes them."""
+def kernel_times(folder: Path) -> pd.DataFrame:
+    """Returns milliseconds per clip by step and kind of kernel, in the columns that `plots.cost` draws."""
     rows = records.load(folder, needs=["bench"])
-    found = rows["metric"].str.extract(r"^(?P<step>\w+)/ms_per_clip/(?P<part>.+)$").assign(ms=rows["value"])
-    return found.dropna().reset_index(drop=True)
+    times = rows["metric"].str.extract(r"^(?P<step>\w+)/ms_per_clip/(?P<part>.+)$").assign(ms=rows["value"])
+    return times.dropna().reset_index(drop=True)

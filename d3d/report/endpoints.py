@@ -1,4 +1,4 @@
-"""Figures over the endpoints of the networks, from shallow to deep; every one shows every seed."""
+"""Figures over the endpoints of the networks, from shallow to deep; every figure shows every seed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from d3d.report.labels import colour, endpoints_of, label, marker
-from d3d.report.plots import grid, missing, styled
+from d3d.report.plots import grid, mark_no_data, styled
 
 
 @styled
-def scores(
+def score_lines(
     table: pd.DataFrame,
     *,
     arms: Sequence[str],
@@ -22,42 +22,49 @@ def scores(
     tested: str = "",
     references: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Scores over endpoints, a panel a score (`titles` maps `velocity/r2` to its title): thin lines are seeds, thick
-    ones their mean, by network. `tested` names the endpoint that a hypothesis is about.
+    """Draws scores over endpoints by network, one panel per score: thin lines are seeds, thick lines their means.
 
-    references: scores that are drawn dashed in every panel, the mean over all networks, each with its label.
+    Args:
+        table: as `records.load` gives it.
+        arms: the networks.
+        titles: score to title, such as `velocity/r2`.
+        columns: panels per row.
+        tested: the endpoint of a hypothesis, shaded.
+        references: score to label; drawn dashed in every panel, as the mean over all networks.
     """
     names = endpoints_of(table)
     figure, axes = grid(len(titles), columns=columns, height=3.2 if len(titles) == 1 else 1.9, extra=1.5, sharey="row")
-    shown: dict[str, Line2D] = {}
+    legend: dict[str, Line2D] = {}
     for panel, (axis, (score, title)) in enumerate(zip(axes.flat, titles.items(), strict=False)):
         for arm in arms:
             wide = _wide(table[table["arm"] == arm], score, names)
             if wide.notna().any(axis=None):
                 axis.plot(range(len(names)), wide, color=colour(arm), lw=0.7, alpha=0.4)
                 style = {"color": colour(arm), "lw": 2, "marker": marker(arm), "markersize": 5}
-                (shown[label(arm)],) = axis.plot(
+                (legend[label(arm)],) = axis.plot(
                     range(len(names)), wide.mean(axis=1), markeredgecolor="white", markeredgewidth=0.4, **style
                 )
         if not axis.lines:
-            missing(axis)
+            mark_no_data(axis)
         for reference, text in (references or {}).items() if axis.lines else ():
             level = _wide(table, reference, names).mean(axis=1)
-            (shown[text],) = axis.plot(range(len(names)), level, color="0.3", lw=1.2, ls="--", zorder=0)
-        _over_endpoints(axis, names, tested, last=panel >= len(titles) - columns)
+            (legend[text],) = axis.plot(range(len(names)), level, color="0.3", lw=1.2, ls="--", zorder=0)
+        _draw_endpoint_axis(axis, names, tested, last=panel >= len(titles) - columns)
         axis.set_title(title, fontsize=10)
-    figure.legend(shown.values(), shown.keys(), frameon=False, loc="outside upper center", ncols=4)
+    figure.legend(legend.values(), legend.keys(), frameon=False, loc="outside upper center", ncols=4)
     return figure
 
 
 @styled
-def contrasts(
+def contrast_panels(
     panels: Mapping[str, pd.DataFrame], *, tested: str = "", limits: tuple[float, float] | None = None
 ) -> Figure:
-    """A contrast at every endpoint, a panel a contrast: a dot a seed, mean and interval, the bound dotted.
+    """Draws contrasts at every endpoint, one panel per contrast: one dot per seed, mean, interval, bound (dotted).
 
-    Columns endpoint, values (one a seed), mean, low, high, bound. The tested endpoint is dark, the others are grey.
-    limits: of the vertical axis; what lies beyond is a triangle at its edge.
+    Args:
+        panels: title to a table with the columns endpoint, values (one per seed), mean, low, high, bound.
+        tested: the endpoint of a hypothesis, drawn dark; the others are grey.
+        limits: of the vertical axis; a seed beyond them is a triangle at the edge.
     """
     figure, axes = grid(len(panels), columns=1, height=2.1, extra=0.9)
     for panel, (axis, (title, table)) in enumerate(zip(axes[:, 0], panels.items(), strict=True)):
@@ -71,9 +78,9 @@ def contrasts(
             if low <= row.mean <= high:
                 axis.plot([x - 0.3, x + 0.3], [row.mean] * 2, color=ink, lw=2.5)
             values = np.asarray(row.values)
-            for shape, part in {"^": values[values > high], "v": values[values < low]}.items():
+            for shape, beyond in {"^": values[values > high], "v": values[values < low]}.items():
                 axis.scatter(
-                    np.full(len(part), x), np.clip(part, low, high), color=ink, s=22, marker=shape, clip_on=False
+                    np.full(len(beyond), x), np.clip(beyond, low, high), color=ink, s=22, marker=shape, clip_on=False
                 )
             inside = values[(values >= low) & (values <= high)]
             spread = np.linspace(-0.15, 0.15, len(inside)) if len(inside) > 1 else 0
@@ -84,16 +91,16 @@ def contrasts(
             axis.plot(range(len(table)), table["bound"], color="0.25", ls=":", lw=1.2, zorder=0)
             axis.axhline(0, color="0.7", lw=0.8, zorder=0)
         else:
-            missing(axis)
+            mark_no_data(axis)
         if limits:
             axis.set_ylim(limits)
-        _over_endpoints(axis, names, tested, last=panel == len(panels) - 1)
+        _draw_endpoint_axis(axis, names, tested, last=panel == len(panels) - 1)
         axis.set_title(title, fontsize=10)
     return figure
 
 
 def _wide(table: pd.DataFrame, score: str, names: Sequence[str]) -> pd.DataFrame:
-    """A score with a row an endpoint and a column a network's seed."""
+    """A score with one row per endpoint and one column per arm and seed."""
     rows = table[table["metric"].isin([f"{name}/{score}" for name in names])]
     endpoint = rows["metric"].str.removesuffix(f"/{score}")
     return (
@@ -101,7 +108,8 @@ def _wide(table: pd.DataFrame, score: str, names: Sequence[str]) -> pd.DataFrame
     )
 
 
-def _over_endpoints(axis: plt.Axes, names: Sequence[str], tested: str, *, last: bool) -> None:
+def _draw_endpoint_axis(axis: plt.Axes, names: Sequence[str], tested: str, *, last: bool) -> None:
+    """Sets the ticks, named in the last row of panels only, and shades the tested endpoint."""
     axis.set_xticks(
         range(len(names)), names if last else [], rotation=60, ha="right", rotation_mode="anchor", fontsize=8
     )
@@ -109,9 +117,7 @@ def _over_endpoints(axis: plt.Axes, names: Sequence[str], tested: str, *, last: 
     axis.grid(axis="y", color="0.92")
     axis.set_axisbelow(True)
     if tested in names:
-        at = names.index(tested)
-        axis.axvspan(at - 0.45, at + 0.45, color="0.93", zorder=-1)
+        x = names.index(tested)
+        axis.axvspan(x - 0.45, x + 0.45, color="0.93", zorder=-1)
         if last:
-            axis.annotate(
-                "tested", (at, 0.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7, color="0.4"
-            )
+            axis.annotate("tested", (x, 0.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7, color="0.4")

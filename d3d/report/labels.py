@@ -1,4 +1,4 @@
-"""What arms, metrics and contrasts are called in figures and prose, and how numbers are written."""
+"""The names of arms, metrics and contrasts in figures and prose, and the format of numbers."""
 
 import re
 from collections.abc import Iterable
@@ -9,7 +9,8 @@ import pandas as pd
 from d3d.report.stats import Interval
 from d3d.study.arms import ARMS
 
-NOT_MEASURED = "not measured"
+# The one word, in verdicts, tables, sentences and figures, for what the records do not hold.
+NEEDS_DATA = "needs data"
 GROUP_LABELS = {
     "": "all classes",
     "motion/": "motion pairs",
@@ -23,79 +24,83 @@ SCORE_LABELS = {
     "accuracy": "accuracy for {}",
 }
 UNITS = {
-    "top1": "top-1", "top1_gain": "top-1", "epe": "px a frame", "target_epe": "px a frame", "accuracy": "accuracy",
+    "top1": "top-1", "top1_gain": "top-1", "epe": "px per frame", "target_epe": "px per frame", "accuracy": "accuracy",
     "r2": "R²", "r2_within": "R²", "selectivity": "R²",
 }  # fmt: skip
-# The name of an arm: a word that may end in a number with a point.
-NAME = r"\b[a-z]\w*(?:\.\d+)?"
+# An arm's name in a contrast: a word that may end in a decimal number, as in d3d_lambda_0.1.
+ARM_NAME = r"\b[a-z]\w*(?:\.\d+)?"
 
 
 def label(arm: str) -> str:
-    """The name of an arm in figures and prose; of one without an entry, the name it has."""
+    """Returns the name of an arm in figures and prose; an unregistered arm keeps its own name."""
     return ARMS[arm].label if arm in ARMS else arm
 
 
 def colour(arm: str) -> str | tuple[float, float, float]:
-    """The colour of an arm in every figure; grey for one without an entry."""
+    """Returns the colour of an arm in every figure; grey for an unregistered arm."""
     return ARMS[arm].colour if arm in ARMS else "0.5"
 
 
 def marker(arm: str) -> str:
-    """What tells an arm apart beside its colour."""
+    """Returns the matplotlib marker of an arm in every figure; a circle for an unregistered arm."""
     return ARMS[arm].marker if arm in ARMS else "o"
 
 
 def contrast_label(contrast: str) -> str:
-    """A contrast of the ledger in the names and signs of print: `d3d - rgb_longer` as `D3D − RGB-longer`."""
+    """Prints a contrast with labels and typographic signs: `d3d - rgb_longer` as `D3D − RGB-longer`."""
     signs = {"-": "−", "*": "×"}
 
-    def printed(found: re.Match) -> str:
-        arm = ARMS.get(found[0])
-        name = signs.get(found[0]) or (arm and arm.short) or label(found[0])
-        return f"({name})" if " + " in name and found[0] != contrast else name
+    def printed(match: re.Match) -> str:
+        arm = ARMS.get(match[0])
+        name = signs.get(match[0]) or (arm and arm.short) or label(match[0])
+        return f"({name})" if " + " in name and match[0] != contrast else name
 
-    return re.sub(rf"{NAME}|[-*]", printed, contrast)
+    return re.sub(rf"{ARM_NAME}|[-*]", printed, contrast)
 
 
 def metric_label(metric: str) -> str:
-    """A metric in words: `Mixed_4f/motion/r2_within` as `R² of motion within class, Mixed_4f`."""
+    """Returns a metric in words: `Mixed_4f/motion/r2_within` as `R² of motion within class, Mixed_4f`."""
     if "/" not in metric:
         return metric.replace("_", " ")
-    place, *middle, score = metric.split("/")
+    first, *middle, score = metric.split("/")
     if score in ("top1", "top1_gain"):
         group = "".join(f", {GROUP_LABELS[f'{name}/']}" for name in middle if f"{name}/" in GROUP_LABELS)
-        over = " over its better member" if score == "top1_gain" else ""
-        return f"{place} top-1{over}{group}"
+        gain = " gain over the better member" if score == "top1_gain" else ""
+        return f"{first} top-1{gain}{group}"
     if score in ("epe", "target_epe"):
-        return f"error of decoded flow{' on the target' if score == 'target_epe' else ''}, {place}"
+        return f"error of decoded flow{' on the target' if score == 'target_epe' else ''}, {first}"
     if score == "frame_map":
-        return f"frame mAP, {place}"
-    if place == "motion_part":
+        return f"frame mAP, {first}"
+    if first == "motion_part":
         return f"motion part of the margin, {score}"
-    return f"{SCORE_LABELS[score].format(middle[0])}, {place}" if score in SCORE_LABELS and middle else metric
+    return f"{SCORE_LABELS[score].format(middle[0])}, {first}" if score in SCORE_LABELS and middle else metric
 
 
 def unit(metric: str) -> str:
-    """What a metric is counted in; empty where it has no unit of its own."""
+    """Returns the unit of a metric as an axis names it; empty for an unlisted metric."""
     if metric.startswith("motion_part/"):
         return "standard deviations of the margin"
     return UNITS.get(metric.split("/")[-1], "")
 
 
-def number_text(found: Interval | None, *, signed: bool = False) -> str:
-    """`0.512 [0.470, 0.554]` for the prose; what stands there where there are fewer than two values, or none."""
-    if found is None:
-        return NOT_MEASURED
-    if not np.isfinite(found.mean):
+def number_text(value: Interval | None, *, signed: bool = False) -> str:
+    """Formats an interval as `0.512 [0.470, 0.554]`.
+
+    Args:
+        value: None gives `needs data`, a mean that is not finite `not defined`, one value `0.512 (one value)`.
+        signed: prints the sign of positive numbers too.
+    """
+    if value is None:
+        return NEEDS_DATA
+    if not np.isfinite(value.mean):
         return "not defined"
     digits = "+.3f" if signed else ".3f"
-    text = f"{found.mean:{digits}}"
-    if found.n > 1:
-        text += f" [{found.low:{digits}}, {found.high:{digits}}]"
-    return (text if found.n > 1 else f"{text} (one value)").replace("-", "−")
+    text = f"{value.mean:{digits}}"
+    text += f" [{value.low:{digits}}, {value.high:{digits}}]" if value.n > 1 else " (one value)"
+    return text.replace("-", "−")
 
 
 def endpoints_of(table: pd.DataFrame) -> list[str]:
-    """The endpoints that the records have metrics of, from shallow to deep: TF-slim's names sort that way."""
-    first: Iterable[str] = table["metric"].str.split("/").str[0].unique()
-    return sorted(name for name in first if re.match(r"(Conv2d|Mixed)_\d", name))
+    """Lists the endpoints that a table has metrics of, from shallow to deep, which is the order of TF-slim's names."""
+    prefixes: Iterable[str] = table["metric"].str.split("/").str[0].unique()
+    return sorted(name for name in prefixes if re.match(r"(Conv2d|Mixed)_\d", name))

@@ -1,21 +1,21 @@
-"""The one judge: claims, rules, and what the records say on each condition of a rule.
+"""The ledger: reads the claims and their rules, measures the conditions on records, and decides the verdicts.
 
 A rule in book/claims.yaml is one of
 
     all: [{contrast: d3d - rgb_longer, metric: iid/top1, above: 0}, …]    every interval must lie beyond its bound
     report: [{contrast: two_stream - rgb, metric: iid/top1}, …]           printed, not judged
-    follows: H1                                                           the verdict of another claim
+    follows: H1                                                           takes the verdict of another claim
 
-A contrast is arithmetic on arms and numbers, with max(…) and min(…); it is computed seed by seed, and its 95 % interval
-is Student's t over the seeds. A bound is a number, as `above` or `below`. The words:
+A contrast is arithmetic on arms and numbers, with max(…) and min(…). It is computed seed by seed, and its 95 % interval
+is Student's t over the seeds. A bound is a number, given as `above` or `below`. The words of a verdict:
 
     supported          every interval lies beyond its bound
-    refuted            one lies wholly on the wrong side
-    practically zero   none is refuted, and one whose bound is zero is equivalent to it, within the margin of its
-                       metric, by two one-sided t tests at 5 %
-    undecided          an interval holds its bound, or there are too few seeds
-    reported           nothing was asked
-    needs data         a condition was not measured
+    refuted            at least one interval lies wholly on the wrong side of its bound
+    practically zero   no condition is refuted, and at least one whose bound is zero is equivalent to zero: by two
+                       one-sided t tests at 5 %, within the margin of its metric
+    undecided          an interval contains its bound, or there are too few seeds
+    reported           the rule has no bound to test
+    needs data         the records lack a metric of a condition
 """
 
 import ast
@@ -31,12 +31,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from d3d.report.labels import NAME, contrast_label, metric_label, number_text
+from d3d.report.labels import ARM_NAME, NEEDS_DATA, contrast_label, metric_label, number_text
 from d3d.report.stats import Interval, interval
 from d3d.study import records
 
 SUPPORTED, REFUTED, ZERO, UNDECIDED = "supported", "refuted", "practically zero", "undecided"
-REPORTED, NEEDS_DATA = "reported", "needs data"
+REPORTED = "reported"
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 FUNCTIONS: dict[str, Callable] = {
     "max": lambda *a: reduce(np.maximum, a),
@@ -50,27 +50,50 @@ class ClaimError(ValueError):
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of a rule; without a bound it is only reported. margin: what counts as zero, where that is said."""
+    """One line of a rule; without a bound it is reported only.
+
+    Attributes:
+        contrast: arithmetic on arms, such as `d3d - rgb_longer`.
+        metric: such as `iid/top1`.
+        above: bound that the interval must lie above; None for none.
+        below: bound that the interval must lie below; None for none.
+        equivalence_margin: a difference smaller than this counts as zero; None where the ledger has no margin.
+    """
 
     contrast: str
     metric: str
     above: float | None = None
     below: float | None = None
-    margin: float | None = None
+    equivalence_margin: float | None = None
 
     @property
-    def asked(self) -> tuple[float, int]:
-        """Its bound and its side: 1 for above, -1 for below, 0 with a bound of nan where it has none."""
+    def bound(self) -> float:
+        """The bound, above or below; NaN where there is none."""
         if self.above is not None:
-            return self.above, 1
-        return (self.below, -1) if self.below is not None else (float("nan"), 0)
+            return self.above
+        return self.below if self.below is not None else float("nan")
+
+    @property
+    def side(self) -> int:
+        """The required side of the bound: 1 for above, -1 for below, 0 where there is no bound."""
+        return 1 if self.above is not None else -1 if self.below is not None else 0
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger. `data` names what must be had for it; a claim with data ignores stand-ins.
+    """One row of the ledger.
 
-    `seeds` is how many values a verdict needs where it is not the ledger's number.
+    Attributes:
+        id: such as A1, B1 or H1.
+        statement: the claim in a sentence.
+        source: where the claim comes from.
+        command: the shell command that measures it.
+        claimed: the number in the paper; None for a claim without one.
+        data: the data sets that the claim needs; a claim with data ignores stand-ins.
+        follows: the claim whose verdict it takes; empty for a claim with conditions of its own.
+        seeds: values that a verdict needs, where this differs from the ledger's number.
+        judged: False for a claim that is reported only.
+        conditions: the lines of its rule.
     """
 
     id: str
@@ -87,7 +110,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the records say on one condition, a value per seed; `interval` is None where they say nothing."""
+    """A condition measured on records.
+
+    Attributes:
+        condition: the condition.
+        interval: mean and 95 % interval; None where the records lack the metric.
+        values: one per seed.
+        missing: the arms and metrics that the records lack.
+    """
 
     condition: Condition
     interval: Interval | None
@@ -97,7 +127,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The word, why, the findings it follows from, and those of them that decided it."""
+    """The verdict on a claim.
+
+    Attributes:
+        claim: the claim.
+        word: one of the words above, with ` on sprites` where the verdict is that of another claim.
+        reason: why, in words.
+        findings: all conditions as measured.
+        deciding: the findings that decided the word.
+    """
 
     claim: Claim
     word: str
@@ -108,15 +146,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claims:
-    """The ledger: its claims in order, and how many seeds a verdict needs."""
+    """The ledger.
+
+    Attributes:
+        claims: in the order of the file.
+        seeds: values that a verdict needs.
+    """
 
     claims: tuple[Claim, ...]
     seeds: int
 
 
 def read_claims(path: str | Path = "book/claims.yaml") -> Claims:
-    """Raises ClaimError for an unknown key, a rule that does not parse or a claim that follows no other,
-    FileNotFoundError where there is no ledger."""
+    """Reads the ledger.
+
+    Raises:
+        ClaimError: a key is unknown, a rule does not parse, or a claim follows one that does not exist.
+        FileNotFoundError: there is no such file.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ledger of claims at {path}: run this at the root of the repository")
@@ -136,34 +183,34 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Claims:
 
 
 def verdicts(results: str | Path) -> list[Verdict]:
-    """The ledger judged on the records of a working folder or a published study."""
+    """Judges the ledger on the records of a working folder or a published study."""
     return judge(read_claims(), records.load(results))
 
 
 def judge(claims: Claims, table: pd.DataFrame) -> list[Verdict]:
-    """The verdict on every claim, from `records.load`'s table alone."""
+    """Returns the verdict on every claim, in order, from a table as `records.load` gives it."""
     direct = {c.id: _verdict(c, table, c.seeds or claims.seeds) for c in claims.claims if not c.follows}
-    found = []
+    in_order = []
     for claim in claims.claims:
         verdict = direct[claim.follows or claim.id]
         if claim.follows:
             word = f"{verdict.word} on sprites" if verdict.word in (SUPPORTED, REFUTED, ZERO) else verdict.word
             verdict = replace(verdict, claim=claim, word=word, reason=f"follows {claim.follows}: {verdict.reason}")
-        found.append(verdict)
-    return found
+        in_order.append(verdict)
+    return in_order
 
 
-def verdict_of(found: Iterable[Verdict], claim: str) -> Verdict:
-    """The verdict on one claim."""
-    return next(v for v in found if v.claim.id == claim)
+def verdict_of(verdicts: Iterable[Verdict], claim: str) -> Verdict:
+    """Returns the verdict on one claim, by its id."""
+    return next(v for v in verdicts if v.claim.id == claim)
 
 
 def _verdict(claim: Claim, table: pd.DataFrame, seeds: int) -> Verdict:
     if claim.data:
         table = table[~table["stand_in"].astype(bool)]
     findings = tuple(measure(table, condition) for condition in claim.conditions)
-    if absent := list(dict.fromkeys(name for f in findings for name in f.missing)):
-        reason = f"needs {claim.data}" if claim.data else f"not measured yet: {', '.join(absent)}"
+    if missing := list(dict.fromkeys(name for f in findings for name in f.missing)):
+        reason = f"needs {claim.data}" if claim.data else f"no records of {', '.join(missing)}"
         return Verdict(claim, NEEDS_DATA, reason, findings)
     if not claim.judged:
         return Verdict(claim, REPORTED, "reported, not judged", findings)
@@ -171,100 +218,108 @@ def _verdict(claim: Claim, table: pd.DataFrame, seeds: int) -> Verdict:
     if fewest < seeds:
         return Verdict(claim, UNDECIDED, f"{fewest} of {seeds} seeds", findings)
     by_word = {word: tuple(f for f in findings if outcome(f, seeds) == word) for word in (REFUTED, ZERO, UNDECIDED)}
-    word = next((word for word, some in by_word.items() if some), SUPPORTED)
-    deciding = by_word[word] if word != SUPPORTED else (min(findings, key=_room),)
+    word = next((word for word, deciding in by_word.items() if deciding), SUPPORTED)
+    deciding = by_word[word] if word != SUPPORTED else (min(findings, key=_distance_to_bound),)
     return Verdict(claim, word, "; ".join(map(condition_text, deciding)), findings, deciding)
 
 
 def outcome(finding: Finding, seeds: int) -> str:
-    """The word on one condition, where a verdict needs so many seeds."""
-    found, (bound, side) = finding.interval, finding.condition.asked
-    if found is None or not side:
-        return REPORTED if found else NEEDS_DATA
-    if found.n < max(2, seeds):
+    """Returns the word on one condition, for a verdict that needs `seeds` values."""
+    measured, bound, side = finding.interval, finding.condition.bound, finding.condition.side
+    if measured is None or not side:
+        return REPORTED if measured else NEEDS_DATA
+    if measured.n < max(2, seeds):
         return UNDECIDED
-    near, far = sorted((side * (found.low - bound), side * (found.high - bound)))
-    if near > 0:
+    nearest, farthest = sorted((side * (measured.low - bound), side * (measured.high - bound)))
+    if nearest > 0:
         return SUPPORTED
-    if far < 0:
+    if farthest < 0:
         return REFUTED
     return ZERO if bound == 0 and _practically_zero(finding) else UNDECIDED
 
 
 def _practically_zero(finding: Finding) -> bool:
-    """Two one-sided t tests at 5 %, which is a 90 % interval within ± margin."""
-    margin = finding.condition.margin
+    """Whether two one-sided t tests at 5 % show equivalence: the 90 % interval lies within ± margin."""
+    margin = finding.condition.equivalence_margin
     if margin is None:
         return False
     inner = interval(finding.values, confidence=0.9)
     return -margin < inner.low and inner.high < margin
 
 
-def _room(finding: Finding) -> float:
-    """How far a mean lies from its bound, in half-widths of its interval."""
-    bound, _ = finding.condition.asked
-    return abs(finding.interval.mean - bound) / max(1e-12, finding.interval.high - finding.interval.mean)
+def _distance_to_bound(finding: Finding) -> float:
+    """The distance of a mean from its bound, in half-widths of its interval."""
+    half = finding.interval.high - finding.interval.mean
+    return abs(finding.interval.mean - finding.condition.bound) / max(1e-12, half)
 
 
 def condition_text(finding: Finding) -> str:
-    """A condition in words, with what was measured and what was asked."""
-    condition, (bound, side) = finding.condition, finding.condition.asked
-    asks = f", asked {'>' if side > 0 else '<'} {bound:g}".replace("-", "−") if side else ""
-    what = f"{contrast_label(condition.contrast)} in {metric_label(condition.metric)}:"
+    """Prints a condition: contrast, metric, what was measured and what the rule requires."""
+    condition = finding.condition
+    required = f", must be {'>' if condition.side > 0 else '<'} {condition.bound:g}" if condition.side else ""
+    compared = f"{contrast_label(condition.contrast)} in {metric_label(condition.metric)}:"
     # A level, unlike a difference, has no sign worth printing.
     signed = " - " in condition.contrast or condition.metric.endswith("_gain")
-    return f"{what} {number_text(finding.interval, signed=signed)}{asks}"
+    return f"{compared} {number_text(finding.interval, signed=signed)}{required.replace('-', '−')}"
 
 
 def measure(table: pd.DataFrame, condition: Condition) -> Finding:
-    """What the records say on a condition, seed by seed; any contrast, whether a claim has it or not."""
+    """Measures a condition seed by seed, whether or not a claim has it.
+
+    Args:
+        table: as `records.load` gives it; only seeds that have every arm of the contrast count.
+        condition: any contrast and metric.
+
+    Raises:
+        ClaimError: the contrast does not parse.
+    """
     rows = table[table["metric"] == condition.metric]
     tree, names = _checked(condition.contrast)
     arms = sorted(names.values())
-    if missing := [arm for arm in arms if arm not in set(rows["arm"])]:
+    if absent := [arm for arm in arms if arm not in set(rows["arm"])]:
         # Where no network has the metric, naming every arm would say no more.
-        absent = (condition.metric,) if rows.empty else tuple(f"{arm} {condition.metric}" for arm in missing)
-        return Finding(condition, None, missing=absent)
+        missing = (condition.metric,) if rows.empty else tuple(f"{arm} {condition.metric}" for arm in absent)
+        return Finding(condition, None, missing=missing)
     wide = rows[rows["arm"].isin(arms)].pivot(index="seed", columns="arm", values="value").dropna()
     if wide.empty:
         return Finding(condition, None, missing=(f"{condition.metric} of {', '.join(arms)} for one and the same seed",))
-    # A gap of zero makes a share of it infinite, and its interval nan.
+    # A ratio whose denominator is zero is infinite, and its interval NaN.
     with np.errstate(invalid="ignore"):
         values = _evaluate(tree, {name: wide[arm] for name, arm in names.items()}).to_numpy()
         return Finding(condition, interval(values), tuple(values))
 
 
 def arms_of(contrast: str) -> set[str]:
-    """The arms that a contrast names."""
+    """Returns the arms that a contrast names."""
     return set(_parsed(contrast)[1].values())
 
 
 def _checked(contrast: str) -> tuple[ast.expr, dict[str, str]]:
-    """`_parsed`, tried on numbers. Raises ClaimError for what is no contrast."""
+    """Parses a contrast and tries it on numbers. Raises ClaimError where it is not a contrast."""
     try:
         tree, names = _parsed(contrast)
-        found = _evaluate(tree, dict.fromkeys(names, pd.Series([1.0])))
+        value = _evaluate(tree, dict.fromkeys(names, pd.Series([1.0])))
     except ClaimError:
         raise
     except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
-        raise ClaimError(f"{contrast!r} is no contrast such as d3d - rgb") from None
-    if not isinstance(found, pd.Series):
-        raise ClaimError(f"{contrast!r} names no arm: a contrast is such as d3d - rgb")
+        raise ClaimError(f"{contrast!r} is not a contrast such as d3d - rgb") from None
+    if not isinstance(value, pd.Series):
+        raise ClaimError(f"{contrast!r} names no arm: write a contrast such as d3d - rgb")
     return tree, names
 
 
 def _parsed(contrast: str) -> tuple[ast.expr, dict[str, str]]:
-    """A contrast as a tree, and its names to the arms they stand for, which may have a point in theirs."""
+    """Returns the syntax tree of a contrast, and its identifiers mapped to the arms, whose names may hold a point."""
     names: dict[str, str] = {}
 
-    def plain(found: re.Match) -> str:
-        if found[0] in FUNCTIONS:
-            return found[0]
-        name = found[0].replace(".", "_point_")
-        names[name] = found[0]
+    def identifier(match: re.Match) -> str:
+        if match[0] in FUNCTIONS:
+            return match[0]
+        name = match[0].replace(".", "_point_")
+        names[name] = match[0]
         return name
 
-    return ast.parse(re.sub(NAME, plain, contrast), mode="eval").body, names
+    return ast.parse(re.sub(ARM_NAME, identifier, contrast), mode="eval").body, names
 
 
 def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:
@@ -308,7 +363,7 @@ def _condition(claim: str, fields: dict[str, Any], margins: dict[str, float], *,
         raise ClaimError(f"claim {claim}: contrast and metric must be text, not {fields!r}")
     if bound is not None and type(bound) not in (int, float):
         raise ClaimError(f"claim {claim}: a bound must be a number, not {bound!r}")
-    condition = replace(condition, margin=margins.get(condition.metric.split("/")[-1]))
+    condition = replace(condition, equivalence_margin=margins.get(condition.metric.split("/")[-1]))
     bounds = (condition.above is not None) + (condition.below is not None)
     if bounds != judged:
         raise ClaimError(f"claim {claim}: a judged condition has one of above and below, a reported one neither")

@@ -1,9 +1,9 @@
-"""Text made from records: the verdicts, the README's table, the book's generated pages.
+"""Text made from records: verdicts, the README's table, the book's generated pages.
 
-d3d report claims [--results FOLDER]     the ledger judged on a reader's own records, or the book's
-d3d report compare FOLDER                the networks trained there side by side
-d3d report readme                        writes the verdicts into README.md
-d3d report pages                         writes book/generated/*.md, which the book includes
+d3d report claims [--results FOLDER]              prints the verdicts on your own records, or on the book's
+d3d report compare FOLDER [--published STUDY]     prints the top-1 of the networks trained there side by side
+d3d report readme                                 writes the verdicts into README.md
+d3d report pages                                  writes book/generated/*.md, which the book includes
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from d3d.report import cost, plots
-from d3d.report.labels import label, number_text
+from d3d.report.comparisons import network_answers, undetectable_differences
+from d3d.report.labels import NEEDS_DATA, label, number_text
 from d3d.report.ledger import Finding, Verdict, judge, read_claims, verdicts
-from d3d.report.prose import exploration, without_looks
-from d3d.report.stats import share
+from d3d.report.prose import decorrelated, exploration
 from d3d.study import records, staleness
 from d3d.study.experiments import EXPERIMENTS, field_of
 from d3d.study.plan import BENCH, PUBLISHED, REGIME, SETTLED, SMOKE, TRAINED, TUNING, book_results, main_student
@@ -27,72 +27,74 @@ from d3d.study.plan import BENCH, PUBLISHED, REGIME, SETTLED, SMOKE, TRAINED, TU
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
 
-Every claim, its conditions as the ledger computes them, and the command that measures them. An interval is the mean
-over seeds with its 95 % Student's t interval. The commands of the rows B1 to B11 need the data sets, prepared as
-[Bring your own video](../videos.md) says; what starts on one set from weights of another gets a new classifier for its
-classes.
+Every claim, its conditions as the ledger computes them, and the command that measures them. Each number is a mean over
+seeds with its 95 % interval (Student's t). The commands of the rows B1 to B11 need the data sets, prepared as in
+[Bring your own video](../videos.md). A network that starts from weights of another data set gets a new classifier.
 """
 PARAMETERS = """# Parameters
 
-Every parameter of every experiment, from the one schema that notebooks, profiles and `d3d train` share. Where a
-parameter belongs to sprites or to video files alone, its meaning says so.
+Every parameter of every experiment, from the one schema that notebooks, profiles and `d3d train` share. The meaning of
+a parameter says where it applies to sprites only or to video files only.
 """
 STATUS = """# Status
 
-Every notebook behind these pages, from papermill's own metadata, and the environment that ran them.
+Every notebook behind these pages, from papermill's own metadata, and the environment that ran it.
 """
-SHOWN_PARAMETERS = ("stream", "seed", "lambda_", "epochs", "width", "train_clips", "rho")
-REGIME_KNOBS = {
+LISTED_PARAMETERS = ("stream", "seed", "lambda_", "epochs", "width", "train_clips", "rho")
+REGIME_PARAMETERS = {
     name: name.replace("_", " ")
     for name in ("extent", "rho", "amplitude", "contrast", "camera", "noise", "bound", "train_clips", "epochs")
 } | {"flow": "flow from"}
-REGIME_SCORES = [("", "flow"), ("", "rgb"), ("", "two_stream"), ("motion/", "flow"), ("motion/", "rgb")]
+REGIME_COLUMNS = [("", "flow"), ("", "rgb"), ("", "two_stream"), ("motion/", "flow"), ("motion/", "rgb")]
 BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
 
 
-def regime(study: Path) -> pd.DataFrame:
-    """The search for the study's knobs: a row a cell, in the order made, with iid top-1 by arm and group.
+def regime_table(study: Path) -> pd.DataFrame:
+    """Tabulates the search for the clips' parameters: one row per cell, by start, with iid top-1 by arm and group.
 
-    `in the regime`: flow < RGB < two-stream, and two-stream between .80 and .92. What a cell lacks stays empty.
+    `in the regime` means flow < RGB < two-stream, with two-stream between .80 and .92. Missing values are empty.
+
+    Raises:
+        ValueError: a cell holds several seeds of an arm.
     """
     rows = []
-    for cell, read in records.read_cells(study).items():
-        found = {record.arm: record for record in read}
-        if len(read) != len(found):
+    for cell, cell_records in records.read_cells(study).items():
+        by_arm = {record.arm: record for record in cell_records}
+        if len(cell_records) != len(by_arm):
             raise ValueError(f"cell {cell} of {study} holds several seeds of an arm: a cell of the search has one")
-        any_one = found.get("rgb") or next(iter(found.values()))
+        example = by_arm.get("rgb") or next(iter(by_arm.values()))
         top1 = {
-            (group, arm): found[arm].metrics[f"iid/{group}top1"] if arm in found else float("nan")
-            for group, arm in REGIME_SCORES
+            (group, arm): by_arm[arm].metrics[f"iid/{group}top1"] if arm in by_arm else float("nan")
+            for group, arm in REGIME_COLUMNS
         }
         flow, rgb, both = (top1["", arm] for arm in ("flow", "rgb", "two_stream"))
-        row = {"started": any_one.provenance["started"], "cell": cell}
+        row = {"started": example.provenance["started"], "cell": cell}
         row |= {f"{label(arm)}{', ' + group[:-1] if group else ''}": value for (group, arm), value in top1.items()}
         row["in the regime"] = "yes" if flow < rgb < both and 0.80 <= both <= 0.92 else "no"
-        rows.append(row | {name: any_one.params.get(knob) for knob, name in REGIME_KNOBS.items()})
+        rows.append(row | {name: example.params.get(key) for key, name in REGIME_PARAMETERS.items()})
     return pd.DataFrame(rows).sort_values(["started", "cell"]).drop(columns="started") if rows else pd.DataFrame()
 
 
-def tuning(study: Path) -> pd.DataFrame:
-    """How the students' learning rate and lambda were chosen: a row a try, in the order of arms and values.
+def tuning_table(study: Path) -> pd.DataFrame:
+    """Tabulates the search for the students' learning rate and lambda: one row per student and pair of values.
 
-    `val top-1` is the mean over the seeds that calibrate; `best` marks the highest of an arm's tries.
+    `val top-1` is the mean over the seeds of the search; `best` marks the highest of a student.
     """
-    tries: dict[tuple[str, float, float], list[float]] = {}
+    trials: dict[tuple[str, float, float], list[float]] = {}
     for record in records.read_all(study, ["distill"]):
         key = main_student(record.params), record.params["learning_rate"], record.params["lambda_"]
-        tries.setdefault(key, []).append(record.metrics["val/top1"])
-    rows = [(*key, sum(values) / len(values), len(values)) for key, values in sorted(tries.items())]
-    found = pd.DataFrame(rows, columns=["student", "learning rate", "lambda", "val top-1", "seeds"])
-    highest = found.groupby("student")["val top-1"].transform("max")
-    found["best"] = (found["val top-1"] == highest).map({True: "best", False: ""})
-    return found.assign(student=found["student"].map(label))
+        trials.setdefault(key, []).append(record.metrics["val/top1"])
+    rows = [(*key, sum(values) / len(values), len(values)) for key, values in sorted(trials.items())]
+    table = pd.DataFrame(rows, columns=["student", "learning rate", "lambda", "val top-1", "seeds"])
+    highest = table.groupby("student")["val top-1"].transform("max")
+    table["best"] = (table["val top-1"] == highest).map({True: "best", False: ""})
+    return table.assign(student=table["student"].map(label))
 
 
-def table(found: Iterable[Verdict]) -> str:
-    """The verdict table as Markdown: id, claim, what was claimed, verdict, why."""
+def verdict_table(verdicts: Iterable[Verdict]) -> str:
+    """Formats the verdicts as a Markdown table: id, claim, the paper's number, verdict, reason."""
     lines = ["| | claim | claimed | verdict | why |", "|---|---|---|---|---|"]
-    for verdict in found:
+    for verdict in verdicts:
         claim = verdict.claim
         claimed = "" if claim.claimed is None else f"{claim.claimed:.1f}"
         lines.append(f"| **{claim.id}** | {claim.statement} | {claimed} | **{verdict.word}** | {verdict.reason} |")
@@ -100,94 +102,111 @@ def table(found: Iterable[Verdict]) -> str:
 
 
 def banner(results: Path) -> str:
-    """What the numbers come from, in a sentence."""
+    """Says in a sentence which runs the numbers come from."""
     seeds = sorted({r.seed for r in records.read_all(results, TRAINED)})
     if results == PUBLISHED:
-        asked = read_claims().seeds
-        whole = f"{len(seeds)} seeds" if len(seeds) >= asked else f"{len(seeds)} of {asked} seeds so far"
-        return f"From the published study on one H200, {whole}."
+        needed = read_claims().seeds
+        count = f"{len(seeds)} seeds" if len(seeds) >= needed else f"{len(seeds)} of {needed} seeds so far"
+        return f"From the published study on one H200, {count}."
     if not seeds:
         return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
     return (
-        f"What follows was made by the machine that built these pages: tiny networks, {len(seeds)} seeds. It shows "
-        "that every path works; the published runs on a GPU are still to come, and until then they judge no claim."
+        f"The machine that built these pages made the numbers below: tiny networks, {len(seeds)} seeds. They show that "
+        "every path works and decide no claim; the published study on a GPU is still to come."
     )
 
 
 def admonition(results: Path) -> str:
-    """The banner as the box above a page."""
+    """Formats the banner as the box at the top of a page."""
     title, kind = ("The published study", "note") if results == PUBLISHED else ("Smoke study", "warning")
     return f":::{{admonition}} {title}\n:class: {kind}\n{banner(results)}\n:::\n"
 
 
-def readme() -> str:
-    """README.md with today's verdicts between its markers. Raises ValueError where a marker is missing."""
+def readme_text() -> str:
+    """Returns README.md with the current verdicts between its markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
     text = Path("README.md").read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"README.md must hold the markers {BEGIN!r} and {END!r}")
-    head, rest = text.split(BEGIN)
-    # Of the smoke study nothing is quoted: its numbers differ from machine to machine and prove nothing.
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    # The README never quotes the smoke study: its numbers differ from machine to machine and prove nothing.
     table = records.load(PUBLISHED)
-    beside = f"{without_looks(table)}\n\n{exploration(records.load(SETTLED))}"
-    return f"{head}{BEGIN}\n{_short_table(judge(read_claims(), table))}\n\n{beside}\n{END}{rest.split(END)[1]}"
+    sentences = f"{decorrelated(table)}\n\n{exploration(records.load(SETTLED))}"
+    return f"{before}{BEGIN}\n{_short_table(judge(read_claims(), table))}\n\n{sentences}\n{END}{after}"
 
 
-def _short_table(found: list[Verdict]) -> str:
+def _short_table(verdicts: list[Verdict]) -> str:
     source = banner(PUBLISHED) if book_results() == PUBLISHED else "The published study on a GPU is still to come."
     lines = [source, "", "| claims | verdict |", "|---|---|"]
     by_word: dict[str, list[str]] = {}
-    for verdict in found:
+    for verdict in verdicts:
         by_word.setdefault(verdict.word, []).append(verdict.claim.id)
     lines += [f"| {', '.join(ids)} | **{word}** |" for word, ids in by_word.items()]
     return "\n".join(lines)
 
 
-def pages() -> None:
-    """Writes what the book includes: the verdict table, the evidence behind it, the table of runs."""
+def write_pages() -> None:
+    """Writes everything that the book includes into book/generated, and hides papermill's cells in the chapters."""
     results = book_results()
-    found = verdicts(results)
+    judged = verdicts(results)
     GENERATED.mkdir(parents=True, exist_ok=True)
     (GENERATED / "banner.md").write_text(admonition(results))
     (GENERATED / "attention_banner.md").write_text(admonition(book_results("attribution")))
-    (GENERATED / "verdicts.md").write_text(table(found) + "\n")
-    (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence(found)}")
-    (GENERATED / "parameters.md").write_text(f"{PARAMETERS}\n{parameters()}")
+    (GENERATED / "verdicts.md").write_text(verdict_table(judged) + "\n")
+    (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence_text(judged)}")
+    (GENERATED / "parameters.md").write_text(f"{PARAMETERS}\n{parameter_tables()}")
     for path in sorted(Path("book/chapters").glob("*.ipynb")):
         hide_injected(path)
-    (GENERATED / "status.md").write_text(f"{STATUS}\n{runs()}")
+    (GENERATED / "status.md").write_text(f"{STATUS}\n{status_text()}")
     (GENERATED / "cost.md").write_text(cost.page(BENCH))
-    plots.cost(cost.parts(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
+    plots.cost(cost.kernel_times(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
 
 
-def rerun_text(mine: str | Path, published: str | Path) -> str:
-    """A sentence on what there is to compare: records of networks."""
-    counts = [len(records.read_all(path, TRAINED)) for path in (mine, published)]
-    return f"{counts[0]} networks trained here, {counts[1]} published."
+def rerun_text(results: str | Path, published: str | Path) -> str:
+    """Says in a sentence how many networks were trained here and how many are published."""
+    counts = [len(records.read_all(path, TRAINED)) for path in (results, published)]
+    return f"Networks trained here: {counts[0]}; published: {counts[1]}."
 
 
-def compare(results: str | Path) -> str:
-    """Top-1 of every network and ensemble below `results` on every test split, with Wilson's 95 % interval over its
-    clips, as a Markdown table. Raises FileNotFoundError where there is none."""
+def compare(results: str | Path, published: str | Path | None = None) -> str:
+    """Compares the top-1 of every network and ensemble of a folder on every test split.
+
+    Args:
+        results: working folder with the arrays beside its records.
+        published: a study whose networks of the same arm and seed get a column beside; None for none.
+
+    Returns:
+        A Markdown table with Wilson's 95 % interval over the test clips, and below it one sentence for every test set
+        that is too small to show a difference (`comparisons.undetectable_differences`).
+
+    Raises:
+        FileNotFoundError: there is no network in `results`, or no record in `published`.
+        ValueError: `results` is a published study.
+    """
     if records.is_archive(results):
         raise ValueError(f"{results} is published without logits: give the folder of a study that ran here")
-    rows = []
-    for record in records.read_all(results, (*TRAINED, "fuse")):
-        arrays = records.read_arrays(results, record)
-        for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):
-            right = arrays[f"logits/{split}"].argmax(1) == arrays[f"labels/{split}"]
-            found = share(int(right.sum()), len(right))
-            top1 = f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-            name = label(record.arm)
-            rows.append({"network": name, "seed": record.seed, "split": split, "clips": found.n, "top-1": top1})
-    if not rows:
+    if published and not records.read_all(published):
+        raise FileNotFoundError(f"no records at {published}: give a published .jsonl file or a folder that runs wrote")
+    networks = network_answers(results, published)
+    if not networks:
         raise FileNotFoundError(f"no networks under {results}: train some with `-p results {results}`")
-    return (
-        pd.DataFrame(rows).sort_values(["split", "seed"], kind="stable").to_markdown(index=False, disable_numparse=True)
-    )
+    rows = []
+    for network in networks:
+        row = {"network": network.name, "seed": network.seed, "split": network.split, "clips": network.top1.n}
+        row["top-1"] = f"{network.top1.mean:.3f} [{network.top1.low:.3f}, {network.top1.high:.3f}]"
+        if published:
+            row["published"] = NEEDS_DATA if network.published is None else f"{network.published:.3f}"
+        rows.append(row)
+    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+    note = "All intervals are 95 % intervals over the test clips; training with another seed changes top-1 as well."
+    return "\n".join([table, "", *(f"- {line}" for line in undetectable_differences(networks)), f"- {note}"])
 
 
 def hide_injected(path: Path) -> None:
-    """Papermill's injected cell repeats the parameters; the book's pages do without it."""
+    """Tags papermill's injected cell, which repeats the parameters, so that the book leaves it out."""
     content = json.loads(path.read_text())
     for cell in content["cells"]:
         tags = cell["metadata"].get("tags", [])
@@ -196,35 +215,35 @@ def hide_injected(path: Path) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def evidence(found: Iterable[Verdict]) -> str:
-    """For every claim with a rule of its own: the conditions, what was measured, and the command that measures it."""
-    parts = []
-    for verdict in found:
+def evidence_text(verdicts: Iterable[Verdict]) -> str:
+    """Lists for every claim its verdict, its conditions as measured and the command that measures them."""
+    blocks = []
+    for verdict in verdicts:
         claim = verdict.claim
-        parts.append(f"## {claim.id} · {verdict.word}\n\n{claim.statement} *({claim.source})*\n")
-        parts.append(f"{verdict.reason[:1].upper()}{verdict.reason[1:]}.\n")
-        parts += ["- `{}`: {}".format(*finding_text(f).split(": ")) for f in verdict.findings]
-        parts.append(f"\n```sh\n{claim.command}\n```\n")
-    return "\n".join(parts)
+        blocks.append(f"## {claim.id} · {verdict.word}\n\n{claim.statement} *({claim.source})*\n")
+        blocks.append(f"{verdict.reason[:1].upper()}{verdict.reason[1:]}.\n")
+        blocks += ["- `{}`: {}".format(*finding_text(f).split(": ")) for f in verdict.findings]
+        blocks.append(f"\n```sh\n{claim.command}\n```\n")
+    return "\n".join(blocks)
 
 
 def finding_text(finding: Finding) -> str:
-    """One condition as the ledger has it, and what was measured on it."""
-    condition, (bound, side) = finding.condition, finding.condition.asked
-    asks = f" {'>' if side > 0 else '<'} {bound:g}" if side else ""
-    return f"{condition.contrast}{asks} on {condition.metric}: {number_text(finding.interval, signed=True)}"
+    """Prints a condition as the ledger has it, and what was measured."""
+    condition = finding.condition
+    required = f" {'>' if condition.side > 0 else '<'} {condition.bound:g}" if condition.side else ""
+    return f"{condition.contrast}{required} on {condition.metric}: {number_text(finding.interval, signed=True)}"
 
 
-def runs() -> str:
-    """Every executed notebook: when, how long, what failed; from papermill's own metadata, and the environment."""
+def status_text() -> str:
+    """Tabulates in Markdown every executed notebook (start, duration, failures) and the environment of the records."""
     rows = []
     folders = [*sorted(SMOKE.glob("*")), Path("book/executed"), Path("book/chapters")]
     executed = [path for folder in folders for path in sorted(folder.glob("*.ipynb"))]
     for path in executed:
         meta = json.loads(path.read_text())["metadata"]["papermill"]
         name = Path(meta["input_path"]).stem
-        own = EXPERIMENTS[name].names if name in EXPERIMENTS else ()
-        given = {k: v for k, v in meta["parameters"].items() if k in own and k in SHOWN_PARAMETERS}
+        declared = EXPERIMENTS[name].names if name in EXPERIMENTS else ()
+        listed = {k: v for k, v in meta["parameters"].items() if k in declared and k in LISTED_PARAMETERS}
         rows.append(
             {
                 "notebook": name,
@@ -232,97 +251,102 @@ def runs() -> str:
                 "seconds": "—" if meta["duration"] is None else f"{meta['duration']:.0f}",
                 "started (UTC)": (meta["start_time"] or "—")[:16].replace("T", " "),
                 "outcome": "failed" if meta["exception"] else "done",
-                "parameters": " ".join(f"`{k}={v}`" for k, v in given.items()),
+                "parameters": " ".join(f"`{k}={v}`" for k, v in listed.items()),
             }
         )
     total = sum(float(row["seconds"]) for row in rows if row["seconds"] != "—")
-    parts = [f"{len(rows)} notebooks, {total:.0f} s in total.", ""]
+    blocks = [f"{len(rows)} notebooks, {total:.0f} s in total.", ""]
     if rows:
-        parts.append(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
+        blocks.append(pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True))
     sections = {
         "Records of this machine": records.read_all(SMOKE),
         "Records published": records.read_all(PUBLISHED),
         "Records of the calibration, published": [*records.read_all(REGIME), *records.read_all(TUNING)],
     }
-    for title, found in sections.items():
-        parts += ["", f"## {title}", "", _records(found, archived="published" in title)]
-    return "\n".join(parts) + "\n"
+    for title, section in sections.items():
+        blocks += ["", f"## {title}", "", _provenance_table(section, archived="published" in title)]
+    return "\n".join(blocks) + "\n"
 
 
-def _records(found: list[records.Record], *, archived: bool) -> str:
-    """What a set of records comes from. An archive names its commit, and is neither stale nor current."""
-    if not found:
+def _provenance_table(section: list[records.Record], *, archived: bool) -> str:
+    """What records were made with. An archive names its commit, and is neither stale nor current."""
+    if not section:
         return "None."
-    stale = {} if archived else {"made by other code than today's": sum(not staleness.matches_code(r) for r in found)}
-    last = max(found, key=lambda r: r.provenance["started"]).provenance
+    stale = sum(not staleness.matches_code(r) for r in section) if not archived else 0
+    last = max(section, key=lambda r: r.provenance["started"]).provenance
     facts = {
-        "records": str(len(found)),
-        **{name: str(count) for name, count in stale.items()},
-        "commits": ", ".join(sorted({r.provenance["commit"][:10] for r in found})),
-        "made with uncommitted changes": str(sum(r.provenance["dirty"] for r in found)),
-        "devices": ", ".join(sorted({r.provenance["device"] for r in found})),
+        "records": str(len(section)),
+        **({} if archived else {"made by other code than today's": str(stale)}),
+        "commits": ", ".join(sorted({r.provenance["commit"][:10] for r in section})),
+        "made with uncommitted changes": str(sum(r.provenance["dirty"] for r in section)),
+        "devices": ", ".join(sorted({r.provenance["device"] for r in section})),
         **last["packages"],
     }
     return pd.DataFrame(facts.items(), columns=["", "value"]).to_markdown(index=False, disable_numparse=True)
 
 
-def parameters() -> str:
-    """Every parameter with its type, default and meaning, under the headings of the notebooks, as Markdown; and which
-    experiment takes which."""
+def parameter_tables() -> str:
+    """Tabulates in Markdown every parameter with type, default and meaning, and the parameters of each experiment."""
     sections: dict[str, dict[str, Field]] = {}
     for experiment, entry in EXPERIMENTS.items():
         for heading, names in entry.sections.items():
             listed = {name for section in sections.values() for name in section}
-            own = {name: field_of(experiment, name) for name in names if name not in listed}
-            sections[heading] = sections.get(heading, {}) | own
-    parts = []
+            unlisted = {name: field_of(experiment, name) for name in names if name not in listed}
+            sections[heading] = sections.get(heading, {}) | unlisted
+    lines = []
     for heading, declared in sections.items():
-        parts += [f"## {heading.capitalize()}", "", "| parameter | type, default | meaning |", "|---|---|---|"]
+        lines += [f"## {heading.capitalize()}", "", "| parameter | type, default | meaning |", "|---|---|---|"]
         for name, f in declared.items():
             default = f'"{f.default}"' if isinstance(f.default, str) else f.default
             meaning = f.metadata["help"].replace("|", "\\|")
-            parts.append(f"| `{name}` | {f.type.__name__}, `{default}` | {meaning} |")
-        parts.append("")
-    parts += ["## Which experiment takes which", ""]
+            lines.append(f"| `{name}` | {f.type.__name__}, `{default}` | {meaning} |")
+        lines.append("")
+    lines += ["## The parameters of each experiment", ""]
     for experiment, entry in EXPERIMENTS.items():
-        parts += [experiment, f": {', '.join(f'`{name}`' for name in entry.names)}", ""]
-    return "\n".join(parts)
+        lines += [experiment, f": {', '.join(f'`{name}`' for name in entry.names)}", ""]
+    return "\n".join(lines)
 
 
 def claims_text(results: Path | None) -> str:
-    """The verdict on every claim, a line each, by the records of a working folder or a published study; by the book's
-    where none is named.
+    """Lists the verdicts, one line per claim.
 
-    Raises FileNotFoundError where there is no record.
+    Args:
+        results: working folder or published study; None for the records of the book.
+
+    Raises:
+        FileNotFoundError: there is no record in `results`.
     """
     lines = [f"  {v.claim.id:<4} {v.word:<26} {v.reason}" for v in verdicts(results or book_results())]
     if results is None:
         return "\n".join([banner(book_results()), *lines])
-    found = records.read_all(results)
-    if not found:
+    recorded = records.read_all(results)
+    if not recorded:
         raise FileNotFoundError(f"no records at {results}: give a folder that runs wrote, or a published .jsonl file")
-    seeds = len({r.seed for r in found})
-    return "\n".join([f"From {len(found)} records of {seeds} seed{'s' * (seeds > 1)} in {results}.", *lines])
+    seeds = len({r.seed for r in recorded})
+    return "\n".join([f"From {len(recorded)} records of {seeds} seed{'s' * (seeds > 1)} in {results}.", *lines])
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="d3d report", description="Text made from records.")
     commands = parser.add_subparsers(dest="command", required=True)
-    claims = commands.add_parser("claims", help="the verdict on every claim, by your own records or the book's")
-    claims.add_argument("--results", type=Path, help="folder of records, or a published .jsonl (default: the book's)")
-    side_by_side = commands.add_parser("compare", help="the networks of a folder side by side")
+    claims = commands.add_parser("claims", help="print the verdict on every claim, from your own records or the book's")
+    claims.add_argument(
+        "--results", type=Path, help="folder of records, or a published .jsonl file (default: the records of the book)"
+    )
+    side_by_side = commands.add_parser("compare", help="print the top-1 of the networks of a folder side by side")
     side_by_side.add_argument("results", type=Path, help="folder of records with their arrays")
+    side_by_side.add_argument("--published", type=Path, help="study to compare with: a .jsonl file or a folder")
     commands.add_parser("readme", help="write the verdicts into README.md")
     commands.add_parser("pages", help="write book/generated")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        if given.command == "claims":
-            print(claims_text(given.results))
-        elif given.command == "compare":
-            print(compare(given.results))
-        elif given.command == "pages":
-            pages()
+        if args.command == "claims":
+            print(claims_text(args.results))
+        elif args.command == "compare":
+            print(compare(args.results, args.published))
+        elif args.command == "pages":
+            write_pages()
         else:
-            Path("README.md").write_text(readme())
+            Path("README.md").write_text(readme_text())
     except (ValueError, OSError) as error:
         sys.exit(str(error))

@@ -1,7 +1,8 @@
-"""Every figure of the book that is a function of a table; every figure over seeds shows every seed."""
+"""The figures of the book that are drawn from tables; every figure over seeds shows every seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from d3d.report.labels import GROUP_LABELS, colour, label
+from d3d.report.labels import GROUP_LABELS, NEEDS_DATA, colour, label
 from d3d.report.stats import interval
 
 _COLOURS = sns.color_palette("colorblind")
@@ -27,23 +28,26 @@ STYLE = {
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draws in the book's style, and leaves showing to the caller: pyplot keeps no figure open."""
+    """Decorates a function to draw in the book's style and to close its figure in pyplot; the caller displays it."""
 
     @wraps(draw)
-    def figure(*args, **kwargs) -> Figure:
+    def draw_styled(*args, **kwargs) -> Figure:
         with plt.rc_context(STYLE):
-            drawn = draw(*args, **kwargs)
-        plt.close(drawn)
-        return drawn
+            figure = draw(*args, **kwargs)
+        plt.close(figure)
+        return figure
 
-    return figure
+    return draw_styled
 
 
 @styled
-def parts(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mapping[str, Mapping[str, str]]) -> Figure:
-    """End-point error by parts of the frame: a panel a group of metrics, a bar an arm (`arms` maps it to its label).
+def region_errors(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Draws end-point error by region of the frame as bars, one panel per group of metrics.
 
-    groups: panel to metric to label.
+    Args:
+        table: as `records.load` gives it; each bar is a mean over seeds.
+        arms: arm to label.
+        groups: title of a panel to its metrics, each with its label.
     """
     widths = [len(metrics) for metrics in groups.values()]
     figure, axes = plt.subplots(
@@ -66,9 +70,12 @@ def parts(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mapping[str, 
 
 @styled
 def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: float = 0.02) -> Figure:
-    """Two-way choices against chance, one half: a row an (arm, metric) with its label, a dot a seed.
+    """Draws how often choices between two classes are right, against chance (one half): one dot per seed.
 
-    The band is what still counts as chance.
+    Args:
+        table: as `records.load` gives it.
+        rows: (arm, metric) to the label of its row, from the top.
+        band: distance from one half that still counts as chance.
     """
     figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1))
     axis.axvspan(0.5 - band, 0.5 + band, color="0.9", zorder=0)
@@ -88,8 +95,14 @@ def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: fl
 def accuracy(
     table: pd.DataFrame, *, arms: Sequence[str], classes: int, splits: Sequence[str] = ("iid", "decorrelated")
 ) -> Figure:
-    """Top-1 of each arm among so many classes: a dot per seed, mean and 95 % interval; a panel per split and class
-    group, chance dashed."""
+    """Draws top-1 of each arm: one dot per seed, mean and 95 % interval, chance dashed; one panel per split and group.
+
+    Args:
+        table: as `records.load` gives it.
+        arms: the rows, from the top.
+        classes: number of classes, which sets chance.
+        splits: the test splits.
+    """
     titles = {f"{split}/{group}top1": f"{split}: {GROUP_LABELS[group]}" for split in splits for group in GROUP_LABELS}
     return _panels(table, arms, titles, 1 / classes, "chance")
 
@@ -98,10 +111,14 @@ def accuracy(
 def metrics(
     table: pd.DataFrame, *, arms: Sequence[str], titles: Mapping[str, str], reference: str = "", classes: int = 0
 ) -> Figure:
-    """Any metrics of any arms: a panel a metric (`titles` maps metric to title), two abreast, a dot a seed.
+    """Draws metrics of arms, one panel per metric, two panels side by side: one dot per seed, mean and 95 % interval.
 
-    reference names a metric whose mean over everything is a dashed line in every panel; classes: how many there are,
-    which draws the chance of top-1.
+    Args:
+        table: as `records.load` gives it.
+        arms: the rows, from the top.
+        titles: metric to title.
+        reference: metric whose mean over all arms and seeds is a dashed line in every panel; empty for none.
+        classes: number of classes, for panels of top-1 with chance dashed; 0 for other metrics.
     """
     if classes:
         return _panels(table, arms, titles, 1 / classes, "chance")
@@ -128,8 +145,18 @@ def _panels(
 def grid(
     panels: int, *, columns: int, height: float, extra: float = 0.0, sharey: bool | str = False
 ) -> tuple[Figure, np.ndarray]:
-    """A figure as wide as a page of the book, and its axes (rows, columns) for as many panels, `height` inches each
-    and `extra` for what stands around them all."""
+    """Makes a figure as wide as a page of the book.
+
+    Args:
+        panels: number of panels.
+        columns: panels per row.
+        height: of a panel, in inches.
+        extra: height for legends and tick labels, in inches.
+        sharey: as in `plt.subplots`.
+
+    Returns:
+        The figure and its axes (rows, columns); those beyond `panels` are off.
+    """
     rows = -(-panels // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(7.2, height * rows + extra), sharey=sharey, squeeze=False, layout="constrained"
@@ -139,40 +166,44 @@ def grid(
     return figure, axes
 
 
-def missing(axis: plt.Axes) -> None:
-    """Says in a panel that there is nothing to draw in it."""
-    axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="0.5")
+def mark_no_data(axis: plt.Axes) -> None:
+    """Writes into an empty panel that it needs data."""
+    axis.text(0.5, 0.5, NEEDS_DATA, transform=axis.transAxes, ha="center", va="center", color="0.5")
 
 
 def _dots(axis: plt.Axes, rows: pd.DataFrame, arms: Sequence[str]) -> None:
-    """A row an arm, from the top: every seed as a dot, the mean and its interval behind them."""
+    """Draws one row per arm, from the top, with the mean in print beside it."""
     for position, arm in enumerate(arms):
         values = rows.loc[rows["arm"] == arm, "value"].to_numpy()
         y = len(arms) - 1 - position
         if len(values):
-            found = interval(values)
-            _row(axis, y, values, found, colour(arm))
-            axis.annotate(f"{found.mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+            summary = interval(values)
+            _row(axis, y, values, summary, colour(arm))
+            axis.annotate(f"{summary.mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     if not rows["arm"].isin(arms).any():
-        missing(axis)
+        mark_no_data(axis)
     axis.set_yticks(range(len(arms)), [label(arm) for arm in reversed(arms)])
     axis.set_ylim(-0.6, len(arms) - 0.4)
     axis.grid(axis="x", color="0.92")
     axis.set_axisbelow(True)
 
 
-def _row(axis: plt.Axes, y: float, values: Sequence[float], found, ink) -> None:
-    """Every seed of one row as a dot, the mean as a stroke, its interval as a band."""
-    axis.plot([found.low, found.high], [y, y], color=ink, lw=5, alpha=0.3, solid_capstyle="butt")
-    axis.plot([found.mean] * 2, [y - 0.3, y + 0.3], color=ink, lw=2)
+def _row(axis: plt.Axes, y: float, values: Sequence[float], summary: Any, ink: Any) -> None:
+    """Draws one row: every seed as a dot, the mean as a stroke, its interval (`summary`) as a band."""
+    axis.plot([summary.low, summary.high], [y, y], color=ink, lw=5, alpha=0.3, solid_capstyle="butt")
+    axis.plot([summary.mean] * 2, [y - 0.3, y + 0.3], color=ink, lw=2)
     axis.scatter(values, np.full(len(values), y), color=[ink], s=16, zorder=3, edgecolor="white", lw=0.5)
 
 
 @styled
-def curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure:
-    """Training loss and accuracy over epochs, a line a run: (arm, seed) to its columns epoch, cross_entropy, top1."""
+def training_curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure:
+    """Draws training loss and accuracy over epochs, one line per run.
+
+    Args:
+        histories: (arm, seed) to a table with the columns epoch, cross_entropy, top1.
+    """
     figure, axes = grid(2, columns=2, height=2.9)
-    named = set()
+    in_legend = set()
     for (arm, _), rows in histories.items():
         for axis, name in zip(axes[0], ("cross_entropy", "top1"), strict=True):
             axis.plot(
@@ -181,13 +212,13 @@ def curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure:
                 color=colour(arm),
                 alpha=0.8,
                 lw=1,
-                label=None if arm in named else label(arm),
+                label=None if arm in in_legend else label(arm),
             )
-        named.add(arm)
+        in_legend.add(arm)
     axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="training clips")
     axes[0, 1].set(xlabel="epoch", ylabel="top-1", title="training clips", ylim=(0, 1))
     for axis in axes[0] if not histories else ():
-        missing(axis)
+        mark_no_data(axis)
     if histories:
         axes[0, 1].legend(frameon=False)
     return figure
@@ -195,8 +226,11 @@ def curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure:
 
 @styled
 def differences(table: pd.DataFrame) -> Figure:
-    """A forest of contrasts, a panel a unit. Columns label, unit, values (one a seed), mean, low, high, bound and side:
-    1 where a claim asks for more than the bound, -1 for less, 0 where it asks for nothing; the asked side is shaded.
+    """Draws a forest plot of contrasts, one panel per unit: one dot per seed, mean and interval.
+
+    Args:
+        table: columns label, unit, values (one per seed), mean, low, high, bound, and side: 1 where a claim requires
+            more than the bound (dotted), -1 for less, 0 for no bound. The required side is shaded.
     """
     units = list(dict.fromkeys(table["unit"])) if len(table) else [""]
     sizes = [max(1, (table["unit"] == name).sum()) if len(table) else 1 for name in units]
@@ -206,22 +240,22 @@ def differences(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
     for axis, name in zip(axes[:, 0], units, strict=True):
         rows = table[table["unit"] == name] if len(table) else table
-        asked = []
+        bounds = []
         for y, row in zip(range(len(rows))[::-1], rows.itertuples(), strict=True):
             _row(axis, y, row.values, row, DARK)
             if row.side:
                 axis.plot([row.bound] * 2, [y - 0.42, y + 0.42], color="black", lw=1.2, ls=":")
-                asked.append((y, row.bound, row.side))
+                bounds.append((y, row.bound, row.side))
         if rows.empty:
-            missing(axis)
+            mark_no_data(axis)
         axis.axvline(0, color="0.6", lw=0.8, zorder=0)
         axis.set_yticks(range(len(rows)), list(rows["label"])[::-1] if len(rows) else [], fontsize=8)
         axis.set_ylim(-0.6, len(rows) - 0.4)
         left, right = axis.get_xlim()
-        for y, bound, side in asked:
+        for y, bound, side in bounds:
             beyond = (bound, right) if side > 0 else (left, bound)
             axis.fill_betweenx([y - 0.42, y + 0.42], *beyond, color="#dcebd8", zorder=-1, lw=0)
-        axis.set(xlim=(left, right), xlabel=f"{name}; shaded: what is claimed" if asked else name)
+        axis.set(xlim=(left, right), xlabel=f"{name}; shaded: what is claimed" if bounds else name)
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.grid(axis="x", color="0.92")
         axis.set_axisbelow(True)
@@ -232,11 +266,15 @@ def differences(table: pd.DataFrame) -> Figure:
 def lambdas(
     table: pd.DataFrame, *, titles: Mapping[str, str], chosen: float, references: Mapping[str, float]
 ) -> Figure:
-    """Metrics over the weight lambda on a log axis, a panel a metric: a dot a seed, thin lines join a seed's, thick
-    ones the means of the seeds that every lambda has. Columns lambda_, seed, metric, value.
+    """Draws metrics over the weight lambda on a log axis, one panel per metric.
 
-    chosen: the weight of the study's D3D, marked. references: dashed levels, each by metric and arm as in
-    `iid/top1 two_stream`.
+    A dot is a run. Thin lines join the runs of a seed; the thick line is the mean of the seeds that every lambda has.
+
+    Args:
+        table: columns lambda_, seed, metric, value.
+        titles: metric to title.
+        chosen: the weight of the study's D3D, shaded.
+        references: `<metric> <arm>`, as in `iid/top1 two_stream`, to a level that is drawn dashed.
     """
     figure, axes = grid(len(titles), columns=min(2, len(titles)), height=3.3, sharey=True)
     for axis, (metric, title) in zip(axes.flat, titles.items(), strict=True):
@@ -249,8 +287,8 @@ def lambdas(
         axis.plot(wide.index, wide.dropna(axis=1).mean(axis=1), color=colour("d3d"), lw=2.2)
         axis.axvline(chosen, color="0.85", lw=8, zorder=-1)
         for key, level in references.items():
-            of, arm = key.split()
-            if of == metric:
+            reference_metric, arm = key.split()
+            if reference_metric == metric:
                 axis.axhline(level, color=colour(arm), ls="--", lw=1.5)
                 axis.annotate(
                     label(arm),
@@ -262,7 +300,7 @@ def lambdas(
                     color=colour(arm),
                 )
         if wide.empty:
-            missing(axis)
+            mark_no_data(axis)
         axis.set(xscale="log", xlabel="λ", title=title)
         axis.set_xticks(wide.index, [f"{value:g}" for value in wide.index])
         axis.minorticks_off()
@@ -273,14 +311,21 @@ def lambdas(
 
 @styled
 def families(tables: Mapping[str, pd.DataFrame], *, classes: Sequence[str], names: Sequence[str]) -> Figure:
-    """Share of each appearance family (`names`) within each class, a panel per setting (`tables` maps its title to
-    clips)."""
+    """Draws heat maps of the proportion of each appearance family within each class, one panel per setting.
+
+    Args:
+        tables: title to a table of clips with the columns class and family.
+        classes: the rows.
+        names: the families, which are the columns.
+    """
     figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables) + 1.6, 4.4), sharey=True, squeeze=False)
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        share = pd.crosstab(table["class"], table["family"], normalize="index").reindex(
+        proportions = pd.crosstab(table["class"], table["family"], normalize="index").reindex(
             list(classes), columns=list(names)
         )
-        sns.heatmap(share.fillna(0), ax=axis, vmin=0, vmax=1, cmap="mako_r", cbar=axis is axes[0, -1], linewidths=0.5)
+        sns.heatmap(
+            proportions.fillna(0), ax=axis, vmin=0, vmax=1, cmap="mako_r", cbar=axis is axes[0, -1], linewidths=0.5
+        )
         axis.set(title=title, xlabel="family of the target", ylabel="")
         axis.tick_params(axis="x", labelsize=8, rotation=60)
         axis.tick_params(length=0)
@@ -290,13 +335,13 @@ def families(tables: Mapping[str, pd.DataFrame], *, classes: Sequence[str], name
 
 @styled
 def cost(table: pd.DataFrame) -> Figure:
-    """Milliseconds a clip by part of a step; columns step, part, ms. A bar a step, the largest part first."""
+    """Draws milliseconds per clip as one bar per step, its parts stacked from the largest (columns step, part, ms)."""
     wide = table[table["ms"] > 0].pivot(index="step", columns="part", values="ms").fillna(0.0)
     wide = wide[wide.sum().sort_values(ascending=False).index].iloc[::-1]
     figure, axis = plt.subplots(figsize=(7.5, 2.4), layout="constrained")
     wide.plot.barh(stacked=True, ax=axis, width=0.6, color=sns.color_palette("colorblind", wide.shape[1]))
     for row, total in enumerate(wide.sum(axis=1)):
         axis.text(total, row, f" {total:.2f} ms", va="center")
-    axis.set(xlabel="milliseconds a clip", ylabel="", xlim=(0, 1.15 * wide.sum(axis=1).max()))
+    axis.set(xlabel="milliseconds per clip", ylabel="", xlim=(0, 1.15 * wide.sum(axis=1).max()))
     axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure

@@ -1,4 +1,4 @@
-"""The ledger of this study: rules that records can meet, by commands that write what the rules ask for."""
+"""The ledger of this study: its commands write the metrics of its rules, and its rules can be met."""
 
 import os
 import shlex
@@ -18,49 +18,49 @@ from d3d.video import annotations
 from tests.video import official
 
 CLAIMS = {claim.id: claim for claim in read_claims().claims}
-# The rows of the paper whose commands run something.
+# The rows of the paper's tables whose commands run something.
 ROWS = [name for name, claim in CLAIMS.items() if claim.data and not claim.command.startswith("#")]
 JUDGED = [name for name, claim in CLAIMS.items() if "make study" in claim.command and not claim.follows]
 
 
 @cache
 def calls(command: str) -> tuple[tuple[str, ...], ...]:
-    """What a claim's command would start: the arguments of papermill, from a shell in which it does nothing."""
+    """The arguments of every papermill call of a claim's command, from a shell in which papermill only prints them."""
     script = f'papermill() {{ printf "%s\\n" "$*"; }}; {command}'
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ)
-    return tuple(tuple(shlex.split(line)) for line in done.stdout.splitlines())
+    process = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ)
+    return tuple(tuple(shlex.split(line)) for line in process.stdout.splitlines())
 
 
-def started(call: tuple[str, ...]) -> tuple[str, dict]:
-    """The experiment of a call, and its parameters as papermill hands them over."""
-    experiment, rest = Path(call[0]).stem, call[2:]
-    assert rest[::3] == ("-p",) * (len(rest) // 3)
-    given = dict(zip(rest[1::3], rest[2::3], strict=True))
-    kinds = {name: field_of(experiment, name).type for name in given}
-    return experiment, with_defaults(experiment, {name: kinds[name](value) for name, value in given.items()})
+def parsed(call: tuple[str, ...]) -> tuple[str, dict]:
+    """The experiment of a call, and its parameters as papermill passes them on."""
+    experiment, options = Path(call[0]).stem, call[2:]
+    assert options[::3] == ("-p",) * (len(options) // 3)
+    texts = dict(zip(options[1::3], options[2::3], strict=True))
+    types = {name: field_of(experiment, name).type for name in texts}
+    return experiment, with_defaults(experiment, {name: types[name](text) for name, text in texts.items()})
 
 
 def trained(results: str) -> dict[str, set[int]]:
-    """The arms, with their seeds, that the rows' commands train into a folder."""
-    found: dict[str, set[int]] = {}
+    """The seeds of every arm that the commands of the rows train into a folder."""
+    seeds: dict[str, set[int]] = {}
     for name in ROWS:
-        for experiment, params in map(started, calls(CLAIMS[name].command)):
+        for experiment, params in map(parsed, calls(CLAIMS[name].command)):
             if experiment in plan.TRAINED and params["results"] == results:
-                found.setdefault(plan.arm_name(experiment, params), set()).add(params["seed"])
-    return found
+                seeds.setdefault(plan.arm_name(experiment, params), set()).add(params["seed"])
+    return seeds
 
 
 def splits_of(dataset: str, folder: Path) -> set[str]:
-    """The test splits of a data set in its official layout."""
+    """The test splits of a data set with its official annotation files."""
     layout = official.SETS["kinetics400" if dataset.startswith("kinetics") else dataset](folder)
     table = annotations.read(dataset, layout["root"], annotations=layout["annotations"]).table
     return set(table["split"]) - {"train", ""}
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_row_of_the_paper_asks_for_what_its_command_writes(name, tmp_path):
+def test_the_command_of_a_row_writes_the_metrics_of_its_rule(name, tmp_path):
     claim = CLAIMS[name]
-    runs = [started(call) for call in calls(claim.command)]
+    runs = [parsed(call) for call in calls(claim.command)]
     (results,) = {params["results"] for _, params in runs}
     dataset = Path(results).name
     written = trained(results)
@@ -79,32 +79,32 @@ def test_a_row_of_the_paper_asks_for_what_its_command_writes(name, tmp_path):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_of_the_paper_can_be_met(name, tmp_path):
-    """With records as its commands write them the row is judged; as stand-ins they are passed over."""
+    """The row is judged on records as its commands write them, and ignores them as stand-ins."""
     claim = CLAIMS[name]
     for stand_in, word in ((False, "supported"), (True, "needs data")):
         for condition in claim.conditions:
             for arm in arms_of(condition.contrast):
                 for seed in range(claim.seeds):
-                    made = records.Record(
+                    record = records.Record(
                         ARMS[arm].experiment, arm, seed, {}, {condition.metric: 0.99 + seed / 1000}, stand_in, {}
                     )
-                    records.write(tmp_path / str(stand_in), made)
-        found = judge(read_claims(), records.load(tmp_path / str(stand_in)))
-        assert {v.claim.id: v.word for v in found}[name] == word
+                    records.write(tmp_path / str(stand_in), record)
+        verdicts = judge(read_claims(), records.load(tmp_path / str(stand_in)))
+        assert {v.claim.id: v.word for v in verdicts}[name] == word
 
 
 @pytest.mark.parametrize("name", JUDGED)
-def test_a_hypothesis_asks_for_what_the_study_writes(name):
+def test_the_study_writes_the_metrics_of_a_hypothesis(name):
     claim = CLAIMS[name]
-    (profile,) = (part.removeprefix("PROFILE=") for part in claim.command.split() if part.startswith("PROFILE="))
+    (profile,) = (word.removeprefix("PROFILE=") for word in claim.command.split() if word.startswith("PROFILE="))
     study = read_profile(f"notebooks/params/{profile}.yaml")
     arms = {arm for experiment in EXPERIMENTS for arm in plan.arms_of(experiment, study)}
     table = records.load(PUBLISHED)
-    known = {(row.arm, row.metric) for row in table.itertuples()}
+    recorded = {(row.arm, row.metric) for row in table.itertuples()}
     for condition in claim.conditions:
         for arm in arms_of(condition.contrast):
             assert arm in arms
             if condition.metric.startswith("motion_part/"):  # attribution was not part of the first study
                 assert arm in plan.arms_of("attribution", study)
             else:
-                assert (arm, condition.metric) in known
+                assert (arm, condition.metric) in recorded

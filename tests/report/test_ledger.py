@@ -1,4 +1,4 @@
-"""Verdicts on tables made by hand."""
+"""Verdicts on small tables whose outcome is known."""
 
 import pandas as pd
 import pytest
@@ -14,13 +14,14 @@ def table(values, metric="iid/top1", stand_in=True):
     """A records table from {arm: [value of seed 0, 1, …]}."""
     rows = [
         ("train", arm, seed, metric, value, stand_in)
-        for arm, found in values.items()
-        for seed, value in enumerate(found)
+        for arm, by_seed in values.items()
+        for seed, value in enumerate(by_seed)
     ]
     return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
 
 
 def claims(tmp_path, *rules, seeds=3, **fields):
+    """A ledger with the claims H1, H2, … of these rules."""
     rows = [
         {"id": f"H{i}", "statement": "s", "source": "t", "command": "c", "rule": rule} | fields
         for i, rule in enumerate(rules, 1)
@@ -30,7 +31,8 @@ def claims(tmp_path, *rules, seeds=3, **fields):
     return read_claims(path)
 
 
-def verdict(tmp_path, rule, values, **kwargs):
+def verdict_on(tmp_path, rule, values, **kwargs):
+    """The verdict on one rule and {arm: [value of seed 0, 1, …]}."""
     return judge(claims(tmp_path, rule), table(values, **kwargs))[0]
 
 
@@ -46,22 +48,22 @@ ABOVE = {"all": [{"contrast": "d3d - rgb", "metric": "iid/top1", "above": 0}]}
     ],
 )
 def test_an_interval_against_its_bound(tmp_path, d3d, word):
-    found = verdict(tmp_path, ABOVE, {"rgb": [0.5, 0.5, 0.5], "d3d": d3d})
-    assert found.word == word
-    assert found.findings[0].interval.n == 3
+    verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.5, 0.5, 0.5], "d3d": d3d})
+    assert verdict.word == word
+    assert verdict.findings[0].interval.n == 3
 
 
 def test_differences_are_paired_by_seed(tmp_path):
     """Seeds differ by far more than the two networks of a seed do."""
-    found = verdict(tmp_path, ABOVE, {"rgb": [0.2, 0.5, 0.8], "d3d": [0.23, 0.53, 0.831]})
-    assert found.word == "supported"
-    assert found.findings[0].interval.mean == pytest.approx(0.091 / 3)
+    verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.2, 0.5, 0.8], "d3d": [0.23, 0.53, 0.831]})
+    assert verdict.word == "supported"
+    assert verdict.findings[0].interval.mean == pytest.approx(0.091 / 3)
 
 
-def test_below_is_the_mirror_of_above(tmp_path):
+def test_below_mirrors_above(tmp_path):
     rule = {"all": [{"contrast": "d3d - rgb", "metric": "iid/top1", "below": 0}]}
-    assert verdict(tmp_path, rule, {"rgb": [0.5] * 3, "d3d": [0.4, 0.41, 0.42]}).word == "supported"
-    assert verdict(tmp_path, rule, {"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}).word == "refuted"
+    assert verdict_on(tmp_path, rule, {"rgb": [0.5] * 3, "d3d": [0.4, 0.41, 0.42]}).word == "supported"
+    assert verdict_on(tmp_path, rule, {"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}).word == "refuted"
 
 
 def test_every_condition_must_hold(tmp_path):
@@ -72,37 +74,37 @@ def test_every_condition_must_hold(tmp_path):
         ]
     }
     values = {"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}
-    assert verdict(tmp_path, rule, values | {"two_stream": [0.6, 0.61, 0.62]}).word == "supported"
-    assert verdict(tmp_path, rule, values | {"two_stream": [0.7, 0.71, 0.72]}).word == "refuted"
-    assert verdict(tmp_path, rule, values | {"two_stream": [0.6, 0.63, 0.62]}).word == "undecided"
+    assert verdict_on(tmp_path, rule, values | {"two_stream": [0.6, 0.61, 0.62]}).word == "supported"
+    assert verdict_on(tmp_path, rule, values | {"two_stream": [0.7, 0.71, 0.72]}).word == "refuted"
+    assert verdict_on(tmp_path, rule, values | {"two_stream": [0.6, 0.63, 0.62]}).word == "undecided"
 
 
-def test_too_few_seeds_judge_nothing(tmp_path):
-    found = verdict(tmp_path, ABOVE, {"rgb": [0.5] * 2, "d3d": [0.9, 0.91]})
-    assert (found.word, found.reason) == ("undecided", "2 of 3 seeds")
+def test_too_few_seeds_are_undecided(tmp_path):
+    verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 2, "d3d": [0.9, 0.91]})
+    assert (verdict.word, verdict.reason) == ("undecided", "2 of 3 seeds")
 
 
 def test_only_seeds_with_all_arms_count(tmp_path):
-    found = verdict(tmp_path, ABOVE, {"rgb": [0.5] * 5, "d3d": [0.6, 0.61, 0.62]})
-    assert found.findings[0].interval.n == 3
+    verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 5, "d3d": [0.6, 0.61, 0.62]})
+    assert verdict.findings[0].interval.n == 3
 
 
-def test_what_is_not_measured_is_named(tmp_path):
-    assert verdict(tmp_path, ABOVE, {"rgb": [0.5] * 3}).reason == "not measured yet: d3d iid/top1"
-    assert verdict(tmp_path, ABOVE, {}).reason == "not measured yet: iid/top1"
-    assert verdict(tmp_path, ABOVE, {"rgb": [0.5] * 3}).word == "needs data"
+def test_a_claim_that_needs_data_names_the_missing_records(tmp_path):
+    assert verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 3}).reason == "no records of d3d iid/top1"
+    assert verdict_on(tmp_path, ABOVE, {}).reason == "no records of iid/top1"
+    assert verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 3}).word == "needs data"
 
 
 def test_arithmetic_on_arms(tmp_path):
     rule = {"all": [{"contrast": "d3d - rgb - 0.5 * (two_stream - rgb)", "metric": "iid/top1", "above": 0}]}
     values = {"rgb": [0.5] * 3, "two_stream": [0.7] * 3, "d3d": [0.64, 0.65, 0.66]}
-    assert verdict(tmp_path, rule, values).findings[0].values == pytest.approx([0.04, 0.05, 0.06])
+    assert verdict_on(tmp_path, rule, values).findings[0].values == pytest.approx([0.04, 0.05, 0.06])
     rule = {"all": [{"contrast": "both - max(d3d, rgb)", "metric": "iid/top1", "above": 0}]}
     values = {"rgb": [0.5, 0.7, 0.5], "d3d": [0.6, 0.6, 0.6], "both": [0.7] * 3}
-    assert verdict(tmp_path, rule, values).findings[0].values == pytest.approx([0.1, 0.0, 0.1])
+    assert verdict_on(tmp_path, rule, values).findings[0].values == pytest.approx([0.1, 0.0, 0.1])
 
 
-def test_a_row_of_the_paper_ignores_stand_ins(tmp_path):
+def test_a_claim_with_data_ignores_stand_ins(tmp_path):
     rule = {"all": [{"contrast": "d3d", "metric": "ucf101/top1", "above": 0.96}]}
     listed = claims(tmp_path, rule, data="UCF101")
     on_sprites = table({"d3d": [0.99, 0.98, 0.985]}, metric="ucf101/top1")
@@ -113,24 +115,24 @@ def test_a_row_of_the_paper_ignores_stand_ins(tmp_path):
 
 def test_a_claim_can_follow_another(tmp_path):
     listed = claims(tmp_path, ABOVE, {"follows": "H1"})
-    found = judge(listed, table({"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}))
-    assert [v.word for v in found] == ["supported", "supported on sprites"]
-    found = judge(listed, table({"rgb": [0.5] * 3, "d3d": [0.4, 0.41, 0.42]}))
-    assert [v.word for v in found] == ["refuted", "refuted on sprites"]
+    verdicts = judge(listed, table({"rgb": [0.5] * 3, "d3d": [0.6, 0.61, 0.62]}))
+    assert [v.word for v in verdicts] == ["supported", "supported on sprites"]
+    verdicts = judge(listed, table({"rgb": [0.5] * 3, "d3d": [0.4, 0.41, 0.42]}))
+    assert [v.word for v in verdicts] == ["refuted", "refuted on sprites"]
     assert [v.word for v in judge(listed, table({}))] == ["needs data", "needs data"]
 
 
-def test_a_report_is_not_judged(tmp_path):
+def test_a_reported_rule_is_not_judged(tmp_path):
     rule = {"report": [{"contrast": "d3d / rgb", "metric": "clips_per_second"}]}
-    found = verdict(tmp_path, rule, {"rgb": [10.0], "d3d": [20.0]}, metric="clips_per_second")
-    assert (found.word, found.findings[0].values) == ("reported", (2.0,))
+    verdict = verdict_on(tmp_path, rule, {"rgb": [10.0], "d3d": [20.0]}, metric="clips_per_second")
+    assert (verdict.word, verdict.findings[0].values) == ("reported", (2.0,))
 
 
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
         ({"any": []}, "claim H1 needs a rule with one of: all, report, follows"),
-        ({"all": [{"contrast": "d3d -", "metric": "m", "above": 0}]}, "'d3d -' is no contrast such as d3d - rgb"),
+        ({"all": [{"contrast": "d3d -", "metric": "m", "above": 0}]}, "'d3d -' is not a contrast such as d3d - rgb"),
         ({"all": [{"contrast": "open('x')", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
         ({"all": [{"contrast": "d3d.x", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
         ({"all": [{"contrast": "max(d3d, key=rgb)", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
@@ -140,8 +142,8 @@ def test_a_report_is_not_judged(tmp_path):
         ({"follows": "H9"}, "follows 'H9', which is no claim"),
         ({"follows": "H1"}, "follows 'H1', which is no claim with a rule of its own"),
         ({"all": []}, "claim H1 has an empty rule"),
-        ({"all": [{"contrast": "max()", "metric": "m", "above": 0}]}, "'max\\(\\)' is no contrast"),
-        ({"all": [{"contrast": "1 / 0", "metric": "m", "above": 0}]}, "claim H1: '1 / 0' is no contrast"),
+        ({"all": [{"contrast": "max()", "metric": "m", "above": 0}]}, "'max\\(\\)' is not a contrast"),
+        ({"all": [{"contrast": "1 / 0", "metric": "m", "above": 0}]}, "claim H1: '1 / 0' is not a contrast"),
         ({"all": [{"contrast": "0.5", "metric": "m", "above": 0}]}, "'0.5' names no arm"),
         ({"all": [{"contrast": "d3d", "metric": "m", "above": "x"}]}, "a bound must be a number, not 'x'"),
         ({"all": [{"contrast": "d3d", "metric": 3, "above": 0}]}, "contrast and metric must be text"),
@@ -165,61 +167,63 @@ def test_the_ledger_lists_every_claim():
     assert set(words.values()) == {ledger.NEEDS_DATA}
 
 
-def test_a_finding_in_words(tmp_path):
-    found = verdict(tmp_path, ABOVE, {"rgb": [0.5] * 3, "d3d": [0.4, 0.4, 0.4]})
-    assert finding_text(found.findings[0]) == "d3d - rgb > 0 on iid/top1: −0.100 [−0.100, −0.100]"
+def test_a_finding_as_text(tmp_path):
+    verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 3, "d3d": [0.4, 0.4, 0.4]})
+    assert finding_text(verdict.findings[0]) == "d3d - rgb > 0 on iid/top1: −0.100 [−0.100, −0.100]"
 
 
 TOP1 = "iid/top1"
 
 
-def finding(low, high, n=10, *, above=None, below=None):
+def finding_of(low, high, n=10, *, above=None, below=None):
     return Finding(Condition("a - b", TOP1, above, below), Interval((low + high) / 2, low, high, n), (low, high))
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("finding", "word"),
     [
-        (finding(0.01, 0.03, above=0.0), "supported"),
-        (finding(-0.03, -0.01, above=0.0), "refuted"),
-        (finding(-0.01, 0.01, above=0.0), "undecided"),
-        (finding(-0.005, 0.01, above=-0.01), "supported"),
-        (finding(-0.03, -0.01, below=0.0), "supported"),
-        (finding(0.01, 0.03, below=0.0), "refuted"),
-        (finding(0.01, 0.03, n=9, above=0.0), "undecided"),
-        (finding(0.01, 0.03), "reported"),
+        (finding_of(0.01, 0.03, above=0.0), "supported"),
+        (finding_of(-0.03, -0.01, above=0.0), "refuted"),
+        (finding_of(-0.01, 0.01, above=0.0), "undecided"),
+        (finding_of(-0.005, 0.01, above=-0.01), "supported"),
+        (finding_of(-0.03, -0.01, below=0.0), "supported"),
+        (finding_of(0.01, 0.03, below=0.0), "refuted"),
+        (finding_of(0.01, 0.03, n=9, above=0.0), "undecided"),
+        (finding_of(0.01, 0.03), "reported"),
         (Finding(Condition("a", TOP1, 0.0), None), "needs data"),
         (Finding(Condition("a", TOP1, 0.0), Interval(1.0, float("nan"), float("nan"), 1), (1.0,)), "undecided"),
     ],
 )
-def test_the_word_on_a_condition(given, word):
-    assert outcome(given, 10) == word
+def test_the_word_on_a_condition(finding, word):
+    assert outcome(finding, 10) == word
 
 
 def equivalence(values, margin, *, above=0.0):
-    return outcome(Finding(Condition("a - b", TOP1, above, margin=margin), interval(values), tuple(values)), 3)
+    """The word on a condition with an equivalence margin."""
+    condition = Condition("a - b", TOP1, above, equivalence_margin=margin)
+    return outcome(Finding(condition, interval(values), tuple(values)), 3)
 
 
 def test_practically_zero_is_two_one_sided_tests():
-    """Of -.006, 0, .006 the standard error is .0034641, t(.95, 2) is 2.91999: a 90 % interval of ± .010115."""
+    """-.006, 0, .006 have the standard error .0034641, and t(.95, 2) is 2.91999: a 90 % interval of ± .010115."""
     values = [-0.006, 0.0, 0.006]
     assert equivalence(values, 0.0102) == "practically zero"
     assert equivalence(values, 0.0101) == "undecided"
     assert equivalence(values, None) == "undecided"
-    # About another bound than zero nobody asked whether it is zero.
+    # Equivalence to zero is tested only where the bound is zero.
     assert equivalence(values, 0.0102, above=0.001) == "undecided"
-    # What lies beyond its bound is supported, however small.
+    # An interval beyond its bound is supported, however small the difference.
     assert equivalence([0.001, 0.0011, 0.0012], 0.01) == "supported"
 
 
-def test_the_margin_comes_with_the_ledger(tmp_path):
+def test_the_ledger_sets_the_margin(tmp_path):
     path = tmp_path / "claims.yaml"
     claim = {"id": "H1", "statement": "s", "source": "t", "command": "c", "rule": ABOVE}
     path.write_text(yaml.safe_dump({"seeds": 3, "margins": {"top1": 0.02}, "claims": [claim]}))
     values = {"rgb": [0.5] * 3, "d3d": [0.494, 0.5, 0.506]}
-    found = judge(read_claims(path), table(values))[0]
-    assert found.word == "practically zero"
-    assert found.deciding == found.findings
+    verdict = judge(read_claims(path), table(values))[0]
+    assert verdict.word == "practically zero"
+    assert verdict.deciding == verdict.findings
     path.write_text(yaml.safe_dump({"seeds": 3, "claims": [claim]}))
     assert judge(read_claims(path), table(values))[0].word == "undecided"
 
@@ -227,20 +231,20 @@ def test_the_margin_comes_with_the_ledger(tmp_path):
 def test_a_verdict_names_the_condition_that_decided_it(tmp_path):
     rule = {"all": [{"contrast": f"d3d - {arm}", "metric": TOP1, "above": 0} for arm in ("rgb", "flow", "rgb_rgb")]}
     values = {"rgb": [0.5] * 3, "flow": [0.7] * 3, "rgb_rgb": [0.61, 0.60, 0.62], "d3d": [0.6, 0.61, 0.62]}
-    found = verdict(tmp_path, rule, values)
-    assert (found.word, [f.condition.contrast for f in found.deciding]) == ("refuted", ["d3d - flow"])
-    assert found.reason == "D3D − flow in iid top-1: −0.090 [−0.115, −0.065], asked > 0"
-    found = verdict(tmp_path, rule, values | {"flow": [0.5, 0.51, 0.52]})
-    assert (found.word, [f.condition.contrast for f in found.deciding]) == ("undecided", ["d3d - rgb_rgb"])
-    # Where all hold, the one with the least room decided.
-    found = verdict(tmp_path, rule, values | {"flow": [0.5, 0.5, 0.5], "rgb_rgb": [0.57, 0.58, 0.60]})
-    assert (found.word, [f.condition.contrast for f in found.deciding]) == ("supported", ["d3d - rgb_rgb"])
+    verdict = verdict_on(tmp_path, rule, values)
+    assert (verdict.word, [f.condition.contrast for f in verdict.deciding]) == ("refuted", ["d3d - flow"])
+    assert verdict.reason == "D3D − flow in iid top-1: −0.090 [−0.115, −0.065], must be > 0"
+    verdict = verdict_on(tmp_path, rule, values | {"flow": [0.5, 0.51, 0.52]})
+    assert (verdict.word, [f.condition.contrast for f in verdict.deciding]) == ("undecided", ["d3d - rgb_rgb"])
+    # Where all hold, the condition closest to its bound decides.
+    verdict = verdict_on(tmp_path, rule, values | {"flow": [0.5, 0.5, 0.5], "rgb_rgb": [0.57, 0.58, 0.60]})
+    assert (verdict.word, [f.condition.contrast for f in verdict.deciding]) == ("supported", ["d3d - rgb_rgb"])
 
 
 def test_a_contrast_is_computed_seed_by_seed():
-    found = measure(table({"a": [0.5, 0.9], "b": [0.2, 0.5]}), Condition("(a - b) / b", TOP1))
-    assert found.values == pytest.approx((1.5, 0.8))
-    assert found.interval == interval(found.values)
+    finding = measure(table({"a": [0.5, 0.9], "b": [0.2, 0.5]}), Condition("(a - b) / b", TOP1))
+    assert finding.values == pytest.approx((1.5, 0.8))
+    assert finding.interval == interval(finding.values)
 
 
 def test_an_arm_may_have_a_point_in_its_name():
@@ -250,13 +254,13 @@ def test_an_arm_may_have_a_point_in_its_name():
     assert ledger.arms_of("max(d3d_lambda_0.1, d3d) - 0.1") == {"d3d_lambda_0.1", "d3d"}
 
 
-def test_without_a_ledger_there_is_a_sentence(tmp_path):
+def test_a_missing_ledger_says_where_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no ledger of claims at .*: run this at the root of the repository"):
         read_claims(tmp_path / "claims.yaml")
 
 
 @pytest.mark.parametrize("content", ["", "- 1", "a: [", "claims: []", "seeds: 3", "seeds: 3\nclaims: 5"])
-def test_what_is_no_ledger_is_refused_by_name(tmp_path, content):
+def test_an_invalid_ledger_is_refused_by_name(tmp_path, content):
     path = tmp_path / "claims.yaml"
     path.write_text(content)
     with pytest.raises(ClaimError, match=r"claims.yaml must hold seeds and a list of claims"):
@@ -264,12 +268,12 @@ def test_what_is_no_ledger_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize("contrast", ["d3d -", "rgb − d3d", "lambda - rgb", "max()"])
-def test_what_is_no_contrast_is_refused(contrast):
-    with pytest.raises(ClaimError, match=r"is no contrast such as|is arithmetic on arms"):
+def test_an_invalid_contrast_is_refused(contrast):
+    with pytest.raises(ClaimError, match=r"is not a contrast such as|is arithmetic on arms"):
         measure(table({"d3d": [0.5], "rgb": [0.4]}), Condition(contrast, TOP1))
 
 
-def test_max_takes_numbers_too():
+def test_max_and_min_take_numbers_too():
     rows = table({"d3d": [0.5, 0.7], "rgb": [0.6, 0.6]})
     assert measure(rows, Condition("max(d3d, rgb, 0.65)", TOP1)).values == pytest.approx((0.65, 0.7))
     assert measure(rows, Condition("min(d3d, 1e-2 * rgb)", TOP1)).values == pytest.approx((0.006, 0.006))

@@ -1,4 +1,4 @@
-"""Every figure of the book against its baseline in tests/figures. To renew them:
+"""Every figure of the book against its baseline in tests/figures. To regenerate the baselines:
 
 pytest -o addopts= tests/report tests/test_pictures.py --mpl-generate-path=tests/figures
 """
@@ -29,10 +29,10 @@ def table(metrics, arms=ARMS, seeds=3):
 
 
 @figure
-def test_parts():
+def test_region_errors():
     groups = {"all": {"epe": "all"}, "speed": {"epe/slow": "slow", "epe/fast": "fast"}}
     rows = table(["epe", "epe/slow", "epe/fast"], arms=["default", "opencv"], seeds=1)
-    return plots.parts(rows, arms={"default": "ours", "opencv": "OpenCV"}, groups=groups)
+    return plots.region_errors(rows, arms={"default": "ours", "opencv": "OpenCV"}, groups=groups)
 
 
 @figure
@@ -66,20 +66,20 @@ def test_cost():
         "inference": {"convolutions": 0.3, "pooling": 0.1, "norm": 0.0},
         "training": {"convolutions": 0.9, "norm": 0.6},
     }
-    rows = [{"step": step, "part": part, "ms": v} for step, parts in ms.items() for part, v in parts.items()]
+    rows = [{"step": step, "part": part, "ms": v} for step, by_part in ms.items() for part, v in by_part.items()]
     return plots.cost(pd.DataFrame(rows))
 
 
 def test_every_seed_is_a_dot():
-    drawn = plots.metrics(table(["a"], seeds=7), arms=ARMS, titles={"a": "first"})
-    dots = [len(c.get_offsets()) for c in drawn.axes[0].collections]
+    drawing = plots.metrics(table(["a"], seeds=7), arms=ARMS, titles={"a": "first"})
+    dots = [len(c.get_offsets()) for c in drawing.axes[0].collections]
     assert dots == [7] * len(ARMS)
 
 
 def test_an_arm_without_records_leaves_its_row_empty():
-    drawn = plots.metrics(table(["a"], arms=["rgb"]), arms=["rgb", "d3d"], titles={"a": "first"})
-    assert len(drawn.axes[0].collections) == 1
-    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == ["D3D", "RGB"]
+    drawing = plots.metrics(table(["a"], arms=["rgb"]), arms=["rgb", "d3d"], titles={"a": "first"})
+    assert len(drawing.axes[0].collections) == 1
+    assert [t.get_text() for t in drawing.axes[0].get_yticklabels()] == ["D3D", "RGB"]
 
 
 def test_no_figure_stays_open():
@@ -90,7 +90,7 @@ def test_no_figure_stays_open():
 
 
 @figure
-def test_curves():
+def test_training_curves():
     falling = np.linspace(2, 0.5, 6)
     histories = {
         (arm, seed): pd.DataFrame(
@@ -99,7 +99,7 @@ def test_curves():
         for arm in ("rgb", "flow")
         for seed in (0, 1)
     }
-    return plots.curves(histories)
+    return plots.training_curves(histories)
 
 
 FOREST = pd.DataFrame(
@@ -117,7 +117,7 @@ def test_differences():
     return plots.differences(FOREST)
 
 
-def test_the_claimed_side_is_shaded():
+def test_the_required_side_is_shaded():
     first, second = plots.differences(FOREST).axes
     (above,), (below,) = ([c for c in a.collections if isinstance(c, PolyCollection)] for a in (first, second))
     edges = [shade.get_paths()[0].get_extents() for shade in (above, below)]
@@ -140,32 +140,32 @@ def test_lambdas():
     )
 
 
-def test_means_over_lambda_are_of_the_seeds_that_all_have():
+def test_the_mean_over_lambda_uses_the_seeds_of_every_lambda():
     axis = plots.lambdas(LAMBDAS, titles={"iid/top1": "iid"}, chosen=1.0, references={}).axes[0]
     thick = next(line for line in axis.lines if line.get_linewidth() == 2.2)
     np.testing.assert_allclose(thick.get_ydata(), [0.76, 0.85])
-    # And every run is a dot, the seed that only one lambda has too.
+    # Every run is a dot, including the seed that only one lambda has.
     assert sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "o") == 5
 
 
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda none: plots.accuracy(none, arms=ARMS, classes=16),
-        lambda none: plots.metrics(none, arms=ARMS, titles={"a": "first"}, classes=16),
-        lambda none: plots.curves({}),
-        lambda none: plots.differences(pd.DataFrame()),
-        lambda none: plots.lambdas(
-            none.assign(lambda_=[]), titles={"iid/top1": "iid"}, chosen=float("nan"), references={}
+        lambda empty: plots.accuracy(empty, arms=ARMS, classes=16),
+        lambda empty: plots.metrics(empty, arms=ARMS, titles={"a": "first"}, classes=16),
+        lambda empty: plots.training_curves({}),
+        lambda empty: plots.differences(pd.DataFrame()),
+        lambda empty: plots.lambdas(
+            empty.assign(lambda_=[]), titles={"iid/top1": "iid"}, chosen=float("nan"), references={}
         ),
     ],
 )
-def test_without_records_a_figure_says_so(draw):
-    drawn = draw(table([]))
-    assert all("not measured" in [text.get_text() for text in axis.texts] for axis in drawn.axes)
+def test_without_records_a_figure_needs_data(draw):
+    drawing = draw(table([]))
+    assert all("needs data" in [text.get_text() for text in axis.texts] for axis in drawing.axes)
 
 
-def test_the_mean_stands_beside_its_row():
+def test_the_mean_is_printed_beside_its_row():
     rows = pd.DataFrame({"arm": ["rgb"] * 2, "seed": [0, 1], "metric": ["a"] * 2, "value": [0.2, 0.5]})
-    drawn = plots.metrics(rows, arms=["rgb"], titles={"a": "first"})
-    assert [text.get_text() for text in drawn.axes[0].texts] == ["0.350"]
+    drawing = plots.metrics(rows, arms=["rgb"], titles={"a": "first"})
+    assert [text.get_text() for text in drawing.axes[0].texts] == ["0.350"]
