@@ -55,7 +55,7 @@ def test_claims_are_judged_on_a_readers_own_records(tmp_path):
     done = d3d("report", "claims", "--results", str(tmp_path), cwd=ROOT)
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert lines["B1"].split()[1] == "supported"
-    assert "0.981 [0.979, 0.983], asked > 0.96" in lines["B1"]
+    assert "0.981 [0.979, 0.983], must be > 0.96" in lines["B1"]
     assert done.stdout.startswith(f"From 9 records of 3 seeds in {tmp_path}.")
     assert lines["B4"].split()[1:3] == ["needs", "data"]
 

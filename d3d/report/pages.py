@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from d3d.report import cost, plots
+from d3d.report import cost, front, plots
 from d3d.report.comparisons import network_answers, undetectable_differences
 from d3d.report.labels import NEEDS_DATA, label, number_text
-from d3d.report.ledger import Finding, Verdict, judge, read_claims, verdicts
-from d3d.report.prose import decorrelated, exploration
+from d3d.report.ledger import Finding, Verdict, read_claims, verdicts
 from d3d.study import records, staleness
 from d3d.study.experiments import EXPERIMENTS, field_of
-from d3d.study.plan import BENCH, PUBLISHED, REGIME, SETTLED, SMOKE, TRAINED, TUNING, book_results, main_student
+from d3d.study.plan import BENCH, PUBLISHED, REGIME, SMOKE, TRAINED, TUNING, book_results, main_student
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -46,7 +45,7 @@ REGIME_PARAMETERS = {
     for name in ("extent", "rho", "amplitude", "contrast", "camera", "noise", "bound", "train_clips", "epochs")
 } | {"flow": "flow from"}
 REGIME_COLUMNS = [("", "flow"), ("", "rgb"), ("", "two_stream"), ("motion/", "flow"), ("motion/", "rgb")]
-BEGIN, END = "<!-- verdicts: written by `make readme` -->", "<!-- end of verdicts -->"
+BEGIN, END = "<!-- findings: written by `make readme` from book/index.md -->", "<!-- end of findings -->"
 
 
 def regime_table(study: Path) -> pd.DataFrame:
@@ -91,16 +90,6 @@ def tuning_table(study: Path) -> pd.DataFrame:
     return table.assign(student=table["student"].map(label))
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> str:
-    """Formats the verdicts as a Markdown table: id, claim, the paper's number, verdict, reason."""
-    lines = ["| | claim | claimed | verdict | why |", "|---|---|---|---|---|"]
-    for verdict in verdicts:
-        claim = verdict.claim
-        claimed = "" if claim.claimed is None else f"{claim.claimed:.1f}"
-        lines.append(f"| **{claim.id}** | {claim.statement} | {claimed} | **{verdict.word}** | {verdict.reason} |")
-    return "\n".join(lines)
-
-
 def banner(results: Path) -> str:
     """Says in a sentence which runs the numbers come from."""
     seeds = sorted({r.seed for r in records.read_all(results, TRAINED)})
@@ -123,7 +112,7 @@ def admonition(results: Path) -> str:
 
 
 def readme_text() -> str:
-    """Returns README.md with the current verdicts between its markers.
+    """Returns README.md with the current findings and verdicts between its markers.
 
     Raises:
         ValueError: a marker is missing.
@@ -132,20 +121,7 @@ def readme_text() -> str:
     if BEGIN not in text or END not in text:
         raise ValueError(f"README.md must hold the markers {BEGIN!r} and {END!r}")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    # The README never quotes the smoke study: its numbers differ from machine to machine and prove nothing.
-    table = records.load(PUBLISHED)
-    sentences = f"{decorrelated(table)}\n\n{exploration(records.load(SETTLED))}"
-    return f"{before}{BEGIN}\n{_short_table(judge(read_claims(), table))}\n\n{sentences}\n{END}{after}"
-
-
-def _short_table(verdicts: list[Verdict]) -> str:
-    source = banner(PUBLISHED) if book_results() == PUBLISHED else "The published study on a GPU is still to come."
-    lines = [source, "", "| claims | verdict |", "|---|---|"]
-    by_word: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        by_word.setdefault(verdict.word, []).append(verdict.claim.id)
-    lines += [f"| {', '.join(ids)} | **{word}** |" for word, ids in by_word.items()]
-    return "\n".join(lines)
+    return f"{before}{BEGIN}\n{front.readme_findings()}\n{END}{after}"
 
 
 def write_pages() -> None:
@@ -155,7 +131,7 @@ def write_pages() -> None:
     GENERATED.mkdir(parents=True, exist_ok=True)
     (GENERATED / "banner.md").write_text(admonition(results))
     (GENERATED / "attention_banner.md").write_text(admonition(book_results("attribution")))
-    (GENERATED / "verdicts.md").write_text(verdict_table(judged) + "\n")
+    (GENERATED / "verdicts.md").write_text(front.claims_text(judged) + "\n")
     (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence_text(judged)}")
     (GENERATED / "parameters.md").write_text(f"{PARAMETERS}\n{parameter_tables()}")
     for path in sorted(Path("book/chapters").glob("*.ipynb")):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d3d.report import labels, pages, prose
+from d3d.report import front, labels, pages, prose
 from d3d.report.ledger import Claim, Claims, Condition, judge, read_claims
 from d3d.report.stats import Interval
 
@@ -159,7 +159,7 @@ def test_what_has_no_data_has_one_word():
     texts = [*sentences(seeds=0).values(), prose.decorrelated(rows), prose.claim_table(verdicts)]
     texts += [
         prose.comparison_table(verdicts, rows, rows),
-        pages.verdict_table(verdicts),
+        front.claims_text(verdicts),
         pages.evidence_text(verdicts),
     ]
     for text in texts:

@@ -30,11 +30,13 @@ def test_one_process_needs_no_torchrun(tmp_path):
 
 
 def test_the_plot_shows_the_metrics():
-    losses, top1 = launch.plot_curves(ROWS).axes
+    rows = [row | ({"learning_rate": 0.2 / row["epoch"]} if row["epoch"] != 3 else {}) for row in ROWS]
+    losses, top1, learning_rate = launch.plot_curves(rows).axes
     assert [line.get_label() for line in losses.lines] == ["loss", "cross-entropy", "distance"]
     assert losses.lines[0].get_xydata().tolist() == [[1, 2], [2, 1], [3, 2 / 3]]
     assert top1.lines[0].get_xydata().tolist() == [[e, e / 9] for e in (1, 2, 3)]
-    losses, _ = launch.plot_curves([row | {"distance": 0.0} for row in ROWS]).axes
+    assert learning_rate.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.1]]
+    losses, *_ = launch.plot_curves([row | {"distance": 0.0} for row in ROWS]).axes
     assert [line.get_label() for line in losses.lines] == ["loss"]
 
 
