@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from d3d.progress import format_duration
@@ -83,7 +84,8 @@ def _rule(path: Path) -> str:
 
 def _headline(path: Path, seconds: float) -> str:
     if path.suffix == ".json":
-        return records.headline(records.read(path))
+        record = records.read(path)
+        return records.headline(replace(record, provenance=record.provenance | {"seconds": seconds}))
     return f"{_rule(path):<12} {path.stem:<55} {seconds:6.1f} s"
 
 

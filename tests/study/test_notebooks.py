@@ -2,6 +2,8 @@
 
 import ast
 import re
+from importlib import import_module
+from importlib.util import find_spec
 
 import nbformat
 import pytest
@@ -58,6 +60,23 @@ def test_every_figure_of_a_chapter_has_an_alternative_text(path):
         assert len(alt.split()) >= 10, alt
         # A number that is typed would not follow the records; names such as top-1 and H1 have digits too.
         assert not re.search(r"(?<![\w.-])\d+(\.\d+)?(?!\w)", alt), alt
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+def test_what_a_notebook_uses_of_the_package_exists(path):
+    """A chapter runs only when the book is built, long after the tests."""
+    tree = ast.parse("\n".join(cell.source for cell in code_cells(path)))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("d3d"):
+            for alias in node.names:
+                if find_spec(node.module).submodule_search_locations is None:
+                    assert hasattr(import_module(node.module), alias.name), f"{node.module} has no {alias.name}"
+                else:
+                    modules[alias.asname or alias.name] = import_module(f"{node.module}.{alias.name}")
+    used = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    missing = [ast.unparse(n) for n in used if n.value.id in modules and not hasattr(modules[n.value.id], n.attr)]
+    assert not missing
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
