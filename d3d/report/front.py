@@ -28,7 +28,7 @@ from d3d.study.parameters import SPRITE_CLASSES
 from d3d.study.plan import PUBLISHED
 
 BEGIN, END = "<!-- findings", "<!-- end of findings -->"
-GLUED = re.compile(r"\{glue:text\}`chapters/verdict\.ipynb::(\w+)`")
+GLUED = re.compile(r"\{glue:text\}`chapters/verdict\.ipynb::(\w+):s`")
 # Measures of H2 that ask for motion; its others ask that appearance is not lost.
 MOTION_METRICS = ("motion/r2_within", "target_epe")
 
