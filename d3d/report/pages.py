@@ -96,7 +96,7 @@ def banner(results: Path) -> str:
     if results == PUBLISHED:
         needed = read_claims().seeds
         count = f"{len(seeds)} seeds" if len(seeds) >= needed else f"{len(seeds)} of {needed} seeds so far"
-        return f"From the published study on one H200, {count}."
+        return f"The numbers come from this project's own study: {count} on one H200."
     if not seeds:
         return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
     return (
@@ -107,7 +107,7 @@ def banner(results: Path) -> str:
 
 def admonition(results: Path) -> str:
     """Formats the banner as the box at the top of a page."""
-    title, kind = ("The published study", "note") if results == PUBLISHED else ("Smoke study", "warning")
+    title, kind = ("This study", "note") if results == PUBLISHED else ("Smoke study", "warning")
     return f":::{{admonition}} {title}\n:class: {kind}\n{banner(results)}\n:::\n"
 
 

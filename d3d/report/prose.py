@@ -132,7 +132,7 @@ def distillation(verdicts: Sequence[Verdict], table: pd.DataFrame) -> str:
         verdict_of(verdicts, "H2"),
         "distillation puts motion into the spatial stream without losing appearance",
         refuted="By the rule fixed beforehand, distillation does not put motion into the spatial stream without losing "
-        "appearance.",
+        f"appearance: {verdict_of(verdicts, 'H2').reason}.",
     )
     parity_conclusion = _conclusion_of(
         verdict_of(verdicts, "H3"),

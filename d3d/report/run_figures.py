@@ -94,7 +94,7 @@ def examples(record: Record) -> Figure | None:
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     probabilities = exponentials / exponentials.sum(1, keepdims=True)
     figure, axes = plt.subplots(
-        len(clips), clips.shape[1], figsize=(1.1 * clips.shape[1] + 3.4, 1.12 * len(clips)), squeeze=False
+        len(clips), clips.shape[1], figsize=(1.1 * clips.shape[1] + 3.8, 1.12 * len(clips)), squeeze=False
     )
     for row, clip in enumerate(clips):
         for axis, frame in zip(axes[row], clip, strict=True):
@@ -103,12 +103,12 @@ def examples(record: Record) -> Figure | None:
             axis.spines[:].set_visible(False)
         predicted = int(logits[row].argmax())
         correct = predicted == labels[row]
-        text = f"{classes[predicted]} ({probabilities[row, predicted]:.0%})"
-        text += "" if correct else f"\nis {classes[labels[row]]}"
+        text = f"predicted: {classes[predicted]} ({probabilities[row, predicted]:.0%})"
+        text += "" if correct else f"\ntrue: {classes[labels[row]]}"
         axes[row, -1].annotate(
             text, (1.08, 0.5), xycoords="axes fraction", va="center", color=RIGHT if correct else WRONG, fontsize=9
         )
-    figure.subplots_adjust(wspace=0.05, hspace=0.08, right=0.68)
+    figure.subplots_adjust(wspace=0.05, hspace=0.08, right=0.62)
     return figure
 
 

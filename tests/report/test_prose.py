@@ -97,7 +97,7 @@ def test_where_all_claims_hold():
             {("Mixed_4f/target_epe", "d3d"): 0.5},
             "distillation",
             "By the rule fixed beforehand, distillation does not put motion into the spatial stream without losing "
-            "appearance. D3D is on par with two-stream. ",
+            "appearance: D3D − RGB",
         ),
         (
             {(TOP1, "d3d"): 0.6},
