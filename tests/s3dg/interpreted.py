@@ -1,8 +1,10 @@
 """Checks S3D-G's GPU kernels in Triton's interpreter, on a CPU: results, gradients and out-of-bounds accesses.
 
 Runs as a separate process, because Triton chooses the interpreter on import: TRITON_INTERPRET=1 python -m
-tests.s3dg.interpreted.
+tests.s3dg.interpreted operations, or network.
 """
+
+import sys
 
 import numpy as np
 import torch
@@ -57,8 +59,7 @@ def check_memory() -> None:
     interpreter.GridExecutor._init_args_hst = record_ranges
 
 
-def main() -> None:
-    check_memory()
+def check_operations() -> None:
     ops.kernels_support = lambda x: True
     for name, (operation, reference, *shapes) in CASES.items():
         inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
@@ -67,11 +68,14 @@ def main() -> None:
         expected = with_gradients(reference, [x.double() for x in inputs])
         ops.kernels_support = lambda x: True
         assert all(relative_error(a.double(), b) < 1e-5 for a, b in zip(actual, expected, strict=True)), name
+
+
+def check_network() -> None:
     results = []
     for kernels_support in (original, lambda x: True):
         ops.kernels_support = kernels_support
         model = randomize(s3dg(3, width=0.25)).eval()
-        clips = smooth_clips(3, 3, 8, 32, 32, dtype=torch.float32).requires_grad_()
+        clips = smooth_clips(2, 3, 8, 32, 32, dtype=torch.float32).requires_grad_()
         logits = model(clips)
         (logits * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
@@ -81,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    check_memory()
+    {"operations": check_operations, "network": check_network}[sys.argv[1]]()

@@ -92,8 +92,9 @@ def with_gradients(operation, inputs) -> list[torch.Tensor]:
     return [output.detach(), *(x.grad for x in inputs)]
 
 
-def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.s3dg.interpreted"]
+@pytest.mark.parametrize("what", ["operations", "network"])
+def test_kernels_in_the_interpreter(what):
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.s3dg.interpreted", what]
     subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
 
 

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from d3d.data.load import load
 from d3d.s3dg.network import s3dg
-from d3d.train.evaluate import accuracy, calibrate, fuse_logits
+from d3d.train.evaluate import accuracy, calibrate, example_arrays, fuse_logits
 from d3d.train.fuse import evaluate_ensemble
 from tests import configs
 
@@ -82,3 +82,24 @@ def test_activations_of_an_untrained_network_do_not_vanish_once_calibrated():
     assert torch.allclose(first.norm.running_mean, x.mean((0, 2, 3, 4)), atol=1e-5)
     deep = model.endpoints(clips.inputs("rgb", slice(None)), ["Mixed_5c"])["Mixed_5c"]
     assert deep.std() > 1e-4
+
+
+def test_examples_are_spread_over_the_clips_that_could_be_read():
+    clips = load(configs.data(frames=6, size=16, train_clips=16, test_clips=32, flow="exact"), seed=0).splits["iid"]
+    rows = np.setdiff1d(np.arange(32), [0, 31])
+    examples = example_arrays(clips, rows)
+    assert examples["examples/index"].tolist() == [0, 6, 12, 17, 23, 29]
+    frames = examples["examples/frames"]
+    assert frames.shape == (6, 4, 16, 16, 3)
+    expected = clips.rgb[rows[[0, 6, 12, 17, 23, 29]]][:, :, [0, 2, 3, 5]].permute(0, 2, 3, 4, 1)
+    assert np.array_equal(frames, expected.numpy())
+
+
+def test_examples_of_large_clips_are_reduced_to_96_pixels():
+    config = configs.data(frames=2, size=192, train_clips=16, test_clips=16, flow="exact")
+    clips = load(config, seed=0).splits["iid"]
+    frames = example_arrays(clips, np.arange(16))["examples/frames"]
+    assert frames.shape == (6, 2, 96, 96, 3)
+    # Means of 2 x 2 pixels.
+    means = clips.rgb[0, :, 0].float().unflatten(1, (96, 2)).unflatten(3, (96, 2)).mean((2, 4))
+    assert np.abs(frames[0, 0].astype(float) - means.permute(1, 2, 0).numpy()).max() <= 1
