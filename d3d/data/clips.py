@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-# Rows of a split's table, and the numbers that seed their random training views; no numbers: test views.
+# Rows of a split's table, and the seeds of their random training views; no seeds: test views.
 BatchRequest = tuple[np.ndarray, tuple[int, ...]]
 
 
@@ -22,9 +22,9 @@ class Batch:
     """Network inputs and labels of a batch of views.
 
     Attributes:
-        index: (B,) rows of the split's table; a row repeats where its clip has several views.
-        labels: (B,).
-        inputs: stream to float32 (B, C, T, H, W); RGB in [0, 1], flow in [-1, 1].
+        index: int64 (B,), rows of the split's table; a row repeats where its clip has several views.
+        labels: int64 (B,).
+        inputs: maps each stream to float32 (B, C, T, H, W); RGB in [0, 1], flow in [-1, 1].
     """
 
     index: Tensor
@@ -42,7 +42,7 @@ class ClipSet(Protocol):
     """The clips of one split, in memory or in files.
 
     Attributes:
-        labels: (N,), on the device of the batches.
+        labels: int64 (N,), on the device of the batches.
         table: one row per clip.
         groups: (N,), the group of classes that each clip belongs to; accuracy is also reported per group.
         augmented: whether every epoch sees new random views.
@@ -69,12 +69,12 @@ class Clips:
 
     Attributes:
         rgb: uint8 (N, 3, T, H, W).
-        flow: float16 (N, 2, T, H, W), pixels, as the temporal stream sees it; or None.
-        true_flow: exact flow, same format; or None.
+        flow: float16 (N, 2, T, H, W), x and y, pixels per frame, as the temporal stream sees it; or None.
+        true_flow: exact flow, same shape, dtype and unit; or None.
         mask: bool (N, T, H, W), the visible pixels of the target; or None.
-        labels: (N,).
+        labels: int64 (N,).
         table: one row per clip, with at least `label` and `group`.
-        bound: pixels at which flow is clipped before it is scaled to [-1, 1].
+        bound: flow is clipped to ± bound pixels per frame, then scaled to [-1, 1].
     """
 
     rgb: Tensor
@@ -96,7 +96,7 @@ class Clips:
 
     @property
     def groups(self) -> np.ndarray:
-        """The group of classes (N,) that each clip belongs to."""
+        """The group of classes that each clip belongs to, (N,)."""
         return self.table["group"].to_numpy(dtype=str)
 
     def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
@@ -110,23 +110,23 @@ class Clips:
         return Batch(index, self.labels[index], {stream: self.inputs(stream, index) for stream in streams})
 
     def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
-        """Yields one batch per request; the seeds of training views have no effect."""
+        """Yields one batch per request; the seeds have no effect, as every epoch sees the same clips."""
         for rows, _ in requests:
             yield self.batch(torch.from_numpy(rows).to(self.labels.device), streams)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: `splits["train"]` and the splits to test on.
+    """A data set: `splits["train"]` and the test splits.
 
     Attributes:
         classes: names of the classes, by label.
-        splits: name to clips.
-        counts: clips listed, found and missing; empty for rendered clips.
+        splits: maps the name of each split to its clips.
+        counts: numbers of clips listed, found and missing; empty for rendered clips.
         missing: names of the missing files.
-        refused: unreadable file to reason; grows while clips are read.
+        refused: maps the path of each unreadable file to the reason; grows while clips are read.
         flow: statistics of the flow cache.
-        siblings: label to the other label of its pair, -1 where there is none; empty for video files.
+        siblings: for each label the other label of its pair, -1 where there is none; empty for video files.
     """
 
     classes: tuple[str, ...]
@@ -139,7 +139,7 @@ class Data:
 
     @property
     def files(self) -> dict[str, object]:
-        """The `files` of a record: how many were listed, decoded and refused, and why; empty for rendered clips."""
+        """The `files` of a record: numbers of clips, and the files refused and missing; empty for rendered clips."""
         if not self.counts:
             return {}
         facts = self.counts | {"decoded": self.counts["found"] - len(self.refused), "refused": self.refused}

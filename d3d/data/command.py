@@ -17,13 +17,15 @@ def main(argv: list[str] | None = None) -> None:
         prog="d3d data",
         description="Check which videos of a data set exist and are complete, and write a table of them.",
     )
-    parser.add_argument("--dataset", required=True, choices=annotations.DATASETS, help="the layout of root")
-    parser.add_argument("--root", required=True, help="folder of the videos, or the table's CSV file")
+    parser.add_argument(
+        "--dataset", required=True, choices=annotations.DATASETS, help="data set; determines the layout of --root"
+    )
+    parser.add_argument("--root", required=True, help="folder of the videos; for --dataset table its CSV file")
     parser.add_argument("--annotations", default="", help="folder of the data set's annotation files (default: root)")
     parser.add_argument("--split", type=int, default=1, help="official split of UCF101 or HMDB51: 1, 2 or 3")
     parser.add_argument("--out", help="write the complete videos to this CSV file; --dataset table reads it unchecked")
     parser.add_argument(
-        "--damaged", choices=("skip", "raise"), default="skip", help="skip damaged files, or stop at the first"
+        "--damaged", choices=("skip", "raise"), default="skip", help="skip unreadable files, or stop at the first"
     )
     args = parser.parse_args(argv)
     try:
@@ -33,10 +35,10 @@ def main(argv: list[str] | None = None) -> None:
             write_table(args.out, replace(listing, table=table))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
-    print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} refused")
+    print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} unreadable")
     for line in [
         *(f"missing: {name}" for name in listing.missing[:20]),
-        *(f"refused: {reason}" for reason in refused.values()),
+        *(f"unreadable: {reason}" for reason in refused.values()),
     ]:
         print(line)
     clips_per_split = table["split"].replace("", "not split").value_counts(sort=False)

@@ -1,9 +1,11 @@
 """Clips of video files, decoded by worker processes as they are needed.
 
     clips = FileClips(table=table, labels=labels, view=ViewSpec(frames=64, size=224, fps=25, short_side=256, bound=20))
+    requests = [([0, 1], (seed, epoch))]                      # rows of the table and the seeds of their random views
     for batch in clips.batches(requests, ("rgb", "flow")): ...
 
-Training views are random crops in space and time, mirrored half of the time; test views are spaced evenly.
+Training views are random crops in space and time, half of them mirrored; test views are spaced evenly in time and along
+the long side.
 """
 
 import multiprocessing
@@ -26,7 +28,7 @@ from d3d.flow.cache import STEPS, ZERO, FlowSpec, read_fields
 from d3d.video.decode import VideoError, looped, read_frames, resize
 
 T = TypeVar("T", bound=Sequence)
-# A row of the table, the seeds of its random view (none: a test view), and which of its test clips.
+# Row of the table, seeds of its random view (empty for a test view), index of its test clip.
 ViewKey = tuple[int, tuple[int, ...], int]
 
 
@@ -34,16 +36,16 @@ ViewKey = tuple[int, tuple[int, ...], int]
 class ViewSpec:
     """How views are cut from a video.
 
-    A training view is one random crop, mirrored half of the time. A video is tested on clips x crops views.
+    A training view is one random crop, mirrored with probability 1/2. A video is tested on clips x crops views.
 
     Attributes:
         frames: frames per view.
         size: height and width in pixels.
         fps: frames per second at which the video is sampled.
         short_side: pixels to which the short side of its frames is resized.
-        bound: pixels at which flow is clipped.
-        clips: test clips, spaced evenly in time; 1: the middle of the video.
-        crops: square crops of each test clip, spaced evenly along the long side; 1: the centre.
+        bound: flow is clipped to ± bound pixels per frame.
+        clips: number of test clips, spaced evenly in time; 1: the middle of the video.
+        crops: number of square crops of each test clip, spaced evenly along the long side; 1: the centre.
     """
 
     frames: int
@@ -61,16 +63,16 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class FileClips:
-    """The clips of one split in video files.
+    """The clips of one split, stored in video files.
 
     Attributes:
-        table: one row per clip with path, label, start and end in seconds; where needed flow (the path of its flow
-            fields) and seconds (the length of the whole file).
-        labels: (N,), on the device of the batches.
+        table: one row per clip with path, label, start and end in seconds, and seconds, the duration of the whole file;
+            for the flow stream also flow, the path of its flow fields.
+        labels: int64 (N,), on the device of the batches.
         view: how views are cut.
-        damaged: "skip" leaves out files that cannot be read and adds them to `refused`; "raise" raises VideoError.
-        workers: processes that decode; 0: this one.
-        refused: unreadable file to reason; grows while clips are read.
+        damaged: "skip" leaves out unreadable files and adds them to `refused`; "raise" raises VideoError.
+        workers: number of processes that decode; 0: this process decodes.
+        refused: maps the path of each unreadable file to the reason; grows while clips are read.
     """
 
     table: pd.DataFrame
@@ -91,11 +93,18 @@ class FileClips:
 
     @property
     def groups(self) -> np.ndarray:
-        """A single group (N,): the classes of video data sets are not divided into groups."""
+        """The group of each clip (N,), always "all": classes of video data sets have no groups."""
         return np.full(len(self), "all")
 
     def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
         """Yields one batch per request, without the clips that cannot be read.
+
+        Args:
+            requests: rows of the table, and the seeds of their random views; no seeds: all test views of each row.
+            streams: inputs of the batches, rgb or flow.
+
+        Yields:
+            The readable views, maybe none; `index` repeats the row of a clip for each of its views.
 
         Raises:
             VideoError: a file cannot be read and `damaged` is "raise".
@@ -106,36 +115,37 @@ class FileClips:
         for request in requests:
             readable: list[tuple[int, dict[str, Tensor]]] = []
             for _ in self._view_keys([request]):
-                row, views = next(decoded)
-                if isinstance(views, str):
+                row, views_or_reason = next(decoded)
+                if isinstance(views_or_reason, str):
                     if self.damaged == "raise":
-                        raise VideoError(views)
-                    self.refused[self.table["path"].iat[row]] = views
+                        raise VideoError(views_or_reason)
+                    self.refused[self.table["path"].iat[row]] = views_or_reason
                 else:
-                    readable.append((row, views))
+                    readable.append((row, views_or_reason))
             yield self._batch(readable, streams)
 
     def _view_keys(self, requests: Iterable[BatchRequest]) -> Iterator[ViewKey]:
         for rows, seeds in requests:
             for row in rows:
-                for clip in range(1 if seeds else self.view.clips):
-                    yield int(row), seeds, clip
+                for test_clip in range(1 if seeds else self.view.clips):
+                    yield int(row), seeds, test_clip
 
-    def _batch(self, clips: list[tuple[int, dict[str, Tensor]]], streams: Sequence[str]) -> Batch:
+    def _batch(self, readable: list[tuple[int, dict[str, Tensor]]], streams: Sequence[str]) -> Batch:
         device = self.labels.device
-        repeated_rows = [row for row, views in clips for _ in range(len(views[streams[0]]))]
+        repeated_rows = [row for row, views in readable for _ in range(len(views[streams[0]]))]
         index = torch.tensor(repeated_rows, dtype=torch.long, device=device)
         inputs = {}
-        for stream in streams if clips else ():
+        for stream in streams if readable else ():
             # Channels innermost in memory, as files store them and as the network reads them.
-            views_of_clips = [views[stream] for _, views in clips]
-            levels = torch.empty(len(index), *views_of_clips[0].shape[1:], dtype=torch.uint8, device=device)
-            slots = levels.split([len(views) for views in views_of_clips])
+            views_of_clips = [views[stream] for _, views in readable]
+            stacked = torch.empty(len(index), *views_of_clips[0].shape[1:], dtype=torch.uint8, device=device)
+            slots = stacked.split([len(views) for views in views_of_clips])
             for slot, views in zip(slots, views_of_clips, strict=True):
                 slot.copy_(views)
-            levels = levels.float()
-            levels = levels.div_(255) if stream == "rgb" else levels.sub_(ZERO).div_(STEPS)
-            inputs[stream] = levels.permute(0, 4, 1, 2, 3)
+            # Flow is stored as ZERO + STEPS * flow / bound.
+            x = stacked.float()
+            x = x.div_(255) if stream == "rgb" else x.sub_(ZERO).div_(STEPS)
+            inputs[stream] = x.permute(0, 4, 1, 2, 3)
         return Batch(index, self.labels[index], inputs)
 
     def _read(self, keys: Iterator[ViewKey], streams: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor] | str]]:
@@ -160,17 +170,17 @@ class FileClips:
             alive = {child.pid for child in multiprocessing.active_children()}
             rows = [int(row) for pid, row in in_progress.tolist() if pid >= 0 and pid not in alive]
             paths = ", ".join(self.table["path"].iat[row] for row in rows if row >= 0)
+            activity = f"while it read {paths}: convert or delete the file" if paths else "before it read a file"
             raise ChildProcessError(
-                f"a worker process died while it read {paths or 'no file'}: convert or delete the file, or, if the "
-                "machine ran out of memory, use fewer workers"
+                f"a worker process died {activity}; if the machine ran out of memory, use fewer workers"
             ) from None
 
 
 def _start_server() -> None:
     """Starts the fork server with SIGINT and SIGTERM blocked, which the workers inherit.
 
-    Both signals reach every process of a terminal or job. Workers ignore them: they serve the main process until it
-    has stopped in order, and end with it.
+    Both signals reach every process of a terminal or job. Workers ignore them, decode until the main process
+    has stopped in an orderly way, and end with it.
     """
     resource_tracker.ensure_running()  # would otherwise be started below, and unblock the signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -179,7 +189,7 @@ def _start_server() -> None:
 
 
 class _Reader(Dataset):
-    """Reads the views of rows, one copy per worker, which writes its process id and row to `in_progress`."""
+    """Decodes the views of a row; each worker has a copy and writes its process id and current row to `in_progress`."""
 
     def __init__(
         self, columns: dict[str, np.ndarray], view: ViewSpec, streams: tuple[str, ...], in_progress: Tensor
@@ -187,46 +197,51 @@ class _Reader(Dataset):
         self.columns, self.view, self.streams, self.in_progress = columns, view, streams, in_progress
 
     def __getitem__(self, key: ViewKey) -> tuple[int, dict[str, Tensor] | str]:
-        row, seeds, clip = key
+        row, seeds, test_clip = key
         if worker := get_worker_info():
             self.in_progress[worker.id] = torch.tensor([os.getpid(), row])
         try:
-            return row, self._views(row, seeds, clip)
+            return row, self._views(row, seeds, test_clip)
         except VideoError as error:
             return row, str(error)
 
-    def _views(self, row: int, seeds: tuple[int, ...], clip: int) -> dict[str, Tensor]:
-        """Returns views by stream, uint8 (V, T, H, W, C), with the same frames and pixels in each stream."""
-        view, cells = self.view, {name: values[row] for name, values in self.columns.items()}
+    def _views(self, row: int, seeds: tuple[int, ...], test_clip: int) -> dict[str, Tensor]:
+        """Returns V crops by stream, uint8 (V, T, H, W, C), with the same frames and pixels in each stream."""
+        view, clip = self.view, {name: values[row] for name, values in self.columns.items()}
         rng = np.random.default_rng((*seeds, row)) if seeds else None
-        end = np.nanmin([cells["end"], cells["seconds"]])
-        # Frame numbers on the grid of the flow cache, for both streams.
-        offset = round(cells["start"] * view.fps)
+        end = np.nanmin([clip["end"], clip["seconds"]])
+        # In both streams frames are counted at `fps` from the start of the file, as in the flow cache.
+        offset = round(clip["start"] * view.fps)
         length = max(1, int(end * view.fps + 1e-3) - offset)
         last_start = max(0, length - view.frames)
         if rng is not None:
             first = int(rng.integers(last_start + 1))
         else:
-            first = last_start // 2 if view.clips == 1 else round(last_start * clip / (view.clips - 1))
+            first = last_start // 2 if view.clips == 1 else round(last_start * test_clip / (view.clips - 1))
         count = min(length, view.frames)
-        clips: dict[str, Tensor] = {}
+        streams: dict[str, Tensor] = {}
         if "rgb" in self.streams:
             frames = _read_window(
-                lambda t: read_frames(cells["path"], frames=count, fps=view.fps, start=(offset + t) / view.fps),
+                lambda t: read_frames(clip["path"], frames=count, fps=view.fps, start=(offset + t) / view.fps),
                 first, count,
             )  # fmt: skip
-            clips["rgb"] = looped(resize(frames, view.short_side), view.frames).permute(0, 2, 3, 1)
+            streams["rgb"] = looped(resize(frames, view.short_side), view.frames).permute(0, 2, 3, 1)
         if "flow" in self.streams:
             fields = _read_window(
-                lambda t: read_fields(cells["flow"], first=offset + t, count=count - 1, spec=view.flow),
+                lambda t: read_fields(clip["flow"], first=offset + t, count=count - 1, spec=view.flow),
                 first,
                 count - 1,
             )
-            clips["flow"] = torch.from_numpy(_looped_fields(fields, view.frames)).permute(0, 2, 3, 1)
-        height, width = next(iter(clips.values())).shape[1:3]
+            if not len(fields):
+                raise VideoError(
+                    f"{clip['path']} has fewer than two frames from {offset / view.fps:g} s on at {view.fps:g} fps; "
+                    "flow needs two: use a higher fps or leave the clip out"
+                )
+            streams["flow"] = torch.from_numpy(_looped_fields(fields, view.frames)).permute(0, 2, 3, 1)
+        height, width = next(iter(streams.values())).shape[1:3]
         mirrored = rng is not None and rng.random() < 0.5
         corners = _crop_corners(height, width, view, rng)
-        return {stream: _crop(x, corners, view.size, mirrored, stream) for stream, x in clips.items()}
+        return {stream: _crop(x, corners, view.size, mirrored, stream) for stream, x in streams.items()}
 
 
 def _read_window(read: Callable[[int], T], first: int, count: int) -> T:
@@ -236,13 +251,11 @@ def _read_window(read: Callable[[int], T], first: int, count: int) -> T:
 
 
 def _looped_fields(fields: np.ndarray, frames: int) -> np.ndarray:
-    """Repeats the fields (F, 2, H, W) between F + 1 frames to match `frames` looped frames.
+    """Loops the F fields (F, 2, H, W) of F + 1 frames as `looped` loops the frames: (frames, 2, H, W).
 
-    Where the next frame is not part of the view, the field before is repeated, so that the temporal stream sees no
-    frame that the spatial stream does not see.
+    Where the next frame is not part of the view, the previous field is repeated, so that the flow stream sees no frame
+    that the RGB stream does not see.
     """
-    if not len(fields):
-        raise VideoError("a clip of one frame has no flow: use a lower fps or leave the video out")
     index = np.minimum(np.arange(frames) % (len(fields) + 1), len(fields) - 1)
     if frames > 1:
         index[-1] = index[-2]

@@ -37,10 +37,10 @@ def load(
     Args:
         config: which data set, and how its clips look.
         seed: chooses the training sprites.
-        streams: inputs needed in every split.
+        streams: streams needed in every split, rgb or flow.
         teacher: streams needed in the training split only.
-        device: where the batches are needed.
-        workers: processes that decode video files; 0: one per core.
+        device: device of the batches.
+        workers: number of processes that decode video files; 0: one per core.
 
     Raises:
         FileNotFoundError: the root, an annotation file or the flow cache is missing.
@@ -65,7 +65,7 @@ def _load_sprites(
     return Data(tuple(c.name for c in CLASSES), splits, siblings=tuple(siblings().tolist()))
 
 
-# Rendered data set to its loader; d3d.study.parameters lists the same names.
+# Maps each rendered data set to its loader; d3d.study.parameters lists the same names.
 RENDERERS = {"sprites": _load_sprites}
 
 
@@ -78,11 +78,12 @@ def check_videos(
 
     Args:
         table: one row per clip, with `path`.
-        damaged: "skip" leaves damaged files out; "raise" raises VideoError for the first.
-        report: receives the progress.
+        damaged: "skip" leaves out unreadable files; "raise" raises VideoError for the first.
+        report: receives lines about the progress.
 
     Returns:
-        The rows of complete files, with their seconds, fps, height and width; and for every other file the reason.
+        The rows of complete files, with columns seconds, fps, height and width; and a mapping from the path of every
+        other file to the reason.
     """
     # Imported here, so that rendering sprites does not need PyAV.
     from d3d.video.decode import VideoError, check
@@ -111,7 +112,7 @@ def check_videos(
 
 
 def _hold_out(table: pd.DataFrame) -> pd.Series:
-    """Returns `train` or `test` for every row; a fifth of each class's files, at least one of two, is held out.
+    """Returns `train` or `test` for every row: a fifth of each class's files is held out, at least one if it has two.
 
     The split depends on the file names alone, so that it is the same for every seed and on every machine.
     """
@@ -162,7 +163,7 @@ def _load_files(
             lacks_flow &= table["split"].isin(["train", ""])
         reasons = refusals(config.flow.flow_cache)
         for path in table.loc[lacks_flow, "path"]:
-            name = os.path.relpath(path, video_root)  # its name in the cache
+            name = os.path.relpath(path, video_root)  # the video's name in the logs of the cache
             refused[path] = reasons.get(name, f"{path} has no flow in {config.flow.flow_cache}: run `d3d flow` again")
         table = table[~lacks_flow].reset_index(drop=True)
     if refused and files.damaged == "raise":

@@ -1,4 +1,4 @@
-"""Defines the classes of the controlled clips by their motion program and appearance family."""
+"""Defines the classes of the sprite clips by their motion program and appearance family."""
 
 from typing import NamedTuple
 
@@ -44,13 +44,13 @@ FAMILY_SHAPES, FAMILY_TEXTURES = (
 
 
 class SpriteClass(NamedTuple):
-    """A class of the controlled clips.
+    """A class of the sprite clips.
 
     Attributes:
         name: unique name.
-        group: what sets the class apart from its sibling, "motion" or "appearance"; "both" has no sibling.
+        group: what distinguishes the class from its sibling, "motion" or "appearance"; "both": it has no sibling.
         program: the target's motion.
-        family: the target's appearance, unless a clip draws it at random (`rho`).
+        family: the target's appearance; clips of motion classes keep it with probability `rho`, else it is random.
     """
 
     name: str
@@ -82,7 +82,7 @@ CLASSES = (
 _LABELS = {(c.group, c.program, c.family): label for label, c in enumerate(CLASSES)}
 _REVERSED_PROGRAMS = {"right": "left", "clockwise": "counterclockwise", "orbit": "counterorbit", "expand": "contract"}
 _REVERSED_PROGRAMS |= {backward: forward for forward, backward in _REVERSED_PROGRAMS.items()}
-# Label to the label of the same clip played backwards; None where no class has the reversed motion.
+# For each label that of the same clip played backwards; None where no class has the reversed motion.
 REVERSED_LABELS = tuple(_LABELS.get((c.group, _REVERSED_PROGRAMS.get(c.program, c.program), c.family)) for c in CLASSES)
 
 

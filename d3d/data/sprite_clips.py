@@ -24,9 +24,9 @@ from d3d.flow import estimate as flows
 from d3d.study.parameters import ClipConfig, DataConfig
 from d3d.study.staleness import code_hash
 
-# Test splits made from the clips of iid, and how those are played.
+# Test splits made from the clips of iid, and in which order their frames are played.
 STRESS_PLAYBACK = {"shuffled": "shuffled", "reversed": "backwards", "frozen": "frozen"}
-# Pixels rendered at once: few fit the cache of a CPU, and only many small clips keep a GPU busy.
+# Pixels rendered per batch: few enough for the cache of a CPU, enough to keep a GPU busy.
 CPU_PIXELS, GPU_PIXELS = 2**19, 2**25
 # Modules whose code decides the TV-L1 flow of a clip.
 TVL1_MODULES = ("d3d.data.sprite_clips", "d3d.data.sprites", "d3d.flow.estimate")
@@ -67,7 +67,7 @@ def sprite_clips(
         playback: as for `d3d.data.render`.
         flow: whether to include the flow that the temporal stream sees.
         true_flow: whether to include the exact flow.
-        device: of the clips.
+        device: device of the clips.
     """
     rgb, exact_flow, mask, tables = [], [], [], []
     sees_exact = flow and config.flow.flow == "exact"
@@ -96,7 +96,7 @@ def sprite_clips(
 def stress_clips(config: DataConfig, name: str, count: int, **options) -> Clips:
     """Renders the first `count` clips of iid, played as the stress split `name` requires.
 
-    `reversed` is labelled by the reversed motion and leaves out the clips whose reversed motion is no class.
+    `reversed` is labelled by the reversed motion and leaves out the clips whose reversed motion has no class.
 
     Args:
         config: as for `sprite_clips`.
@@ -122,11 +122,11 @@ def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
 
     Args:
         config: its `flow_cache` is the folder of the cached flow; empty: no cache.
-        clips: names the clips in the cache.
+        clips: name of the clips in the cache.
         frames: uint8 (N, 3, T, H, W), as both streams see them.
 
     Returns:
-        float16 (N, 2, T, H, W), pixels.
+        float16 (N, 2, T, H, W), x and y, pixels per frame.
     """
 
     def compute() -> Tensor:
@@ -139,7 +139,7 @@ def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
     path = Path(config.flow.flow_cache) / f"{name}-{source}.npy"
     with _locked(path.with_name(f"{name}.lock")):
         if not path.is_file():
-            # Flow of other code, and files that a killed run left incomplete, take a gigabyte each.
+            # Flow from another version of the code, and incomplete files of killed runs, take a gigabyte each.
             for stale in (*path.parent.glob(f"{name}-*.npy"), *path.parent.glob(f".{name}-*")):
                 stale.unlink()
             flow = compute()
@@ -154,7 +154,7 @@ def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
         return torch.from_numpy(np.load(path)).to(frames.device)
     except (ValueError, EOFError) as error:
         raise ValueError(
-            f"{path} is no complete array of flow: delete it, the next run recomputes it ({error})"
+            f"{path} is not a complete array of flow: delete it, the next run recomputes it ({error})"
         ) from None
 
 
@@ -167,7 +167,7 @@ def _cache_key(clip: ClipConfig, clips: str, device_type: str) -> tuple[str, str
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Lets one process in at a time; the others wait for what the first computes."""
+    """Locks a file while the context is open; other processes wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,6 +1,6 @@
-"""Controlled clips: a coloured target and a grey distractor moving over a textured background.
+"""Synthetic clips with exact flow: a coloured target and a grey distractor moving over a textured background.
 
-    config = ClipConfig(rho=0.5, frames=16, size=64)
+    config = ClipConfig(rho=0.5, frames=16, size=64)     # rho: probability that a motion class has its own appearance
     clips = render(config, "iid", range(64), device="cuda")
     clips.rgb, clips.flow, clips.mask, clips.table
 
@@ -24,21 +24,21 @@ from d3d.study.parameters import ClipConfig
 SPLITS = ("val", "iid", "decorrelated")
 PLAYBACKS = ("forwards", "backwards", "shuffled", "frozen")
 PERIOD = 8  # frames per oscillation; an orbit takes 1.5 times as long
-MAX_HEADING = np.radians(30)  # largest angle of a translation to its axis
-RELATIVE_SPEEDS = {"drift": 0.6, "dash": 1.6}  # of the amplitude; nothing else sets these two apart
+MAX_HEADING = np.radians(30)  # largest deviation of a translation from its axis
+RELATIVE_SPEEDS = {"drift": 0.6, "dash": 1.6}  # times the target's speed; drift and dash differ in nothing else
 LOBE_DEPTH = 0.35
-# Radius relative to a target's: in flow, which has no colour, only its size sets the distractor apart.
+# Radius over the target's. Flow has no colour: there only the size distinguishes distractor and target.
 DISTRACTOR_SCALE = 0.6
 TEXTURE_AMPLITUDE, HUE_AMPLITUDE = 0.3, 0.2  # deviation from middle grey at full contrast
 
 
 @dataclass(frozen=True)
 class RenderedClips:
-    """Clips with everything that is known of them exactly.
+    """Rendered clips with exact ground truth.
 
     Attributes:
         rgb: float32 (B, 3, T, H, W) in [0, 1].
-        flow: float32 (B, 2, T, H, W), pixels, exact.
+        flow: float32 (B, 2, T, H, W), x and y, pixels per frame, exact.
         layer: uint8 (B, T, H, W), what each pixel shows: 0 background, 1 distractor, 2 target.
         pose: float64 (B, T, 4), the target's x, y and radius in pixels and its angle in radians.
         table: one row per clip.
@@ -66,18 +66,24 @@ def render(
 ) -> RenderedClips:
     """Renders clips `indices` of a split.
 
-    Field t of the flow carries frame t onto frame t + 1; the last field is repeated. The table has the label, its group
-    and the clip's exact parameters: program, family, shape, texture, hue, radius (px), position (px, in the middle
-    frame) and, relative to the background and averaged over the clip, velocity (px per frame), angular velocity (rad
-    per frame) and expansion (log scale per frame) of the target; and the camera's velocity.
+    Field t of the flow carries frame t onto frame t + 1; the last field is repeated. The table has these columns:
+
+        label, class, group: see `SpriteClass`.
+        program, family, shape, texture: the target's motion and appearance.
+        hue: in [0, 1).
+        radius: without growth or pulse, pixels.
+        x, y: position in the middle frame, pixels.
+        velocity_x, velocity_y, angular_velocity, expansion: the target's, relative to the background and averaged over
+            the clip; pixels, radians and log scale per frame.
+        camera_x, camera_y: velocity of the background, pixels per frame.
 
     Args:
         config: how clips look and move.
         split: "train/<seed>", "val", "iid" or "decorrelated" (rho = 0).
         indices: which clips; the index modulo 16 is the label.
-        playback: order of the frames in time, each with its own noise; "shuffled": a random order per clip; "frozen":
-            the middle of the clip in every frame. It does not change the label.
-        device: of the tensors.
+        playback: order of the frames in time; "shuffled": a random order per clip; "frozen": the middle of the clip in
+            every frame. Every frame has its own noise, and the label is that of "forwards".
+        device: device of the returned tensors.
 
     Raises:
         ValueError: the split or the playback is unknown.
@@ -86,32 +92,32 @@ def render(
         raise ValueError(f"playback must be one of {', '.join(PLAYBACKS)}, not {playback!r}")
     if split not in SPLITS and not split.startswith("train/"):
         raise ValueError(f"no split {split!r}: the splits are train/<seed>, {', '.join(SPLITS)}")
-    draw = _CounterRng(split, np.asarray(indices, dtype=np.uint64))
+    rng = _CounterRng(split, np.asarray(indices, dtype=np.uint64))
     label = np.asarray(indices, dtype=np.int64) % len(CLASSES)
     class_family = np.array([FAMILIES.index(c.family) for c in CLASSES])[label]
     is_appearance = np.array([c.group == "appearance" for c in CLASSES])[label]
-    keeps_family = is_appearance | (draw("keeps its own family") < (0.0 if split == "decorrelated" else config.rho))
-    family = np.where(keeps_family, class_family, draw.integer("family", len(FAMILIES)))
+    keeps_family = is_appearance | (rng("keeps its own family") < (0.0 if split == "decorrelated" else config.rho))
+    family = np.where(keeps_family, class_family, rng.integer("family", len(FAMILIES)))
     program = np.array([PROGRAMS.index(c.program) for c in CLASSES])[label]
 
-    times = _frame_times(config, draw, playback)
-    camera = _camera_offset(config, draw, times)
-    target = _Sprite(config, draw, "target", times, camera, program, family)
+    times = _frame_times(config, rng, playback)
+    camera_offset = _camera_offset(config, rng, times)
+    target = _Sprite(config, rng, "target", times, camera_offset, program, family)
     distractor_kind = (
-        draw.integer("distractor program", len(PROGRAMS)),
-        draw.integer("distractor family", len(FAMILIES)),
+        rng.integer("distractor program", len(PROGRAMS)),
+        rng.integer("distractor family", len(FAMILIES)),
     )
-    distractor = _Sprite(config, draw, "distractor", times, camera, *distractor_kind)
+    distractor = _Sprite(config, rng, "distractor", times, camera_offset, *distractor_kind)
     device = torch.device(device)
     with torch.autocast(device.type, enabled=False):
-        rgb, flow, layer = _paint(config, draw, camera, (distractor, target), device)
-    return RenderedClips(rgb, flow, layer, target.pose(), _table(label, camera, target))
+        rgb, flow, layer = _paint(config, rng, camera_offset, (distractor, target), device)
+    return RenderedClips(rgb, flow, layer, target.pose(), _table(label, camera_offset, target))
 
 
 class _CounterRng:
     """Draws uniform numbers that depend on (split, clip index, name) alone: SplitMix64 (Steele et al. 2014).
 
-    Renaming a draw changes every clip.
+    The names seed the numbers: changing one changes the clips.
     """
 
     def __init__(self, split: str, index: np.ndarray) -> None:
@@ -133,58 +139,58 @@ def _mix(x: np.ndarray) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
 
-def _camera_offset(config: ClipConfig, draw: _CounterRng, times: np.ndarray) -> np.ndarray:
+def _camera_offset(config: ClipConfig, rng: _CounterRng, times: np.ndarray) -> np.ndarray:
     """Returns the background's offset in each frame, complex (B, T), pixels."""
-    velocity = config.camera * draw("camera speed") * np.exp(1j * draw("camera angle", 0, 2 * np.pi))
+    velocity = config.camera * rng("camera speed") * np.exp(1j * rng("camera angle", 0, 2 * np.pi))
     return velocity[:, None] * times
 
 
-def _frame_times(config: ClipConfig, draw: _CounterRng, playback: str) -> np.ndarray:
+def _frame_times(config: ClipConfig, rng: _CounterRng, playback: str) -> np.ndarray:
     """Returns the times that the frames show, in frames from the middle of the clip: (1, T), shuffled (B, T)."""
     t = np.arange(config.frames) - (config.frames - 1) / 2
     if playback == "shuffled":
-        return t[np.argsort(np.stack([draw(f"order {k}") for k in range(config.frames)], 1))]
+        return t[np.argsort(np.stack([rng(f"order {k}") for k in range(config.frames)], 1))]
     return {"forwards": t, "backwards": -t, "frozen": 0 * t}[playback][None]
 
 
 class _Sprite:
-    """Draws one sprite per clip and computes its motion; positions are complex numbers x + iy."""
+    """One random sprite per clip and its motion; positions are complex numbers x + iy."""
 
     def __init__(
         self,
         config: ClipConfig,
-        draw: _CounterRng,
+        rng: _CounterRng,
         name: str,
         times: np.ndarray,
-        camera: np.ndarray,
+        camera_offset: np.ndarray,
         program: np.ndarray,
         family: np.ndarray,
     ) -> None:
         self.name, self.size, self.program, self.family = name, config.size, program, family
         extent = config.extent * (1.0 if name == "target" else DISTRACTOR_SCALE)
-        self.radius = config.size * extent * draw(f"{name} radius", 0.78, 1.22)
-        self.hue = draw(f"{name} hue")
-        self.phase = np.stack([draw(f"{name} phase {k}", 0, 2 * np.pi) for k in range(3)], 1)
-        self.centre = config.size * (draw(f"{name} x") + 1j * draw(f"{name} y"))
-        self.angle = draw(f"{name} angle", 0, 2 * np.pi)
-        speed = config.amplitude * draw(f"{name} speed", 0.75, 1.25)
-        self.offset, self.turn, self.log_scale = self._motion(times, draw, speed[:, None])
+        self.radius = config.size * extent * rng(f"{name} radius", 0.78, 1.22)
+        self.hue = rng(f"{name} hue")
+        self.phase = np.stack([rng(f"{name} phase {k}", 0, 2 * np.pi) for k in range(3)], 1)
+        self.centre = config.size * (rng(f"{name} x") + 1j * rng(f"{name} y"))
+        self.angle = rng(f"{name} angle", 0, 2 * np.pi)
+        speed = config.amplitude * rng(f"{name} speed", 0.75, 1.25)
+        self.offset, self.turn, self.log_scale = self._motion(times, rng, speed[:, None])
         # Sprite to frame coordinates: z -> rotation_scale * z + position, which wraps around.
         self.rotation_scale = self.radius[:, None] * np.exp(self.log_scale + 1j * (self.angle[:, None] + self.turn))
-        self.position = self.centre[:, None] + self.offset + camera
+        self.position = self.centre[:, None] + self.offset + camera_offset
 
-    def _motion(self, t: np.ndarray, draw: _CounterRng, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _motion(self, t: np.ndarray, rng: _CounterRng, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns offset (complex, px), turn (rad) and log scale, each (B, T), relative to the background."""
         name = self.name
-        sign = np.where(draw(f"{name} sign") < 0.5, -1.0, 1.0)[:, None]
-        heading = np.exp(1j * draw(f"{name} heading", -MAX_HEADING, MAX_HEADING))[:, None]
-        start_phase = draw(f"{name} beat", 0, 2 * np.pi)[:, None]
+        sign = np.where(rng(f"{name} sign") < 0.5, -1.0, 1.0)[:, None]
+        heading = np.exp(1j * rng(f"{name} heading", -MAX_HEADING, MAX_HEADING))[:, None]
+        start_phase = rng(f"{name} beat", 0, 2 * np.pi)[:, None]
         distance = speed * t
         # √2 gives an oscillation the mean square speed of a uniform motion.
         oscillation = np.sqrt(2) * speed * PERIOD / (2 * np.pi) * np.sin(2 * np.pi * t / PERIOD + start_phase)
         frames_per_radian = 1.5 * PERIOD / (2 * np.pi)
         orbit = speed * frames_per_radian * np.exp(1j * (t / frames_per_radian + start_phase))
-        # The outline moves at `speed` when a sprite turns and at half of it when it grows, by a factor of two at most.
+        # The outline moves at `speed` when turning, at speed / 2 when growing, by at most a factor of 2 over a clip.
         turn = distance / self.radius[:, None]
         growth = t * np.minimum(speed / (2 * self.radius[:, None]), np.log(2) / (t.shape[1] - 1))
 
@@ -199,9 +205,9 @@ class _Sprite:
         # y points down, so that a growing angle turns clockwise on the screen.
         oscillation = oscillation / self.radius[:, None]
         turn = turn * (has("clockwise") * 1.0 - has("counterclockwise")) + oscillation * has("rock")
-        # Scaling the amplitude bounds a pulse and keeps it a sine.
-        amplitude = np.sqrt(2) * speed * PERIOD / (2 * np.pi) / (2 * self.radius[:, None])
-        pulse = oscillation / 2 * np.minimum(1, np.log(2) / 2 / np.maximum(amplitude, 1e-9))
+        # The amplitude is scaled, not clipped, to keep a pulse within a factor of √2 and sinusoidal.
+        max_log_scale = np.sqrt(2) * speed * PERIOD / (2 * np.pi) / (2 * self.radius[:, None])
+        pulse = oscillation / 2 * np.minimum(1, np.log(2) / 2 / np.maximum(max_log_scale, 1e-9))
         return offset, turn, growth * (has("expand") * 1.0 - has("contract")) + pulse * has("pulse")
 
     def pose(self) -> np.ndarray:
@@ -211,24 +217,25 @@ class _Sprite:
 
 
 def _paint(
-    config: ClipConfig, draw: _CounterRng, camera: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
+    config: ClipConfig, rng: _CounterRng, camera_offset: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns RGB, flow and layers, computed from sums and products of rows and columns, not pixel by pixel."""
     grid = torch.arange(config.size, device=device, dtype=torch.float32)
 
     def as_column(values: np.ndarray) -> Tensor:
+        """Copies values (...) to the device as (..., 1)."""
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)[..., None]
 
     # Background: four waves of 6 to 16 pixels that move with the camera.
     length, angle, phase = (
-        np.stack([draw(f"background {name} {k}", *limits) for k in range(4)], 1)[:, None]
+        np.stack([rng(f"background {name} {k}", *limits) for k in range(4)], 1)[:, None]
         for name, limits in {"length": (6, 16), "angle": (0, 2 * np.pi), "phase": (0, 2 * np.pi)}.items()
     )
     k = 2 * np.pi / length * np.exp(1j * angle)
-    phase = phase - (k.conj() * camera[..., None]).real
+    phase = phase - (k.conj() * camera_offset[..., None]).real
     grey = _waves(grid[None, None], grid[None, None], as_column(k.real), as_column(k.imag), as_column(phase), 1 / 4)
     grey = grey.mul_(TEXTURE_AMPLITUDE).add_(0.5)
-    camera_motion = _next_frame(camera) - camera
+    camera_motion = _next_frame(camera_offset) - camera_offset
     flow = torch.stack([as_column(v)[..., None].expand_as(grey) for v in (camera_motion.real, camera_motion.imag)], 1)
     layer = torch.zeros_like(grey, dtype=torch.uint8)
 
@@ -254,7 +261,7 @@ def _paint(
     hue = np.cos(2 * np.pi * (sprites[-1].hue[:, None] - np.arange(3) / 3))
     rgb = grey[:, None] + as_column(HUE_AMPLITUDE * config.contrast * hue)[..., None, None] * alpha[:, None]
     if config.noise:
-        rgb.add_(_noise(rgb.shape, draw.key, device), alpha=config.noise)
+        rgb.add_(_noise(rgb.shape, rng.key, device), alpha=config.noise)
     return rgb.clamp_(0, 1), flow, layer
 
 
@@ -319,10 +326,10 @@ def _noise(shape: torch.Size, key: np.ndarray, device: torch.device) -> Tensor:
     return total.to(torch.float32).sub_(510).mul_(1 / np.sqrt(4 * (256**2 - 1) / 12)).view(shape)
 
 
-def _table(label: np.ndarray, camera: np.ndarray, target: _Sprite) -> pd.DataFrame:
-    intervals = camera.shape[1] - 1
-    velocity, camera_velocity = ((path[:, -1] - path[:, 0]) / intervals for path in (target.offset, camera))
-    middle = target.pose()[:, camera.shape[1] // 2]
+def _table(label: np.ndarray, camera_offset: np.ndarray, target: _Sprite) -> pd.DataFrame:
+    intervals = camera_offset.shape[1] - 1
+    velocity, camera_velocity = ((path[:, -1] - path[:, 0]) / intervals for path in (target.offset, camera_offset))
+    middle = target.pose()[:, camera_offset.shape[1] // 2]
     return pd.DataFrame(
         {
             "label": label,

@@ -39,7 +39,7 @@ def read_config(
     """Reads the experiment's name and its configuration from a YAML file, if any, overridden by flags.
 
     Raises:
-        ValueError: for an unknown experiment or parameter, or a value out of range; the message names it.
+        ValueError: for an unknown experiment or parameter, or a value out of range, which the message names.
         OSError: if the file cannot be read.
     """
     parameters = _read_parameters(Path(path)) if path else {}

@@ -11,22 +11,22 @@ from torch.nn import functional as F
 from d3d.data.clips import Clips, ClipSet
 from d3d.s3dg.network import S3DG
 
-# Pixels, over frames, height and width, in one forward pass on a GPU.
+# Input values per channel (frames x height x width, over all clips) in one forward pass on a GPU.
 PIXELS_PER_PASS = 2**25
-# Clips, frames and pixels per side that a run keeps as examples of its test clips.
+# Number of example clips in a run's arrays, of frames per clip, and of pixels per side.
 MAX_EXAMPLES, EXAMPLE_FRAMES, EXAMPLE_SIDE = 6, 4, 96
 
 
 @torch.no_grad()
 def infer_logits(model: S3DG, inputs: Tensor) -> Tensor:
-    """Computes logits (B, K), float32, of inputs (B, C, T, H, W) on their device, in bfloat16 on a GPU."""
+    """Returns logits, float32 (B, K), of inputs (B, C, T, H, W); computes in bfloat16 on a GPU."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
         return model(inputs).float()
 
 
 @torch.no_grad()
 def infer_features(model: S3DG, inputs: Tensor) -> Tensor:
-    """Computes pooled features (B, C), float32: the input of the classifier, averaged over time and space."""
+    """Returns pooled features, float32 (B, C): the input of the classifier, averaged over time and space."""
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
         return model.pooled(inputs).float().mean((2, 3, 4))
 
@@ -46,12 +46,11 @@ def predict(
         model: the network.
         clips: the split.
         stream: the input of the network, rgb or flow.
-        rows: indices of the clips; default: all, in order.
+        rows: (N,), rows of the split's table; None: all, in order.
         forward: maps the network and inputs (B, C, T, H, W) to outputs (B, K).
 
     Returns:
-        (N, K), float32: one row per clip, nan for a clip that could not be read. For a clip with several views, the
-        log of their mean softmax.
+        float32 (N, K): nan for a clip that could not be read, the log of the mean softmax for a clip of several views.
     """
     model.eval()
     rows = np.arange(len(clips)) if rows is None else rows
@@ -71,15 +70,15 @@ def predict(
 
 
 def example_arrays(clips: ClipSet, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Reads a few clips of a split, evenly spaced, reduced to what a notebook shows of them.
+    """Reads a few frames of a few clips of a split, both evenly spaced, in a small size for a notebook to show.
 
     Args:
         clips: the split.
         rows: (N,), ascending, rows of the clips to choose from.
 
     Returns:
-        `examples/frames`, (E, F, h, w, 3), uint8, RGB frames of at most 96 pixels per side, and `examples/index`, (E,),
-        their positions in `rows`.
+        `examples/frames`, uint8 (E, F, h, w, 3), RGB frames of at most 96 pixels per side, and `examples/index` (E,),
+        the indices of their clips in `rows`.
     """
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, MAX_EXAMPLES).round().astype(int))]
     (batch,) = clips.batches([(chosen, ())], ("rgb",))
@@ -97,9 +96,9 @@ def example_arrays(clips: ClipSet, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 64) -> nn.Module:
-    """Sets the running statistics of every batch norm to those of these clips; the model ends in inference mode.
+    """Sets the running statistics of every batch norm to those of these clips; leaves the model in inference mode.
 
-    Without it the activations of an untrained network all but vanish, which makes it an unfair control.
+    Otherwise the activations of an untrained network nearly vanish, which makes it an unfair control.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
     momenta = [norm.momentum for norm in norms]
@@ -144,7 +143,7 @@ def fuse_logits(members: Sequence[np.ndarray], *, by: str = "softmax") -> np.nda
 
     Args:
         members: the logits (..., K) of each network.
-        by: softmax, for the log of the mean softmax, as the study fuses two streams; or logits, for the mean logits.
+        by: "softmax" returns the log of the mean softmax, as the study fuses two streams; "logits" the mean logits.
 
     Returns:
         (..., K).

@@ -14,7 +14,7 @@ from d3d.study.run import Run
 from d3d.study.schema import parameters_of
 from d3d.train.evaluate import accuracy, fuse_logits
 
-# Parameters that two networks must share to have been tested on the same clips, whatever their input.
+# Parameters that must be equal for two networks, of either stream, to have been tested on the same clips.
 SAME_CLIPS = tuple(
     name
     for name, _ in parameters_of(DataConfig)
@@ -37,16 +37,16 @@ def pairs_to_fuse(
 ) -> list[tuple[Record, Record]]:
     """Pairs the records of two arms by seed, or those of a single arm as seeds 2k and 2k + 1, so that no pairs overlap.
 
-    Skips records whose logits are not beside them: they come from another machine.
+    Skips records without an .npz file beside them, which come from another machine.
 
     Args:
         results: the folder of the records.
         first_arm: name of an arm.
         second_arm: name of another arm, or of the same.
-        must_match: the parameters on which both records of a pair must agree.
+        must_match: parameters that must be equal in both records of a pair.
 
     Raises:
-        RecordError: if they do not; the message names the parameters.
+        RecordError: if they differ; the message names the parameters.
     """
     trained = records.read_all(results, TRAINED)
     trained = [r for r in trained if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]

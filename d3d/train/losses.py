@@ -24,7 +24,7 @@ class Distance(NamedTuple):
     """A distance between student and teacher.
 
     Attributes:
-        output: the output that it compares: logits, or features (pooled, before the classifier).
+        output: the output that is compared: logits, or features (pooled, before the classifier).
         function: maps the outputs (B, D) of student and teacher to distances (B,).
     """
 
@@ -36,6 +36,6 @@ DISTANCES = {"mse": Distance("logits", mse), "kl": Distance("logits", kl), "feat
 
 
 def get_distance(name: str, *, temperature: float = 4.0) -> Distance:
-    """Returns the distance `name` of DISTANCES, `kl` at this temperature."""
+    """Returns the distance `name` of DISTANCES; `temperature` is that of `kl`."""
     distance = DISTANCES[name]
     return distance._replace(function=partial(kl, temperature=temperature)) if distance.function is kl else distance

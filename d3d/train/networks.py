@@ -28,8 +28,8 @@ def build_network(
 
     Args:
         config: the run's configuration.
-        data: gives the classes. A checkpoint of other classes gets a new classifier, drawn from the seed.
-        device: where the network is put.
+        data: the data set. If the checkpoint has other classes, it gets a new classifier, drawn from the seed.
+        device: device of the network.
         report: receives one line if the classifier is new.
 
     Raises:
@@ -45,15 +45,15 @@ def build_network(
     )
     if not (checkpoint := config.distillation.student):
         return network.to(device)
-    student, about = load_checkpoint(checkpoint)
-    if about.stream != stream:
-        raise ValueError(f"student {checkpoint} is a {about.stream} stream, but this run trains {stream!r}")
-    if about.width != width:
-        raise ValueError(f"student {checkpoint} has width {about.width}, but this run has width {width}")
+    student, info = load_checkpoint(checkpoint)
+    if info.stream != stream:
+        raise ValueError(f"student {checkpoint} is a {info.stream} stream, but this run trains {stream!r}")
+    if info.width != width:
+        raise ValueError(f"student {checkpoint} has width {info.width}, but this run has width {width}")
     state = student.state_dict()
-    if about.classes != data.classes:
+    if info.classes != data.classes:
         report(
-            f"student {checkpoint} was trained on {len(about.classes)} other classes: it gets a new classifier for the "
+            f"student {checkpoint} was trained on {len(info.classes)} other classes: it gets a new classifier for the "
             f"{len(data.classes)} classes of this data set"
         )
         state |= {name: value for name, value in network.state_dict().items() if name.startswith("Conv2d_0c_1x1.")}
@@ -63,13 +63,13 @@ def build_network(
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network, no longer trained itself, whose outputs for the training clips are the student's targets.
+    """A frozen network whose outputs for the training clips are the student's regression targets.
 
     Attributes:
         model: the network.
-        stream: its input, rgb or flow.
+        stream: the network's input, rgb or flow.
         output: the output that the student learns, logits or features.
-        precomputed: (N, D), its outputs for all training clips; None if every epoch sees other views of the clips.
+        precomputed: (N, D), the outputs for all training clips; None if every epoch sees new random views.
     """
 
     model: S3DG
@@ -79,48 +79,48 @@ class Teacher:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that it needs in a batch."""
+        """The streams that the teacher needs in a batch."""
         return () if self.precomputed is not None else (self.stream,)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns its logits (B, K) or features (B, C) for a batch."""
+        """Returns the teacher's logits (B, K) or features (B, C) for a batch."""
         if self.precomputed is not None:
             return self.precomputed[batch.index]
         return FORWARD[self.output](self.model, batch.inputs[self.stream])
 
 
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
-    """The stream that is the teacher's input; empty without a teacher."""
+    """Returns the teacher's stream; empty without a teacher."""
     return (read_info(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
 
 
 def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
-    """Loads the teacher and, where all epochs see the same clips, computes its outputs for them; None if lambda_ is 0.
+    """Loads the teacher, and computes its outputs if all epochs see the same clips; None if lambda_ is 0.
 
     Raises:
-        ValueError: if the teacher has other classes or another input or, where features are compared, another width.
+        ValueError: if the teacher's classes or input differ or, for features, its width.
     """
     distillation = config.distillation
     if distillation.lambda_ == 0:
         return None
-    model, about = load_checkpoint(distillation.teacher, classes=data.classes, device=device)
-    run_input = config.data.input_spec(about.stream)
-    if differing := [name for name, value in about.input.items() if run_input.get(name, value) != value]:
+    model, info = load_checkpoint(distillation.teacher, classes=data.classes, device=device)
+    run_input = config.data.input_spec(info.stream)
+    if differing := [name for name, value in info.input.items() if run_input.get(name, value) != value]:
         raise ValueError(
             f"teacher {distillation.teacher} was trained on another input: "
-            + ", ".join(f"{name} {about.input[name]}" for name in differing)
+            + ", ".join(f"{name} {info.input[name]}" for name in differing)
             + "; this run has "
             + ", ".join(f"{name} {run_input[name]}" for name in differing)
         )
     output = get_distance(distillation.distance).output
-    if output == "features" and about.width != config.network.width:
+    if output == "features" and info.width != config.network.width:
         raise ValueError(
-            f"teacher {distillation.teacher} has width {about.width}, the student {config.network.width}: "
+            f"teacher {distillation.teacher} has width {info.width}, the student {config.network.width}: "
             f"distance {distillation.distance!r} needs the same width"
         )
     model, clips = fold(model), data.splits["train"]
     if clips.augmented:
-        return Teacher(model, about.stream, output)
-    precomputed = torch.from_numpy(predict(model, clips, about.stream, forward=FORWARD[output])).to(device)
-    return Teacher(model, about.stream, output, precomputed)
+        return Teacher(model, info.stream, output)
+    precomputed = torch.from_numpy(predict(model, clips, info.stream, forward=FORWARD[output])).to(device)
+    return Teacher(model, info.stream, output, precomputed)

@@ -16,7 +16,7 @@ class Objective:
 
     Args:
         config: a run's configuration.
-        teacher: gives the student's regression target for each clip; None to train a stream.
+        teacher: gives the student's regression target for each clip; None: the loss is cross-entropy alone.
     """
 
     loss_names = ("loss", "cross_entropy", "distance")
@@ -38,10 +38,10 @@ class Objective:
         Args:
             model: the network that is trained.
             batch: clips with the inputs of `streams`.
-            mask: bool (B, C, T', H', W'), the pooled features that dropout keeps.
+            mask: dropout mask, bool (B, C, T', H', W'), True where a pooled feature is kept.
 
         Returns:
-            Values (B,) by name; `loss` carries the gradient.
+            One value per clip (B,) for each of `metric_names`; `loss` is differentiable.
         """
         device = batch.labels.device.type
         # A CUDA graph must cast the weights again at every replay, so the casts are not cached.

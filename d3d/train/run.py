@@ -1,4 +1,4 @@
-"""One training run, of a stream or a student: loads, trains, evaluates and writes, in one process or several."""
+"""One training run of an RGB or flow network, with or without a teacher: loads, trains, evaluates and writes."""
 
 import hashlib
 import os
@@ -21,10 +21,10 @@ from d3d.study.parameters import CHANGEABLE_ON_RESUME, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.evaluate import accuracy, example_arrays, predict
-from d3d.train.loop import fit, silent
+from d3d.train.loop import fit, no_report
 from d3d.train.networks import build_network, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
-from d3d.train.team import ALONE, Team
+from d3d.train.team import SINGLE_PROCESS, Team
 
 
 def _print(line: str) -> None:
@@ -37,30 +37,31 @@ def _print(line: str) -> None:
 
 
 def evaluate_splits(
-    model: S3DG, data: Data, stream: str, *, team: Team = ALONE
+    model: S3DG, data: Data, stream: str, *, team: Team = SINGLE_PROCESS
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Evaluates a network on every test split; each process predicts a part of the clips.
+    """Evaluates a network on every test split; the clips are divided among the processes.
 
-    Clips in unreadable files do not count; the record's `files` names them.
+    Clips in unreadable files are left out.
 
     Args:
         model: the network.
-        data: the splits.
+        data: the data set, of which the test splits are used.
         stream: the input of the network, rgb or flow.
         team: the processes that evaluate together; all of them get all results.
 
     Returns:
-        Metrics such as `iid/top1` and `iid/motion/top1`; and the arrays that they come from: `logits/<split>`,
-        `labels/<split>` and `groups/<split>`, and of the main split `examples/…` (see `example_arrays`).
+        Metrics, in [0, 1]: `<split>/top1` and, where classes have groups, `<split>/<group>/top1`, such as
+        `iid/motion/top1`; and the arrays that they come from: `logits/<split>` (N, K), `labels/<split>` (N,) and
+        `groups/<split>` (N,), and `examples/…` of the main split (see `plan.main_split` and `example_arrays`).
 
     Raises:
-        ValueError: if readable clips have no prediction, or if no clip of a split could be read.
+        ValueError: if a readable clip has a logit that is nan, or if no clip of a split could be read.
     """
     metrics: dict[str, float] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, clips in data.test_splits.items():
         rows_by_rank = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
-        logits_by_rank = team.gather(predict(model, clips, stream, rows=rows_by_rank[team.rank]))
+        logits_by_rank = team.all_gather(predict(model, clips, stream, rows=rows_by_rank[team.rank]))
         logits = np.full((len(clips), len(data.classes)), np.nan, np.float32)
         for rows, local_logits in zip(rows_by_rank, logits_by_rank, strict=True):
             if local_logits.size:
@@ -69,11 +70,11 @@ def evaluate_splits(
         predicted = ~np.isnan(logits).any(1)
         missing = ~predicted
         if clips.augmented:
-            for unread in team.gather(dict(clips.refused)):
-                clips.refused.update(unread)
+            for refused in team.all_gather(dict(clips.refused)):
+                clips.refused.update(refused)
             missing &= ~clips.table["path"].isin(clips.refused).to_numpy()
         if missing.any():
-            raise ValueError(f"{missing.sum()} of the {len(missing)} clips of split {name!r} have no valid prediction")
+            raise ValueError(f"{missing.sum()} of the {len(missing)} clips of split {name!r} have logits that are nan")
         if not predicted.any():
             raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.refused.values()))}")
         logits, labels, groups = logits[predicted], labels[predicted], groups[predicted]
@@ -90,7 +91,7 @@ def history_arrays(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def run(
-    experiment: str, config: TrainConfig, *, team: Team = ALONE, report: Callable[[str], None] = _print
+    experiment: str, config: TrainConfig, *, team: Team = SINGLE_PROCESS, report: Callable[[str], None] = _print
 ) -> Record | None:
     """Loads the data, trains and evaluates the network, and writes weights and record.
 
@@ -104,12 +105,12 @@ def run(
         The record, in the first process; None in the others.
 
     Raises:
-        ValueError: if `processes` differs from the team's size or processes differ in what they run; and as `load`,
-            `build_network`, `load_teacher`, `fit` and `evaluate_splits`.
-        Stopped, FloatingPointError: as `fit`.
+        ValueError: if `processes` differs from the team's size or the settings of two processes differ; or from `load`,
+            `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
+        Stopped, FloatingPointError: from `fit`.
         OSError: if the results cannot be written.
     """
-    report = report if team.is_main else silent
+    report = report if team.is_main else no_report
     if config.run.processes > 1 and config.run.processes != team.size:
         raise ValueError(
             f"processes is {config.run.processes}, but the number of running processes is {team.size}: start the run "
@@ -123,7 +124,7 @@ def run(
     active_run = new_run(experiment, config, team.device, device_name)
     provenance = active_run.provenance
     provenance["processes"] = team.size
-    # torchrun sets one thread per process, which must not limit the processes that decode video.
+    # torchrun sets OMP_NUM_THREADS=1, which must not limit the number of decoding workers.
     workers = config.data.files.workers or (0 if team.size == 1 else team.cores_per_process())
     with active_run.phase("data"):
         data = load(
@@ -137,12 +138,12 @@ def run(
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())
     report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {provenance['device']}")
     for reason in data.refused.values():
-        report(f"refused: {reason}")
+        report(f"left out: {reason}")
     model = build_network(config, data, team.device, report=report)
     with active_run.phase("teacher"):
         teacher = load_teacher(config, data, team.device)
-    fixed = _fixed_facts(experiment, config, data, provenance["source"], team)
-    states = _open_states(path, fixed, report) if team.is_main else None
+    settings = _run_settings(experiment, config, data, provenance["source"], team)
+    states = _open_states(path, settings, report) if team.is_main else None
     with active_run.phase("train"):
         history = fit(
             model,
@@ -166,7 +167,7 @@ def run(
         input=config.data.input_spec(config.network.stream),
     )
     arrays |= history_arrays(history) | {"classes": np.array(data.classes)}
-    if data.siblings:
+    if data.siblings:  # for the accuracy within pairs of classes
         arrays["siblings"] = np.array(data.siblings)
     record = active_run.write(
         plan.arm_name(experiment, params),
@@ -179,42 +180,42 @@ def run(
     return record
 
 
-def _fixed_facts(experiment: str, config: TrainConfig, data: Data, source: str, team: Team) -> dict[str, Any]:
-    """Lists the facts that must be the same in all processes of a run, and again when it resumes.
+def _run_settings(experiment: str, config: TrainConfig, data: Data, source: str, team: Team) -> dict[str, Any]:
+    """Returns the settings that must be equal in all processes of a run, and again when it resumes.
 
     Raises:
-        ValueError: if processes differ.
+        ValueError: if the settings of two processes differ.
     """
     table = data.splits["train"].table
     rows = table[[c for c in ("path", "label", "start", "end") if c in table]]
     params = {name: value for name, value in params_of(experiment, config).items() if name not in CHANGEABLE_ON_RESUME}
-    facts = params | {
+    settings = params | {
         CODE: source,
         "classes": list(data.classes),
         "training clips": f"{len(rows)}, {hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]}",
-        "running": f"{team.size} on {team.device.split(':')[0]}",
+        "processes and device": f"{team.size} on {team.device.split(':')[0]}",
     }
     if team.device == "cpu":
-        facts["threads"] = torch.get_num_threads()
+        settings["threads"] = torch.get_num_threads()
     for name in ("teacher", "student"):
         if weights := getattr(config.distillation, name):
-            facts[f"{name}'s weights"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
-    for rank, other_facts in enumerate(team.gather(facts)):
-        if differing := [name for name in facts if facts[name] != other_facts.get(name)]:
+            settings[f"{name}'s weights"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+    for rank, other in enumerate(team.all_gather(settings)):
+        if differing := [name for name in settings if settings[name] != other.get(name)]:
             name = differing[0]
             raise ValueError(
-                f"processes {team.rank} and {rank} must run the same, but {name} is {facts[name]!r} in one and "
-                f"{other_facts.get(name)!r} in the other"
+                f"processes must have the same settings, but {name} is {settings[name]!r} in process {team.rank} and "
+                f"{other.get(name)!r} in process {rank}"
             )
-    return facts
+    return settings
 
 
-def _open_states(path: Path, fixed: dict[str, Any], report: Callable[[str], None]) -> States:
-    """Opens the states of a run and deletes what finished or killed runs left beside them."""
-    states = States(f"{path}.state", fixed, report)
+def _open_states(path: Path, settings: dict[str, Any], report: Callable[[str], None]) -> States:
+    """Opens the states of a run; deletes those of a finished run, and half-written results."""
+    states = States(f"{path}.state", settings, report)
     record = Path(f"{path}.json")
     if states.paths() and record.is_file() and record.stat().st_mtime >= states.paths()[0].stat().st_mtime:
-        states.delete_states()  # of a run that was killed after it wrote its record
+        states.delete_states()  # the run that saved them was killed after it wrote its record
     for unfinished in path.parent.glob(f".{path.name}.*"):
         unfinished.unlink()  # half-written when a process was killed
     return states

@@ -1,4 +1,4 @@
-"""SGD with momentum over gradients that lie in one tensor."""
+"""SGD with momentum, for gradients that are views of one flat tensor."""
 
 import numpy as np
 import torch
@@ -6,20 +6,21 @@ from torch import Tensor, nn
 
 from d3d.study.parameters import OptimiserConfig
 
-# Gradients start at multiples of this many values, so that the widest loads can read them.
+# Gradients start at multiples of this many values, so that vectorised loads are aligned.
 ALIGNMENT = 64
 
 
 class Sgd:
     """SGD with momentum and weight decay as in torch.optim.SGD.
 
-    That one takes a second to import and keeps its learning rate as a float, which a CUDA graph cannot change.
+    Here the learning rate is a tensor, which may change between replays of a CUDA graph; torch.optim takes a second to
+    import.
 
     Args:
-        model: the network; parameters that need no gradient are left out.
+        model: the network; parameters with requires_grad=False are skipped.
         config: gives momentum and weight decay.
-        device: where the parameters are.
-        extra: how many values follow the gradients in the same tensor, so that one sum over processes covers both.
+        device: device of the parameters.
+        num_extra: number of values after the gradients in the same tensor, so that one all-reduce covers both.
 
     Attributes:
         buffer: float32, the gradients of all parameters, then the extra values.
@@ -27,34 +28,34 @@ class Sgd:
         learning_rate: scalar tensor, read by `update`.
     """
 
-    def __init__(self, model: nn.Module, config: OptimiserConfig, device: torch.device, *, extra: int) -> None:
+    def __init__(self, model: nn.Module, config: OptimiserConfig, device: torch.device, *, num_extra: int) -> None:
         self.model, self.config = model, config
         self.named_params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.params = list(self.named_params.values())
         self.momenta = [torch.zeros_like(p) for p in self.params]
         self.learning_rate = torch.zeros((), device=device)
         offsets = np.cumsum([0, *(-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in self.params)])
-        self.buffer = torch.zeros(int(offsets[-1]) + extra, device=device)
+        self.buffer = torch.zeros(int(offsets[-1]) + num_extra, device=device)
         for offset, p in zip(offsets.tolist(), self.params, strict=False):
             p.grad = self.buffer.as_strided(p.shape, p.stride(), offset)
         self.grads = [p.grad for p in self.params]
-        self.extra = self.buffer[-extra:]
+        self.extra = self.buffer[-num_extra:]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Updates the parameters by one step along the gradients."""
+        """Performs one optimiser step; adds the weight decay to the gradients in place."""
         torch._foreach_add_(self.grads, self.params, alpha=self.config.weight_decay)
         torch._foreach_mul_(self.momenta, self.config.momentum)
         torch._foreach_add_(self.momenta, self.grads)
         torch._foreach_sub_(self.params, torch._foreach_mul(self.momenta, self.learning_rate))
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns everything that training changes, by name: the model's state, and the momenta."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns everything that training changes, by name: the model's state dict and the momenta."""
         momenta = {f"momentum.{name}": m for name, m in zip(self.named_params, self.momenta, strict=True)}
         return {f"model.{name}": value for name, value in self.model.state_dict().items()} | momenta
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Loads what `state` returned."""
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Loads what `state_dict` returned."""
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         for name, momentum in zip(self.named_params, self.momenta, strict=True):
             momentum.copy_(tensors[f"momentum.{name}"])

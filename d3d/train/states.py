@@ -1,6 +1,8 @@
-"""States of a run on disk, from which it resumes: written atomically, and checked when they are read.
+"""States of a run on disk (weights, momenta, metrics so far), from which it resumes after it was killed.
 
-states = States(folder, fixed={"seed": 3})
+They are written atomically, and checked when they are read.
+
+states = States(folder, settings={"seed": 3})
 states.save(step, tensors, metadata)             # keeps the last two
 state = states.latest()                          # the newest undamaged one, or None
 """
@@ -21,17 +23,17 @@ from d3d.s3dg.checkpoints import CheckpointError, read_safetensors, to_safetenso
 
 FORMAT = "d3d-state-1"
 MAX_STATES = 2
-CODE = "code"  # the name of the fact that is the hash of the code
+CODE = "code"  # the setting that holds the hash of the source code
 
 
 @dataclass(frozen=True)
-class State:
-    """A run after some steps.
+class SavedState:
+    """A run after `step` steps.
 
     Attributes:
-        step: how many steps were done.
-        tensors: what `Sgd.state` returned.
-        metadata: what was saved with them, as JSON.
+        step: number of completed steps.
+        tensors: from `Sgd.state_dict`.
+        metadata: what else was saved, as JSON.
     """
 
     step: int
@@ -40,26 +42,26 @@ class State:
 
 
 class States:
-    """The last states of one run, in a folder that this process locks; waits if another process has locked it.
+    """The last states of one run, in a folder that the constructor locks; it blocks while another process has the lock.
 
     Args:
         folder: where the states are, created if it does not exist.
-        fixed: facts that must be the same for a run to resume, such as its parameters.
-        report: receives one line for everything unusual.
+        settings: what must be equal for a run to resume, such as its parameters.
+        report: receives one line per warning.
 
     Raises:
         OSError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, fixed: Mapping[str, Any], report: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], report: Callable[[str], None] = print) -> None:
         self.folder, self.report = Path(folder), report
-        self.fixed = json.loads(json.dumps(dict(fixed)))
+        self.settings = json.loads(json.dumps(dict(settings)))
         self._lock_fd = self._lock()
         for unfinished in self.folder.glob(".*"):  # half-written when a process was killed
             unfinished.unlink()
 
     def _lock(self) -> int:
-        """Locks the folder, and starts over if the process that had locked it deleted it meanwhile."""
+        """Locks the folder; tries again if the folder was deleted while this process waited for the lock."""
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
@@ -73,50 +75,50 @@ class States:
             os.close(fd)
 
     def paths(self) -> list[Path]:
-        """The files of the states, newest first."""
+        """Returns the files of the states, newest first."""
         return sorted(self.folder.glob("step*.safetensors"), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Writes a state, then deletes all but the last two; raises OSError if it cannot be written."""
         path = self.folder / f"step{step:09d}.safetensors"
-        about = {"step": step, "fixed": self.fixed, "about": dict(metadata)}
-        write_atomic({path: to_safetensors(FORMAT, tensors, about)})
+        header = {"step": step, "fixed": self.settings, "about": dict(metadata)}
+        write_atomic({path: to_safetensors(FORMAT, tensors, header)})
         for old in self.paths()[MAX_STATES:]:
             old.unlink()
         return path
 
-    def latest(self) -> State | None:
-        """Reads the newest undamaged state; None if there is none, or if other code saved it.
+    def latest(self) -> SavedState | None:
+        """Reads the newest undamaged state; None if there is none, or if another version of the code saved it.
 
-        Damaged states and those of other code are reported and renamed.
+        Damaged states and those of another version of the code are reported and renamed.
 
         Raises:
-            CheckpointError: if all states are damaged, or if the state's facts differ from this run's; the message
-                names the facts.
+            CheckpointError: if all states are damaged, or if the newest undamaged one was saved with other settings,
+                which the message names.
         """
         damaged = []
         for path in self.paths():
             try:
-                about, tensors = read_safetensors(path, FORMAT)
+                header, tensors = read_safetensors(path, FORMAT)
             except CheckpointError as error:
                 damaged.append((path, error))
                 continue
-            saved = about["fixed"]
-            if saved.get(CODE) != self.fixed.get(CODE):
+            saved = header["fixed"]
+            if saved.get(CODE) != self.settings.get(CODE):
                 self._set_aside(path)
                 return None
-            if differing := [name for name in self.fixed | saved if saved.get(name) != self.fixed.get(name)]:
+            if differing := [name for name in self.settings | saved if saved.get(name) != self.settings.get(name)]:
                 raise CheckpointError(
                     f"{path} was saved with "
                     + ", ".join(f"{name} {saved.get(name)!r}" for name in differing)
                     + "; this run has "
-                    + ", ".join(f"{name} {self.fixed.get(name)!r}" for name in differing)
-                    + f": change that back to resume, or delete {self.folder} to start over"
+                    + ", ".join(f"{name} {self.settings.get(name)!r}" for name in differing)
+                    + f": restore the saved settings to resume, or delete {self.folder} to start over"
                 )
             for newer, error in damaged:
-                self.report(f"{error}; resuming from the state before it")
+                self.report(f"{error}; resuming from the previous state")
                 newer.rename(newer.with_name(f"damaged-{newer.name}"))
-            return State(about["step"], tensors, about["about"])
+            return SavedState(header["step"], tensors, header["about"])
         if damaged:
             raise CheckpointError(
                 f"{damaged[0][0]} is damaged, like all states in {self.folder}: delete the folder to start over"
@@ -124,14 +126,17 @@ class States:
         return None
 
     def _set_aside(self, path: Path) -> None:
-        """Renames the states, from which other code cannot resume; they stay until the run is finished."""
+        """Renames states that another version of the code saved; they stay until the run is finished."""
         for old in self.paths():
             old.rename(old.with_name(f"other-code-{old.name}"))
-        self.report(f"{path} was saved by other code: it is renamed other-code-{path.name}, and training starts over")
+        self.report(
+            f"{path} was saved by another version of the code: it is renamed other-code-{path.name}, and training "
+            "starts over"
+        )
 
     def describe_latest(self) -> str:
-        """Says for a message where the newest state is."""
-        return next((f"the last good state is {path}" for path in self.paths()), "no state was saved before")
+        """Names the newest state, for a message."""
+        return next((f"the last saved state is {path}" for path in self.paths()), "no state was saved")
 
     def delete_states(self) -> None:
         """Deletes the states but keeps the folder and its lock."""

@@ -1,7 +1,8 @@
 """One training step, on one process or several: gradients of an objective, their sum over processes, an update.
 
-On a GPU, clips that are in its memory are trained on by a CUDA graph of the whole step, from gathering the clips to the
-update: at the study's scale, launching the kernels one by one takes several times as long as running them.
+If the clips are in GPU memory, gathering them, the forward and backward passes and, with one process, the update are
+captured in a CUDA graph and replayed: for networks as small as the study's, launching the kernels one by one takes
+several times as long as running them.
 """
 
 from collections import deque
@@ -17,9 +18,9 @@ from d3d.s3dg.network import S3DG
 from d3d.study.parameters import OptimiserConfig, TrainConfig
 from d3d.train.objective import Objective
 from d3d.train.sgd import Sgd
-from d3d.train.team import ALONE, Team, use_synced_norm
+from d3d.train.team import SINGLE_PROCESS, Team, use_synced_norm
 
-# Metrics of a step beside those of its objective: its clips, and how many processes were asked to stop.
+# Counts besides the objective's metrics: the clips of the step, and the processes that had received a stop signal.
 COUNTS = ("clips", "stop")
 # How many steps may be queued on a GPU before the oldest is waited for.
 MAX_IN_FLIGHT = 8
@@ -30,31 +31,32 @@ class StepMetrics(NamedTuple):
 
     Attributes:
         step: index of the step.
-        values: means over the step's clips, and the COUNTS.
+        values: means over the step's clips, and the COUNTS; all 0 for a skipped step.
     """
 
     step: int
     values: dict[str, float]
 
 
-def effective_batch_size(clips: int, config: OptimiserConfig) -> int:
-    """The largest batch of so many training clips that is within `batch_size`: all of them, where they are fewer."""
-    return min(config.batch_size, clips)
+def effective_batch_size(num_clips: int, config: OptimiserConfig) -> int:
+    """Returns `batch_size`, or the number of training clips if that is smaller."""
+    return min(config.batch_size, num_clips)
 
 
-def steps_per_epoch(clips: int, config: OptimiserConfig, team: Team) -> int:
-    """The number of steps per epoch of so many clips.
+def steps_per_epoch(num_clips: int, config: OptimiserConfig, team: Team) -> int:
+    """Returns the number of steps per epoch for a number of training clips.
 
-    Batch norm needs two clips per micro-batch of each process, which may make steps a little larger than `batch_size`.
+    Batch norm needs two clips per micro-batch of each process. Where that takes fewer steps, batches exceed
+    `batch_size`.
     """
-    batch_size = effective_batch_size(clips, config)
-    return min(-(-clips // batch_size), clips // (2 * config.accumulate * team.size))
+    batch_size = effective_batch_size(num_clips, config)
+    return min(-(-num_clips // batch_size), num_clips // (2 * config.accumulate * team.size))
 
 
 class _Staging(NamedTuple):
     """Page-locked memory of one step in flight: its inputs on their way to the GPU, its metrics on their way back."""
 
-    rows: Tensor
+    index: Tensor
     mask: Tensor
     metrics: Tensor
     done: torch.cuda.Event
@@ -69,8 +71,7 @@ class TrainStep:
         clips: the training clips; their device is the model's.
         objective: what is minimised.
         team: the processes that train together.
-        capture: whether to train by CUDA graphs; default: if the clips are in a GPU's memory and batch norm is not
-            synchronised.
+        capture: whether to use CUDA graphs; None: if the clips are in GPU memory and batch norm is not synchronised.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class TrainStep:
         clips: ClipSet,
         objective: Objective,
         *,
-        team: Team = ALONE,
+        team: Team = SINGLE_PROCESS,
         capture: bool | None = None,
     ) -> None:
         synced = config.optimiser.sync_norm and team.size > 1
@@ -93,7 +94,7 @@ class TrainStep:
         # A step's metrics are returned this many steps later.
         self.lag = MAX_IN_FLIGHT if on_gpu else 0
         self.metric_names = (*objective.metric_names, *COUNTS)
-        self.sgd = Sgd(model, config.optimiser, self.device, extra=len(self.metric_names))
+        self.sgd = Sgd(model, config.optimiser, self.device, num_extra=len(self.metric_names))
         # Averaged over processes, so that all of them have the same network.
         self.running_stats = [b for b in model.buffers() if b.is_floating_point()]
         self.cuda_stream = torch.cuda.Stream(self.device) if on_gpu else None
@@ -103,21 +104,21 @@ class TrainStep:
         self.in_flight: deque[tuple[int, _Staging]] = deque()
 
     def _new_staging(self) -> _Staging:
-        optimiser, clips = self.config.optimiser, len(self.clips)
-        steps = steps_per_epoch(clips, optimiser, self.team)
-        max_clips = max(effective_batch_size(clips, optimiser), -(-clips // steps))
-        max_rows = -(-max_clips // self.team.size)
+        optimiser, num_clips = self.config.optimiser, len(self.clips)
+        steps = steps_per_epoch(num_clips, optimiser, self.team)
+        max_clips = max(effective_batch_size(num_clips, optimiser), -(-num_clips // steps))
+        max_local_clips = -(-max_clips // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
         return _Staging(
-            torch.empty(max_rows, dtype=torch.int64, pin_memory=True),
-            torch.empty(max_rows, *shape, dtype=torch.bool, pin_memory=True),
+            torch.empty(max_local_clips, dtype=torch.int64, pin_memory=True),
+            torch.empty(max_local_clips, *shape, dtype=torch.bool, pin_memory=True),
             torch.empty(len(self.metric_names), pin_memory=True),
             torch.cuda.Event(),
         )
 
-    def local_rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns this process's part of an array with one row per clip of a step."""
-        return np.array_split(np.asarray(rows), self.team.size)[self.team.rank]
+    def local_part(self, array: np.ndarray) -> np.ndarray:
+        """Returns this process's part of an array whose first axis is the clips of a step."""
+        return np.array_split(array, self.team.size)[self.team.rank]
 
     def __call__(
         self, step: int, rows: np.ndarray, *, learning_rate: float, batch: Batch | None = None, stop: bool = False
@@ -126,22 +127,23 @@ class TrainStep:
 
         Args:
             step: index of the step.
-            rows: indices of its clips, over all processes.
-            learning_rate: for this step.
-            batch: this process's clips, if they come from files; default: gathered from the training clips.
-            stop: whether to ask all processes to stop.
+            rows: (N,), the clips of all processes, as rows of the training split's table.
+            learning_rate: learning rate of this step.
+            batch: this process's clips, decoded from files; None: they are gathered from the clips in memory.
+            stop: whether this process asks all processes to stop.
 
         Returns:
-            The metrics that have become available: on a CPU those of this step, on a GPU those of earlier ones.
+            The metrics that have become available: on a CPU those of this step, on a GPU those of earlier steps, if
+            any.
         """
-        index = torch.from_numpy(self.local_rows(rows)) if batch is None else batch.index
+        index = torch.from_numpy(self.local_part(rows)) if batch is None else batch.index
         mask, total = self._dropout_mask(step, rows), len(rows)
         if batch is not None:
-            # Files may be unreadable. If that leaves one process with too few clips, all skip the step.
-            mask = mask[np.isin(self.local_rows(rows), index.cpu().numpy())]
+            # Unreadable files can leave a process with too few clips; all processes then skip the step.
+            mask = mask[np.isin(self.local_part(rows), index.cpu().numpy())]
             counts = torch.tensor([len(index), len(index) < 2 * self.config.optimiser.accumulate], device=self.device)
-            total, lacking = self.team.sum_(counts).tolist()
-            if lacking:
+            total, num_lacking = self.team.all_reduce_(counts).tolist()
+            if num_lacking:
                 return [*self.drain(), StepMetrics(step, dict.fromkeys(self.metric_names, 0.0))]
         if self.cuda_stream is None:
             self._run_step(index, mask, total, learning_rate, batch, stop)
@@ -152,7 +154,7 @@ class TrainStep:
         self.cuda_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.cuda_stream):
             if batch is None:
-                index = staging.rows[: len(index)].copy_(index)
+                index = staging.index[: len(index)].copy_(index)
             self._run_step(index, staging.mask[: len(mask)].copy_(mask), total, learning_rate, batch, stop)
             staging.metrics.copy_(self.sgd.extra, non_blocking=True)
             staging.done.record()
@@ -192,7 +194,7 @@ class TrainStep:
                 self.sgd.update()
         self.sgd.extra[-1] = float(stop)
         if not alone:
-            self.team.sum_(self.sgd.buffer)
+            self.team.all_reduce_(self.sgd.buffer)
             self.sgd.update()
             self._average_running_stats()
 
@@ -219,14 +221,15 @@ class TrainStep:
             yield self.clips.batch(micro_index, self.objective.streams)
 
     def _dropout_mask(self, step: int, rows: np.ndarray) -> Tensor:
-        """Which pooled features of this process's clips dropout keeps, bool (B, C, T', H', W').
+        """Returns the dropout mask of this process's clips, bool (B, C, T', H', W'): True where a feature is kept.
 
-        Drawn on the CPU from seed and step for the whole batch, so it depends neither on the device nor on the number
-        of processes and micro-batches, and is the same after a run resumes.
+        It is drawn on the CPU from seed and step for the whole batch, so it depends neither on the device nor on the
+        number of processes and micro-batches, and is the same after a run resumes.
         """
         run, shape = self.config.run, self.model.pooled_shape(self.clips.size)
-        drawn = np.random.default_rng((run.seed, run.twin, step)).random((len(rows), *shape), np.float32)
-        return torch.from_numpy(self.local_rows(drawn) >= self.config.network.dropout)
+        # A twin trains on the clips of its seed, but with other random numbers.
+        uniform = np.random.default_rng((run.seed, run.twin, step)).random((len(rows), *shape), np.float32)
+        return torch.from_numpy(self.local_part(uniform) >= self.config.network.dropout)
 
     def _accumulate_gradients(self, batches: Iterable[Batch], mask: Tensor, total: int) -> None:
         self.sgd.buffer.zero_()
@@ -244,5 +247,5 @@ class TrainStep:
 
     @torch.no_grad()
     def _average_running_stats(self) -> None:
-        means = self.team.sum_(torch.cat(self.running_stats)) / self.team.size
+        means = self.team.all_reduce_(torch.cat(self.running_stats)) / self.team.size
         torch._foreach_copy_(self.running_stats, list(means.split([len(b) for b in self.running_stats])))

@@ -1,7 +1,7 @@
-"""The processes that train one network together, one per GPU: sums over them, and batch norm over all their clips.
+"""A team, the processes that train one network together, one per GPU: collectives, and batch norm over all its clips.
 
 with join_team() as team:             # reads torchrun's environment variables; without them, a team of one
-    team.sum_(gradients)
+    team.all_reduce_(gradients)       # sums them over the team
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-# How long a process waits for one that hangs; one that dies is noticed at once.
+# Timeout of collectives, after which a hung process is detected; a process that died is detected at once.
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -40,13 +40,13 @@ class Team:
         return self.rank == 0
 
     def cores_per_process(self) -> int:
-        """The number of this host's cores for each of its processes."""
+        """Returns the number of CPU cores per process of this host, at least 1."""
         # Imported here because every process imports this module, but only teams that decode video need joblib.
         from joblib import cpu_count
 
         return max(1, cpu_count() // self.local_size)
 
-    def sum_(self, x: Tensor) -> Tensor:
+    def all_reduce_(self, x: Tensor) -> Tensor:
         """Sums x over the team, in place, in every process."""
         if self.size > 1:
             distributed.all_reduce(x)
@@ -59,7 +59,7 @@ class Team:
             distributed.broadcast_object_list(values, device=torch.device(self.device))
         return values[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Returns the values of all processes, by rank, in every process."""
         values = [value] * self.size
         if self.size > 1:
@@ -67,7 +67,7 @@ class Team:
         return values
 
 
-ALONE = Team()
+SINGLE_PROCESS = Team()
 
 
 @contextmanager
@@ -135,7 +135,7 @@ class SyncedBatchNorm3d(nn.BatchNorm3d):
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """A sum over processes. All of them use the sum, so its gradient is the sum of their gradients."""
+    """Sums over processes, forward and backward: every process uses the sum, so their gradients add up."""
 
     @staticmethod
     def forward(ctx, x):

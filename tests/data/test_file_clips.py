@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -182,9 +183,28 @@ def test_the_file_that_killed_a_worker_is_named(tmp_path):
         read(clips, streams=("rgb",))
 
 
+class EndsTheProcess:
+    """A start time that ends the worker to which it is sent, before the worker reads a file."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_before_it_reads_names_no_file(tmp_path):
+    clips = file_clips([write(tmp_path, "a")], workers=1)
+    clips.table["start"] = [EndsTheProcess()]
+    with pytest.raises(ChildProcessError, match=r"a worker process died before it read a file; .* fewer workers$"):
+        read(clips, streams=("rgb",))
+
+
 def test_a_clip_of_one_frame_has_no_flow(tmp_path):
     row = write(tmp_path, "a") | {"end": 1 / 25}
     clips = file_clips([row])
     (batch,) = read(clips, streams=("flow",))
     assert len(batch.index) == 0
-    assert "one frame has no flow" in clips.refused[row["path"]]
+    reason = clips.refused[row["path"]]
+    assert reason.startswith(f"{row['path']} has fewer than two frames from 0 s on at 25 fps")
+    assert "use a higher fps" in reason
+    # At 50 fps it has two frames and one field.
+    (batch,) = read(file_clips([row], view=replace(VIEW, fps=50)), streams=("flow",))
+    assert len(batch.index) == 1

@@ -73,7 +73,7 @@ def test_tvl1_is_computed_once_and_cached(tmp_path, monkeypatch):
     assert torch.equal(second.flow, uncached.flow)
     (path,) = (tmp_path / "flow").glob("*.npy")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{path} is no complete array of flow: delete it"):
+    with pytest.raises(ValueError, match=f"{path} is not a complete array of flow: delete it"):
         sprite_clips(config, "iid", 16, flow=True)
 
 

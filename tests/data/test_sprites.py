@@ -1,4 +1,4 @@
-"""The controlled clips: their pixels agree with their documented flow, poses, parameters and distributions."""
+"""The sprite clips: their pixels agree with their documented flow, poses, parameters and distributions."""
 
 import numpy as np
 import pytest

@@ -272,14 +272,14 @@ def test_an_incomplete_evaluation_is_refused(data):
     model = s3dg(16, width=0.1)
     with torch.no_grad():
         model.Conv2d_0c_1x1.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="16 of the 16 clips of split 'iid' have no valid prediction"):
+    with pytest.raises(ValueError, match="16 of the 16 clips of split 'iid' have logits that are nan"):
         train.evaluate_splits(model, iid_only, "rgb")
 
 
 class FakeTeam(Team):
     """The first of several processes, where `gather_fn` makes up the values of all."""
 
-    def gather(self, value):
+    def all_gather(self, value):
         return self.gather_fn(value)
 
 
@@ -296,23 +296,21 @@ def test_processes_evaluate_parts_of_a_split(data):
     assert np.allclose(arrays["logits/iid"], expected, atol=1e-6)
 
 
-def test_processes_that_run_different_things_are_refused(data):
+def test_processes_with_different_settings_are_refused(data):
     team = FakeTeam(0, 2)
     object.__setattr__(team, "gather_fn", lambda value: [value, value | {"learning_rate": 7.0}])
-    with pytest.raises(
-        ValueError, match=r"processes 0 and 1 must run the same, but learning_rate is 0.1 in one and 7.0 in the other"
-    ):
-        train._fixed_facts("train", configs.training(**TINY), data, "code", team)
+    with pytest.raises(ValueError, match=r"same settings, but learning_rate is 0.1 in process 0 and 7.0 in process 1"):
+        train._run_settings("train", configs.training(**TINY), data, "code", team)
 
 
-def test_the_fixed_facts_of_a_run_include_data_and_weights(data, teacher):
+def test_the_settings_of_a_run_include_data_and_weights(data, teacher):
     config = configs.distilling(**TINY, teacher=teacher)
-    facts = train._fixed_facts("distill", config, data, "code", Team())
-    assert "results" not in facts
+    settings = train._run_settings("distill", config, data, "code", Team())
+    assert "results" not in settings
     with open(teacher, "rb") as file:
-        assert hashlib.sha256(file.read()).hexdigest().startswith(facts["teacher's weights"])
-    other_facts = train._fixed_facts("distill", config, first_clips(data, 9), "code", Team())
-    assert other_facts["training clips"] != facts["training clips"]
+        assert hashlib.sha256(file.read()).hexdigest().startswith(settings["teacher's weights"])
+    other_settings = train._run_settings("distill", config, first_clips(data, 9), "code", Team())
+    assert other_settings["training clips"] != settings["training clips"]
 
 
 def test_another_number_of_processes_is_refused():

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from d3d.s3dg.checkpoints import CheckpointError
 from d3d.train.states import States
 
-FIXED = {"seed": 3, "learning_rate": 0.1}
+SETTINGS = {"seed": 3, "learning_rate": 0.1}
 
 
 def tensors(value):
@@ -21,7 +21,7 @@ def tensors(value):
 
 class TestStates:
     def test_the_newest_is_read_and_two_are_kept(self, tmp_path):
-        states = States(tmp_path / "run.state", FIXED)
+        states = States(tmp_path / "run.state", SETTINGS)
         assert states.latest() is None
         for step in (5, 10, 100):
             states.save(step, tensors(step), {"sums": {"loss": 0.1 + 0.2}})
@@ -36,14 +36,14 @@ class TestStates:
     @pytest.mark.parametrize("damage", [lambda c: c[:-3], lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: b""])
     def test_a_damaged_one_is_reported_and_the_one_before_read(self, tmp_path, damage):
         lines = []
-        states = States(tmp_path, FIXED, lines.append)
+        states = States(tmp_path, SETTINGS, lines.append)
         states.save(5, tensors(5), {})
         path = states.save(10, tensors(10), {})
         path.write_bytes(damage(path.read_bytes()))
         assert states.latest().step == 5
         assert len(lines) == 1
         assert "step000000010.safetensors is " in lines[0]
-        assert lines[0].endswith("; resuming from the state before it")
+        assert lines[0].endswith("; resuming from the previous state")
         # It stays on disk, but does not count as the newest and takes no good one's place.
         assert (tmp_path / "damaged-step000000010.safetensors").is_file()
         assert "step000000005.safetensors" in states.describe_latest()
@@ -56,38 +56,38 @@ class TestStates:
             ):
                 states.latest()
 
-    def test_other_facts_are_refused_by_name(self, tmp_path):
-        first = States(tmp_path, FIXED)
+    def test_other_settings_are_refused_by_name(self, tmp_path):
+        first = States(tmp_path, SETTINGS)
         first.save(5, tensors(5), {})
         os.close(first._lock_fd)
-        other = States(tmp_path, FIXED | {"learning_rate": 0.2, "new": True})
+        other = States(tmp_path, SETTINGS | {"learning_rate": 0.2, "new": True})
         with pytest.raises(
             CheckpointError,
             match=r"step000000005.safetensors was saved with learning_rate 0.1, new None; this run has learning_rate "
-            r"0.2, new True: change that back to resume, or delete .* to start over",
+            r"0.2, new True: restore the saved settings to resume, or delete .* to start over",
         ):
             other.latest()
 
-    def test_states_of_other_code_are_set_aside(self, tmp_path):
-        first = States(tmp_path, FIXED | {"code": "a"})
+    def test_states_of_another_version_of_the_code_are_set_aside(self, tmp_path):
+        first = States(tmp_path, SETTINGS | {"code": "a"})
         first.save(5, tensors(5), {})
         os.close(first._lock_fd)
         lines = []
-        second = States(tmp_path, FIXED | {"code": "b"}, lines.append)
+        second = States(tmp_path, SETTINGS | {"code": "b"}, lines.append)
         assert second.latest() is None
-        assert "step000000005.safetensors was saved by other code: it is renamed other-code-step000000005" in lines[0]
+        assert "step000000005.safetensors was saved by another version of the code: it is renamed " in lines[0]
         assert (tmp_path / "other-code-step000000005.safetensors").is_file()
         second.save(3, tensors(3), {})
         assert second.latest().step == 3
 
     def test_half_written_files_are_deleted(self, tmp_path):
         (tmp_path / ".step000000005.safetensors.123").write_bytes(b"half")
-        states = States(tmp_path, FIXED)
+        states = States(tmp_path, SETTINGS)
         assert states.latest() is None
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
     def test_a_full_disk_leaves_the_state_before(self, tmp_path):
-        states = States(tmp_path, FIXED)
+        states = States(tmp_path, SETTINGS)
         states.save(5, tensors(5), {})
         (tmp_path / f".step000000010.safetensors.{os.getpid()}").symlink_to("/dev/full")
         with pytest.raises(OSError, match=r"step000000010.safetensors could not be written and any previous file"):
@@ -97,7 +97,7 @@ class TestStates:
     @pytest.mark.parametrize("finished", [False, True])
     def test_a_second_process_waits(self, tmp_path, finished):
         """Also if the first deletes the folder with the lock: the second then locks a new one."""
-        states = States(tmp_path / "run.state", FIXED)
+        states = States(tmp_path / "run.state", SETTINGS)
         code = f"from d3d.train.states import States; States({str(states.folder)!r}, {{}}); print('locked', flush=True)"
         other = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True)
         assert "another process is training this run" in other.stdout.readline()
@@ -109,8 +109,8 @@ class TestStates:
         other.communicate()
         assert (states.folder / "lock").is_file()
 
-    def test_the_check_sum_covers_the_facts(self, tmp_path):
-        states = States(tmp_path, FIXED)
+    def test_the_check_sum_covers_the_settings(self, tmp_path):
+        states = States(tmp_path, SETTINGS)
         path = states.save(5, tensors(5), {})
         content = path.read_bytes()
         path.write_bytes(content.replace(b'seed\\": 3', b'seed\\": 4'))

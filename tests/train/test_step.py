@@ -11,7 +11,7 @@ from d3d.study.schema import changed
 from d3d.train.networks import Teacher, build_network
 from d3d.train.objective import Objective
 from d3d.train.step import TrainStep
-from d3d.train.team import ALONE, Team
+from d3d.train.team import SINGLE_PROCESS, Team
 from tests import configs
 
 TINY = {"frames": 8, "size": 32, "train_clips": 48, "test_clips": 16, "batch_size": 12, "width": 0.1}
@@ -129,27 +129,32 @@ def test_training_resumes_from_a_state_to_the_same_bits(data):
     model = build_network(config, data)
     train_step = TrainStep(model, config, data.splits["train"], Objective(config))
     train_step(0, np.arange(12), learning_rate=0.05)
-    state = {name: x.clone() for name, x in train_step.sgd.state().items()}
+    state = {name: x.clone() for name, x in train_step.sgd.state_dict().items()}
     train_step(1, np.arange(12, 24), learning_rate=0.05)
     other = build_network(changed(config, seed=1), data)
     resumed = TrainStep(other, config, data.splits["train"], Objective(config))
-    resumed.sgd.restore(state)
+    resumed.sgd.load_state_dict(state)
     resumed(1, np.arange(12, 24), learning_rate=0.05)
-    assert all(torch.equal(x, train_step.sgd.state()[name]) for name, x in resumed.sgd.state().items())
+    assert all(torch.equal(x, train_step.sgd.state_dict()[name]) for name, x in resumed.sgd.state_dict().items())
     assert any(name.startswith("momentum.") for name in state)
 
 
 class MirroredTeam(Team):
     """A team of two whose other process always has the same values as this one."""
 
-    def sum_(self, x):
+    def all_reduce_(self, x):
         return x.mul_(2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
     ("accumulate", "distance", "team"),
-    [(1, "mse", ALONE), (1, "features", ALONE), (2, "mse", ALONE), (1, "mse", MirroredTeam(0, 2))],
+    [
+        (1, "mse", SINGLE_PROCESS),
+        (1, "features", SINGLE_PROCESS),
+        (2, "mse", SINGLE_PROCESS),
+        (1, "mse", MirroredTeam(0, 2)),
+    ],
 )
 def test_a_captured_step_equals_an_eager_one(accumulate, distance, team):
     """With batches of two sizes, so that two graphs share memory, and a teacher whose outputs are on the GPU."""

@@ -239,7 +239,7 @@ def test_a_stopped_run_saves_first(tmp_path, uninterrupted, signum):
     sentence = err.strip().splitlines()[-1]
     assert sentence.startswith(f"d3d train: stopped by {signum.name} after step ")
     step = int(sentence.split("after step ")[1].split()[0])
-    assert f" of 32; the last good state is {tmp_path}/run/train/rgb-seed0.state/step{step:09d}.safe" in sentence
+    assert f" of 32; the last saved state is {tmp_path}/run/train/rgb-seed0.state/step{step:09d}.safe" in sentence
     assert sentence.endswith("; run the same command again to resume")
     assert resumed_at(finish(path)) == [step]
     resumed = outcome(tmp_path)
@@ -288,7 +288,7 @@ def test_a_damaged_state_is_skipped(tmp_path, uninterrupted):
 
 @pytest.mark.slow
 def test_a_full_disk_loses_no_state(tmp_path, uninterrupted):
-    """A run whose states cannot be written trains to the end, and the next one resumes from the last good state."""
+    """A run whose states cannot be written trains to the end, and the next one resumes from the last saved state."""
     folder = stop_in_second_epoch(tmp_path)
     newest = sorted(folder.iterdir())[-1].name
     max_bytes = 100_000  # a third of a state
@@ -300,7 +300,7 @@ def test_a_full_disk_loses_no_state(tmp_path, uninterrupted):
     out, err = run.communicate()
     assert run.returncode == 1
     assert "could not be written and any previous file is untouched: File too large; " in out
-    assert "File too large; training continues, the last good state is " in out
+    assert "File too large; training continues, the last saved state is " in out
     assert newest in out
     assert "rgb-seed0.safetensors could not be written and any previous file is untouched" in err.splitlines()[-1]
     assert newest in {p.name for p in folder.iterdir()}
@@ -321,9 +321,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
     assert "is not finite " in sentence
     assert "lower learning_rate" in sentence
     states = States(tmp_path / "run/train/rgb-seed0.state", {}, print)
-    assert (
-        f"the last good state is {states.paths()[0]}" if states.paths() else "no state was saved before"
-    ) in sentence
+    assert (f"the last saved state is {states.paths()[0]}" if states.paths() else "no state was saved") in sentence
 
 
 @pytest.mark.parametrize(
