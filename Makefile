@@ -41,21 +41,21 @@ help: ## list the targets
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@cp requirements.lock $@
 
-book: .venv/lock ## run what is missing or stale of the smoke study, execute the chapters, build book/_build/html
+book: .venv/lock ## run missing and stale experiments of the smoke study, execute the chapters, build book/_build/html
 	@$(call snakemake,smoke,book)
 	@$(BIN)/python -m d3d report claims
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
-study: .venv/lock ## run the experiments of PROFILE=smoke|h200|portable|settled that are missing or stale in results/PROFILE
+study: .venv/lock ## run missing and stale experiments of PROFILE=smoke|h200|portable|settled (default smoke), into results/PROFILE
 	@$(call snakemake,$(PROFILE),study)
 
-test: .venv/lock ## the tests to run before every commit
+test: .venv/lock ## run the fast tests, as before every commit
 	@$(PYTEST) -m "not slow"
 
-test-all: .venv/lock ## all tests, including the slow ones: killed runs, whole workflows, the browser
+test-all: .venv/lock ## run all tests, also the slow ones: killed runs, whole workflows, the browser
 	@$(PYTEST)
 
-bench: .venv/lock ## measure speed relative to other implementations, print and record it
+bench: .venv/lock ## measure speed relative to other implementations; prints it and writes records to results/local/bench
 	@$(BIN)/python benchmarks/bench.py
 
 lint: .venv/lock ## check code and notebooks with ruff, and that notebooks have no outputs
@@ -63,7 +63,7 @@ lint: .venv/lock ## check code and notebooks with ruff, and that notebooks have 
 	@$(BIN)/ruff format --check .
 	@$(BIN)/nbstripout --verify notebooks/*/*.ipynb
 
-serve: ## show the built book on localhost
+serve: ## serve the built book at http://localhost:8000
 	@$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000
 
 readme: .venv/lock ## write the verdicts and pictures of README.md from the records

@@ -10,11 +10,11 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("d3d.train.command", "train or distil one network"),
-    "data": ("d3d.data.command", "check which videos of a data set exist and decode completely; write a table of them"),
-    "flow": ("d3d.flow.extract", "compute TV-L1 flow of all videos of a data set"),
+    "data": ("d3d.data.command", "check which videos of a data set exist and are complete, and write a table of them"),
+    "flow": ("d3d.flow.extract", "compute TV-L1 flow of all videos of a data set and write it to a flow cache"),
     "convert": ("d3d.s3dg.weights", "convert the authors' checkpoints to safetensors"),
     "predict": ("d3d.s3dg.predict", "print the five most probable classes of a video"),
-    "records": ("d3d.study.archive", "show a run's record, or pack a folder of records for publication"),
+    "records": ("d3d.study.archive", "print a run's record in one line, or pack a folder of records into one file"),
     "profile": ("d3d.study.profiles", "print a profile with everything it extends, for papermill's -f"),
     "report": ("d3d.report.pages", "print verdicts and comparisons, or write the book's generated pages"),
 }

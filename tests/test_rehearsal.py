@@ -109,7 +109,7 @@ def test_a_folder_of_videos(tmp_path, videos):
     record = records.read(results / "train" / "rgb-seed0.json")
     assert (record.files["found"], record.files["decoded"]) == (7, 6)
     assert [Path(p).name for p in record.files["refused"]] == ["half.avi"]
-    assert "is cut: " in record.files["refused"][str(videos / "wave" / "half.avi")]
+    assert "is truncated: " in record.files["refused"][str(videos / "wave" / "half.avi")]
     assert not record.stand_in
     assert 0 <= record.metrics["folder/test/top1"] <= 1
     assert len(records.read_arrays(results, record)["logits/folder/test"]) == 2

@@ -55,7 +55,7 @@ def test_from_official_files_to_d3d(tmp_path, name, capsys):
     command.main([*to_flags(files), "--out", str(tmp_path / "table.csv")])
     out = capsys.readouterr().out
     assert f"{int(missing)} missing, 1 unreadable" in out
-    assert f"{paths[0].name} cannot be opened as a video" in out or f"{paths[0].name} is cut" in out
+    assert f"{paths[0].name} cannot be opened as a video" in out or f"{paths[0].name} is truncated" in out
     flow_extract.main([*to_flags(files), "--out", str(tmp_path / "flow"), *SIZES, "--devices", "cpu"])
     assert "px root mean square" in capsys.readouterr().out
 

@@ -18,15 +18,16 @@ def main(argv: list[str] | None = None) -> None:
         description="Check which videos of a data set exist and are complete, and write a table of them.",
     )
     parser.add_argument(
-        "--dataset", required=True, choices=annotations.DATASETS, help="data set; determines the layout of --root"
+        "--dataset", required=True, choices=annotations.DATASETS, help="data set, which defines the layout of root"
     )
-    parser.add_argument("--root", required=True, help="folder of the videos; for --dataset table its CSV file")
+    parser.add_argument("--root", required=True, help="folder of the videos; --dataset table: the CSV file")
     parser.add_argument("--annotations", default="", help="folder of the data set's annotation files (default: root)")
-    parser.add_argument("--split", type=int, default=1, help="official split of UCF101 or HMDB51: 1, 2 or 3")
-    parser.add_argument("--out", help="write the complete videos to this CSV file; --dataset table reads it unchecked")
+    parser.add_argument("--split", type=int, default=1, help="official split of ucf101 or hmdb51, 1 to 3 (default 1)")
+    parser.add_argument("--out", help="CSV file to list the complete videos in; --dataset table reads it unchecked")
     parser.add_argument(
-        "--damaged", choices=("skip", "raise"), default="skip", help="skip unreadable files, or stop at the first"
-    )
+        "--damaged", choices=("skip", "raise"), default="skip",
+        help="videos that cannot be decoded: skip and list them, or stop at the first (default skip)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         listing = annotations.read(args.dataset, args.root, annotations=args.annotations, split=args.split)

@@ -32,17 +32,17 @@ SCHEMA = 1
 
 
 class CacheError(ValueError):
-    """A folder that is no flow cache, or one made with other parameters; the message names it and what is right."""
+    """A folder is not a flow cache or was made with other parameters; the message names it and the difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSpec:
-    """Parameters of the flow in a cache, stored in its manifest; others are the defaults of `d3d.flow.tvl1`.
+    """Parameters of the flow in a cache, stored in its manifest; those of TV-L1 are the defaults of `d3d.flow.tvl1`.
 
     Attributes:
         fps: Frames per second of the frames between which flow is computed.
         short_side: Pixels to which the frames' short side is resized first.
-        bound: Flow is clipped to ± bound pixels.
+        bound: Flow is clipped to ± bound pixels per frame.
     """
 
     fps: float = 25.0
@@ -68,12 +68,12 @@ def dequantise(levels: Tensor, bound: float) -> Tensor:
 
 
 def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> None:
-    """Checks that a cache was made with `spec`.
+    """Checks that a cache was made with `spec`, or makes one.
 
     Args:
         folder: The cache.
         spec: The expected parameters.
-        create: Makes an empty cache if there is none.
+        create: Whether to make an empty cache if there is none.
 
     Raises:
         FileNotFoundError: If the folder has no manifest.
@@ -101,7 +101,7 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
             if manifest.get(name) != value
         ]
     except (ValueError, AttributeError):
-        raise CacheError(f"{path} is no manifest of a flow cache: delete the cache and make it again") from None
+        raise CacheError(f"{path} is not the manifest of a flow cache: delete the cache and make it again") from None
     if differences:
         raise CacheError(
             f"the flow cache {folder} was made with {', '.join(differences)}: use its parameters or another folder"
@@ -136,7 +136,7 @@ def read_fields(path: str | Path, *, first: int, count: int, spec: FlowSpec) -> 
 
 
 def refusals(cache: str | Path) -> dict[str, str]:
-    """Maps each video that was refused, by its path below root, to the reason."""
+    """Maps the path below root of each unreadable video to the reason."""
     return {entry["video"]: entry["refused"] for entry in _read_logs(Path(cache)) if "refused" in entry}
 
 
@@ -144,7 +144,7 @@ def summary(cache: str | Path) -> dict[str, float]:
     """Totals over all videos of a cache.
 
     Returns:
-        videos, fields, bytes: Their numbers.
+        videos, fields, bytes: Totals.
         rms_px, max_px: Root mean square and maximum of the quantisation error, pixels.
         clipped: Fraction of the values beyond ± bound.
     """
@@ -162,7 +162,7 @@ def summary(cache: str | Path) -> dict[str, float]:
 
 
 def _read_logs(cache: Path) -> list[dict[str, Any]]:
-    """The valid entry of each video: the last that was computed, else its first refusal; skips incomplete lines."""
+    """Reads the log entry of each video: the last with flow, else the first error; skips incomplete lines."""
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(cache.glob("videos-*.jsonl")):
         for line in path.read_text().splitlines():
@@ -176,10 +176,10 @@ def _read_logs(cache: Path) -> list[dict[str, Any]]:
 
 
 class FieldsWriter:
-    """Writes grey frames losslessly to a Matroska file, whose size is that of the first frame.
+    """Writes grey frames of one size losslessly to a Matroska file.
 
     Raises:
-        OSError: If the disk cannot take the file, naming it.
+        OSError: If the file cannot be written, naming it.
     """
 
     def __init__(self, path: Path, fps: float) -> None:

@@ -48,13 +48,13 @@ def tvl1(
         lambda_: Weight of the data term, for grey levels from 0 to 255.
         theta: Tightness of the coupling.
         scales: Maximum number of pyramid levels; the coarsest has at least 16 pixels per side.
-        warps: Warpings per level.
+        warps: Number of warpings per level.
         scale_step: Size of a level relative to the next finer one.
         epsilon: A warping ends when the root mean square change of the flow falls below it.
-        inner: Iterations between median filters.
+        inner: Number of iterations between median filters.
         outer: Maximum number of median filters per warping.
         median: Side of the median filter in pixels: 1 (none), 3 or 5.
-        workers: Processes on a CPU; None: one per core.
+        workers: Number of processes on a CPU; None: one per core.
 
     Returns:
         float32 (B, 2, H, W), pixels.

@@ -1,6 +1,8 @@
-"""Computes TV-L1 for a whole set of video files into a flow cache: `d3d flow --dataset … --root … --out …`.
+"""Computes TV-L1 flow of all videos of a data set and writes it to a flow cache.
 
-A killed run resumes. Several machines divide a set by --shard, the GPUs of one machine by one process per GPU.
+    d3d flow --dataset … --root … --out …     # the same command resumes a killed run
+
+--shard divides the videos among machines; on one machine, they are divided among one process per GPU.
 """
 
 import argparse
@@ -40,7 +42,7 @@ def extract(
     damaged: str = "skip",
     report: Callable[[str], None] = print,
 ) -> None:
-    """Computes the flow of one shard of the videos into a cache; videos whose flow it has are skipped.
+    """Computes the flow of one shard of the videos and writes it to a cache; skips videos whose flow is in the cache.
 
     Threads decode and encode while the device computes. Each file appears complete or not at all.
 
@@ -72,21 +74,21 @@ def extract(
             file.write(json.dumps(entry) + "\n")
 
     def process(video: str | Path) -> None:
-        name, fields = os.path.relpath(video, root), 0
+        name, num_fields = os.path.relpath(video, root), 0
         try:
-            fields = _extract_video(
+            num_fields = _extract_video(
                 video, fields_path(cache, root, video), spec, device, slots,
-                lambda measured: append_to_log({"video": name} | measured),
+                lambda statistics: append_to_log({"video": name} | statistics),
             )  # fmt: skip
         except BlockingIOError:
-            report(f"skipped, another process computes it: {name}")
+            report(f"skipped, another process is computing it: {name}")
         except VideoError as error:
             if damaged == "raise":
                 raise
             append_to_log({"video": name, "refused": str(error)})
-            report(f"refused: {error}")
+            report(f"unreadable video skipped: {error}")
         with lock:
-            progress.update(fields=fields)
+            progress.update(fields=num_fields)
 
     with (
         Progress(len(remaining), "videos", report, summary=True) as progress,
@@ -109,14 +111,14 @@ def _extract_video(
     slots: BoundedSemaphore,
     write_log: Callable[[dict[str, float]], None],
 ) -> int:
-    """Writes one video's flow to `path` and its measurements to the log, and returns the number of fields.
+    """Writes one video's flow to `path` and its quantisation error to the log, and returns the number of fields.
 
     Raises:
         BlockingIOError: If another process computes the same video.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.part")
-    errors, clipped = [], 0
+    errors, clipped = [], 0  # quantisation error of each chunk, number of clipped values
     with open(partial_path, "ab") as lock_file:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
@@ -125,28 +127,28 @@ def _extract_video(
                     with slots, torch.no_grad(), _separate_stream(device):
                         images = frames.to(device).float() / 255
                         flow = tvl1(images[:-1], images[1:])
-                        levels, clamped = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
-                        error = (dequantise(levels, spec.bound) - clamped).abs()
+                        quantised, clamped = quantise(flow, spec.bound), flow.clamp(-spec.bound, spec.bound)
+                        error = (dequantise(quantised, spec.bound) - clamped).abs()
                         errors.append((error.square().mean().item(), error.max().item(), error.numel()))
                         clipped += (clamped != flow).sum().item()
-                        stacked = levels.flatten(1, 2).cpu().numpy()
-                    writer.add(stacked)
+                        grey_frames = quantised.flatten(1, 2).cpu().numpy()  # x above y
+                    writer.add(grey_frames)
             if not errors:
                 raise VideoError(f"{video} has one frame only, at {spec.fps:g} frames per second: flow needs two")
             with open(partial_path, "rb+") as file:
                 os.fsync(file.fileno())
-            squares, maxima, values = map(np.array, zip(*errors, strict=True))
-            fields = int(values.sum() // stacked[0].size)
-            measured = {"rms_px": float(np.average(squares, weights=values) ** 0.5), "max_px": float(maxima.max())}
-            measured |= {"clipped": float(clipped / values.sum()), "fields": fields}
-            measured |= {"bytes": partial_path.stat().st_size}
+            mean_squares, maxima, counts = map(np.array, zip(*errors, strict=True))
+            num_fields = int(counts.sum() // grey_frames[0].size)
+            statistics = {"rms_px": float(np.average(mean_squares, weights=counts) ** 0.5)}
+            statistics |= {"max_px": float(maxima.max()), "clipped": float(clipped / counts.sum())}
+            statistics |= {"fields": num_fields, "bytes": partial_path.stat().st_size}
             # The log first: a video whose file exists is never processed again.
-            write_log(measured)
+            write_log(statistics)
             os.replace(partial_path, path)
         except BaseException:
             partial_path.unlink(missing_ok=True)
             raise
-    return fields
+    return num_fields
 
 
 @contextmanager
@@ -180,26 +182,42 @@ def _iter_chunks(video: str | Path, spec: FlowSpec) -> Iterator[torch.Tensor]:
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="d3d flow", description="TV-L1 flow of a whole set of videos.")
-    parser.add_argument("--dataset", required=True, choices=annotations.DATASETS, help="the layout of root")
-    parser.add_argument("--root", required=True, type=Path, help="folder of the videos, or the table's CSV file")
-    parser.add_argument("--annotations", default="", help="folder of the annotation files (default: root)")
+    parser = argparse.ArgumentParser(
+        prog="d3d flow",
+        description="Computes TV-L1 flow of a data set's videos, for `d3d train --flow-cache`; a killed run resumes.",
+    )
+    parser.add_argument(
+        "--dataset", required=True, choices=annotations.DATASETS, help="data set, which defines the layout of root"
+    )
+    parser.add_argument("--root", required=True, type=Path, help="folder of the videos; --dataset table: the CSV file")
+    parser.add_argument("--annotations", default="", help="folder of the data set's annotation files (default: root)")
     parser.add_argument("--out", required=True, type=Path, help="folder of the cache; an existing one is resumed")
-    for name, kind in (("fps", float), ("short_side", int), ("bound", float)):
+    for name, kind, meaning in (
+        ("fps", float, "frames per second between which flow is computed"),
+        ("short_side", int, "pixels to which the frames' short side is resized first, at least 16"),
+        ("bound", float, "flow is clipped to ± bound pixels per frame"),
+    ):
         default = getattr(FlowSpec(), name)
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=default, help=f"default {default:g}")
-    parser.add_argument("--shard", default="1/1", help="i/n: only every n-th video from the i-th on, for n machines")
-    parser.add_argument("--devices", default="", help="such as cuda:0,cuda:1 (default: every GPU, else the CPU)")
+        parser.add_argument(flag, type=kind, default=default, help=f"{meaning} (default {default:g})")
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        help="i/n: every n-th video from the i-th on, for the i-th of n machines (default 1/1)",
+    )
+    parser.add_argument("--devices", default="", help="such as cuda:0,cuda:1 (default: all GPUs, else the CPU)")
     parser.add_argument("--workers", type=int, help="threads per device that decode and encode (default: 8, CPU: 2)")
-    parser.add_argument("--damaged", choices=("skip", "raise"), default="skip", help="what to do with damaged videos")
+    parser.add_argument(
+        "--damaged", choices=("skip", "raise"), default="skip",
+        help="videos that cannot be decoded: skip and log them, or stop at the first (default skip)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         _run(args, argv)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("stopped: the same command resumes")
+        sys.exit("stopped; run the same command again to resume")
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -250,7 +268,7 @@ def _run_per_device(devices: Sequence[str], shard: tuple[int, int], argv: Sequen
         command = [sys.executable, "-m", "d3d", "flow", *argv, "--shard", subshard, "--devices", device]
         processes[device] = subprocess.Popen(command)
     if failed := [device for device, process in processes.items() if process.wait()]:
-        raise ChildProcessError(f"the flow on {', '.join(failed)} failed: the same command resumes")
+        raise ChildProcessError(f"the flow on {', '.join(failed)} failed: run the same command again to resume")
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

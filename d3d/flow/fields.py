@@ -30,8 +30,8 @@ def occluded(layer: Tensor, flow: Tensor) -> Tensor:
     """Marks the pixels whose content is covered in the next frame or has left it.
 
     Args:
-        layer: (B, T, H, W), which of the moving objects a pixel shows.
-        flow: (B, 2, T, H, W), exact, pixels.
+        layer: (B, T, H, W), index of the moving object that a pixel shows.
+        flow: (B, 2, T, H, W), exact, pixels per frame.
 
     Returns:
         bool (B, T - 1, H, W).
@@ -46,12 +46,12 @@ def occluded(layer: Tensor, flow: Tensor) -> Tensor:
 
 
 def endpoint_error(flow: Tensor, truth: Tensor) -> Tensor:
-    """End-point error in pixels, (B, ..., H, W), between two flows (B, 2, ..., H, W)."""
+    """Computes the end-point error (EPE) in pixels, (B, ..., H, W), between two flows (B, 2, ..., H, W)."""
     return torch.linalg.vector_norm(flow - truth, dim=1)
 
 
 def epe_metrics(flow: Tensor, truth: Tensor, **masks: Tensor) -> dict[str, float]:
-    """Mean end-point error in pixels, over all pixels and over parts of them.
+    """Computes the mean EPE in pixels, over all pixels and over subsets of them.
 
     Args:
         flow: (B, 2, ..., H, W), pixels.
@@ -60,7 +60,7 @@ def epe_metrics(flow: Tensor, truth: Tensor, **masks: Tensor) -> dict[str, float
 
     Returns:
         "epe"; "epe/slow", "epe/medium" and "epe/fast" by true speed (`SPEED_BINS`); and "epe/<name>" for each mask.
-        A part without pixels is left out.
+        Empty subsets are left out.
     """
     error, speed = endpoint_error(flow, truth), torch.linalg.vector_norm(truth, dim=1)
     masks = {name: (speed >= low) & (speed < high) for name, (low, high) in SPEED_BINS.items()} | masks
@@ -75,7 +75,7 @@ def colours(flow: Tensor, *, bound: float) -> Tensor:
 
     Args:
         flow: (B, 2, H, W), pixels.
-        bound: Speed of full saturation, pixels; faster is drawn alike.
+        bound: Speed of full saturation, pixels; faster flow is drawn with the same colour.
 
     Returns:
         RGB uint8 (B, 3, H, W).

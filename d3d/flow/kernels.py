@@ -71,7 +71,7 @@ def median(old: Tensor, new: Tensor, change: Tensor, *, size: int, limit: float)
 
 @cache
 def _median_network(n: int) -> tuple[tuple[tuple[int, int], ...], int]:
-    """A selection network for the median of n values: pairs of indices to sort in order, and the median's index after.
+    """A selection network for the median of n values: pairs of indices to sort in this order, and the median's index.
 
     The minimum and the maximum of more than half of the values cannot be the median: both are dropped and one more
     value is added, until one value remains.

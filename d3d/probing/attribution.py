@@ -134,7 +134,7 @@ def shuffle_frames(clips: Tensor, *, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def margin_drops(model: S3DG, clips: Tensor, labels: Tensor, *, batch_size: int = 64) -> dict[str, float]:
-    """How much of the label's logit margin is lost when the motion is removed.
+    """Measures how much of the label's logit margin is lost when the motion is removed.
 
     Args:
         model: put into eval mode.
@@ -166,16 +166,18 @@ def attribute_clips(
 
     Args:
         clips: the split, with masks of the target sprite.
-        num_clips: how many clips to attribute, the first ones; `motion_part/…` uses all.
-        steps: of `integrated_gradients`.
-        endpoint: of `grad_cam`.
+        num_clips: number of clips to attribute, from the first; `motion_part/…` uses all.
+        steps: as in `integrated_gradients`.
+        endpoint: as in `grad_cam`.
 
     Returns:
-        Metrics, and maps of the attributed clips.
-        Metrics: `target_share`, `cam_target_share`: fraction of the attribution on the target sprite, by integrated
-        gradients and Grad-CAM; `target_area`: fraction of the pixels that the sprite covers; `delta`: mean absolute
-        convergence delta relative to the mean absolute change of the margin; `motion_part/…`: `margin_drops`.
-        Maps: `integrated_gradients`, `grad_cam`, (num_clips, T, H, W), float16, each clip's maximum is 1.
+        Metrics, and maps of the attributed clips. Metrics:
+            `target_share`, `cam_target_share`: fraction of the attribution on the target sprite, by integrated
+                gradients and by Grad-CAM.
+            `target_area`: fraction of the pixels that the sprite covers.
+            `delta`: mean absolute convergence delta relative to the mean absolute change of the margin.
+            `motion_part/frozen`, `motion_part/shuffled`: `margin_drops`.
+        Maps, float16 (num_clips, T, H, W), scaled to a maximum of 1 per clip: `integrated_gradients`, `grad_cam`.
     """
     first = slice(0, num_clips)
     x, labels, mask = clips.inputs("rgb", first), clips.labels[first], clips.mask[first].float()

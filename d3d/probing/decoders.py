@@ -1,7 +1,7 @@
-"""Flow decoders: how well optical flow can be read from the endpoints of a frozen or a fine-tuned network.
+"""Flow decoders: how well optical flow can be decoded from the endpoints of a frozen or a fine-tuned network.
 
     metrics, arrays = train_flow_decoders(model, train_clips, test_clips, "rgb", dense_endpoint="Mixed_4f", epochs=20)
-    metrics["Mixed_4f/target_epe"]                        # pixels per frame, on the target sprite
+    metrics["Mixed_4f/target_epe"]                        # end-point error (EPE) on the target sprite, pixels per frame
 
 Each endpoint gets one small decoder made of the network's own blocks; all decoders are trained at once, so that a step
 needs one forward pass of the network.
@@ -22,15 +22,15 @@ from d3d.s3dg.network import S3DG, Conv3dAs2d, ConvBlock, SeparableConv
 
 HIDDEN_CHANNELS = 32
 PEAK_LR = 2e-3  # of Adam, with cosine decay to zero
-SAVED_FRAMES = 4  # frames per clip for which dense flow is returned
+RETURNED_FRAMES = 4  # frames per clip for which dense flow is returned
 
 
 class FlowDecoder(nn.Module):
     """Decodes flow, in pixels per frame, from the feature map of one endpoint.
 
     Args:
-        channels: of the feature map.
-        stride: (t, h, w) of the endpoint; if given, dense flow is decoded as well, from the same hidden features.
+        channels: number of channels of the feature map.
+        stride: (s_t, s_h, s_w) of the endpoint; if given, dense flow is decoded too, from the same hidden features.
     """
 
     def __init__(self, channels: int, stride: tuple[int, int, int] | None = None) -> None:
@@ -48,7 +48,7 @@ class FlowDecoder(nn.Module):
             x: (B, C, T', H', W').
 
         Returns:
-            (B, 2, T', H', W'), and (B, 2, t·T', h·H', w·W') or, without a stride, None.
+            (B, 2, T', H', W'), and (B, 2, s_t·T', s_h·H', s_w·W') or, without a stride, None.
         """
         output = self.out(self.body(x)).float()
         coarse_flow = output[:, :2]
@@ -145,7 +145,7 @@ class _DecoderTrainer:
         self.loss.copy_(total.detach())
 
     def decode(self, clips: Clips, rows: Tensor | slice) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Yields (endpoint, coarse flow, dense flow or None) of the clips `rows`, for every endpoint."""
+        """Yields (endpoint, coarse flow, dense flow or None) for every endpoint; `rows` are indices of clips."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda", cache_enabled=False):
             with torch.set_grad_enabled(self.fine_tune and torch.is_grad_enabled()):
                 feature_maps = self.model.endpoints(clips.inputs(self.stream, rows), ENDPOINTS)
@@ -153,7 +153,7 @@ class _DecoderTrainer:
                 yield name, *self.decoders[name](x)
 
     def coarse_truth(self, clips: Clips, grid_size: Sequence[int]) -> CoarseTruth:
-        """`average_to_grid` of a set's true flow and mask, cached."""
+        """Returns `average_to_grid` of the clips' true flow and mask, cached."""
         key = (id(clips), *grid_size)
         if key not in self.coarse_truths:
             self.coarse_truths[key] = average_to_grid(clips.true_flow, clips.mask, grid_size)
@@ -161,7 +161,7 @@ class _DecoderTrainer:
 
 
 def _flow_loss(flow: Tensor, true_flow: Tensor, target_fraction: Tensor) -> Tensor:
-    """Mean end-point error over all cells, plus its mean over the target sprite."""
+    """Mean EPE over all cells, plus its mean weighted by `target_fraction`."""
     error = endpoint_error(flow, true_flow)
     return error.mean() + (error * target_fraction).sum() / target_fraction.sum().clamp_min(1e-6)
 
@@ -176,27 +176,30 @@ def train_flow_decoders(
     epochs: int,
     batch_size: int = 128,
     fine_tune: bool = False,
-    num_saved_clips: int = 0,
+    num_returned_clips: int = 0,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Trains one flow decoder per endpoint and evaluates them.
 
     Args:
         model: its weights and batch norm statistics change only if `fine_tune`.
-        train_clips, test_clips: with true flow and masks of the target sprite.
+        train_clips, test_clips: clips with true flow and masks of the target sprite.
         stream: input of `model`, rgb or flow.
-        dense_endpoint: the endpoint from which dense flow is decoded as well.
-        epochs: passes over `train_clips`; clips beyond a multiple of `batch_size` are left out of each.
-        fine_tune: train `model` together with the decoders.
-        num_saved_clips: test clips whose dense flow is returned, the first ones.
-        seed: of the decoders' weights and of the order of the clips.
+        dense_endpoint: endpoint from which dense flow is decoded too.
+        epochs: passes over `train_clips`; the last, incomplete batch of each is dropped.
+        fine_tune: whether to train `model` together with the decoders.
+        num_returned_clips: number of test clips, from the first, whose dense flow is returned.
+        seed: seed of the decoders' weights and of the order of the clips.
 
     Returns:
-        Metrics, and arrays (none if `num_saved_clips` is 0).
-        Metrics, end-point errors on `test_clips` in pixels per frame: `<endpoint>/epe`, over all cells of the
-        endpoint's grid; `<endpoint>/target_epe`, each cell weighted by the fraction that the target sprite covers;
-        `<endpoint>/target_epe_still`, the same for a prediction of zero flow; `dense/…`, per pixel.
-        Arrays: `dense` (num_saved_clips, 2, K, H, W), float16, the dense flow at the frames `frames` (K,).
+        Metrics and arrays. Metrics are mean EPEs on `test_clips`, in pixels per frame:
+            `<endpoint>/epe`: over all cells of the endpoint's grid.
+            `<endpoint>/target_epe`: over all cells, weighted by the fraction of the cell that the target sprite covers.
+            `<endpoint>/target_epe_still`: `target_epe` of a prediction of zero flow.
+            `dense/epe`, `dense/target_epe`, `dense/target_epe_still`: of dense flow, per pixel instead of per cell.
+        Arrays, none if `num_returned_clips` is 0:
+            `dense`: dense flow, float16 (num_returned_clips, 2, K, H, W).
+            `frames`: indices of its frames, int64 (K,).
 
     Raises:
         FloatingPointError: the loss is not finite at the end.
@@ -231,7 +234,7 @@ def train_flow_decoders(
             f"the flow decoders' loss became {trainer.loss.item()} after {trainer.steps_done} steps"
         )
     metrics = _flow_errors(trainer, test_clips)
-    return metrics, _saved_flow(trainer, test_clips, num_saved_clips, dense_endpoint) if num_saved_clips else {}
+    return metrics, _dense_flow(trainer, test_clips, num_returned_clips, dense_endpoint) if num_returned_clips else {}
 
 
 @torch.no_grad()
@@ -242,7 +245,7 @@ def _flow_errors(trainer: _DecoderTrainer, clips: Clips) -> dict[str, float]:
 
     def add(name: str, flow: Tensor, true_flow: Tensor, target_fraction: Tensor) -> None:
         error = endpoint_error(flow, true_flow)
-        still_error = true_flow.norm(dim=1)
+        still_error = true_flow.norm(dim=1)  # of zero flow
         cells = error.new_tensor(error.numel())
         weighted = (error * target_fraction).sum(), target_fraction.sum(), (still_error * target_fraction).sum()
         sums[name] = sums.get(name, 0) + torch.stack([error.sum(), cells, *weighted]).double()
@@ -262,9 +265,9 @@ def _flow_errors(trainer: _DecoderTrainer, clips: Clips) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _saved_flow(trainer: _DecoderTrainer, clips: Clips, count: int, dense_endpoint: str) -> dict[str, np.ndarray]:
+def _dense_flow(trainer: _DecoderTrainer, clips: Clips, count: int, dense_endpoint: str) -> dict[str, np.ndarray]:
     rows = torch.arange(count, device=trainer.device)
-    frames = np.linspace(0, clips.size[0] - 2, SAVED_FRAMES).round().astype(int)
+    frames = np.linspace(0, clips.size[0] - 2, RETURNED_FRAMES).round().astype(int)
     dense_flow = next(flow for name, _, flow in trainer.decode(clips, rows) if name == dense_endpoint)
     return {
         "dense": dense_flow[:, :, torch.from_numpy(frames).to(dense_flow.device)].half().cpu().numpy(),

@@ -34,12 +34,12 @@ def run(active_run: Run) -> None:
 
 
 def single_frames(num_frames: int) -> dict[str, int]:
-    """Names and indices of the frames that are tested."""
+    """Maps the names of the tested frames to their indices."""
     return {"first": 0, "middle": num_frames // 2, "last": num_frames - 1}
 
 
 def pair_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How often a clip's class scores higher than its sibling; a tie counts half, chance is 0.5.
+    """Computes how often a clip's class scores higher than its sibling; a tie counts half, chance is 0.5.
 
     Args:
         logits: (N, K), or log-probabilities.

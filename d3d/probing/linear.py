@@ -53,7 +53,7 @@ class ProbeClips(NamedTuple):
 
 
 class ProbeData(NamedTuple):
-    """What probes see of a set of clips.
+    """Input of probes for a set of clips.
 
     Attributes:
         features: (N, F).
@@ -92,7 +92,7 @@ def linear_probes(model: S3DG, probe_clips: ProbeClips, stream: str, *, seed: in
     Args:
         model: put into eval mode, never trained.
         stream: input of `model`, rgb or flow.
-        seed: of the control tasks.
+        seed: seed of the control tasks.
 
     Returns:
         `<endpoint>/<score>`, with the scores of `fit_probes` for every property of `PROPERTIES`.
@@ -133,7 +133,7 @@ def pooled_features(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[
 
 
 def property_values(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The properties of clips that probes predict, each (N, D).
+    """Returns the properties of clips that probes predict, each (N, D).
 
     Velocity (D = 2), rotation and expansion (1) are those of the target sprite; hue is the point (cos, sin) on its
     circle; texture and shape are one-hot. time_order is 1 for clips in order and -1 for shuffled ones, only if the
@@ -160,16 +160,18 @@ def fit_probes(
 
     Args:
         train: in order of class labels (0, 1, …, 15, 0, 1, …). Half of it is used to choose the penalties.
-        properties: left out are those that the table lacks or that do not vary.
-        seed: of the control tasks.
+        properties: properties to predict; those that the table lacks or that do not vary are left out.
+        seed: seed of the control tasks.
 
     Returns:
-        `<property>/r2`; `<property>/r2_within`: after subtracting each class's mean from features and property;
-        `<property>/r2_beyond_size`, for motion: after also removing, within each class, what follows linearly from the
-        target sprite's radius and its inverse, because how fast a sprite turns or grows at a given speed depends on
-        its size; `<property>/selectivity`: r2 minus the r2 of a control task, in which all clips of one class and
-        family get the same random value of the property, so that it can be learnt by recognising class and family
-        alone; `<property>/accuracy`, for categories; `motion/…`: the mean over velocity, rotation and expansion.
+        `<property>/r2`: R² on `test`.
+        `<property>/r2_within`: R² after subtracting each class's mean from features and property.
+        `<property>/r2_beyond_size`, for motion: R² of the residuals after regressing both, within each class, on the
+            target sprite's radius and its inverse, because at a given speed a small sprite turns and grows faster.
+        `<property>/selectivity`: r2 minus the r2 of a control task, in which all clips of one class and family get the
+            same random value of the property, so that recognising class and family suffices.
+        `<property>/accuracy`, for categories.
+        `motion/r2_within`, `motion/r2_beyond_size`: means over velocity, rotation and expansion.
     """
     train_values, test_values = property_values(train.table), property_values(test.table)
     names = [n for n in properties if n in train_values and train_values[n].std() > 0 and test_values[n].std() > 0]

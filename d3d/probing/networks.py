@@ -21,8 +21,8 @@ def load_arm_network(
 
     Args:
         results: folder with the checkpoints.
-        width: of a random network.
-        calibration_clips: set the batch norm statistics of a random network.
+        width: channel multiplier of a random network.
+        calibration_clips: clips from which the batch norm statistics of a random network are computed.
 
     Returns:
         The network and its stream, or None, with a printed line, if the checkpoint does not exist.
@@ -37,5 +37,5 @@ def load_arm_network(
     if not Path(path).is_file():
         print(f"{arm}: no weights at {path}, skipped")
         return None
-    model, about = load_checkpoint(path, classes=classes, device=device)
-    return model, about.stream
+    model, info = load_checkpoint(path, classes=classes, device=device)
+    return model, info.stream

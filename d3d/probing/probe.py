@@ -41,7 +41,7 @@ def run(active_run: Run) -> None:
                 epochs=config.decoder_epochs,
                 batch_size=config.optimiser.batch_size,
                 fine_tune=fine_tune,
-                num_saved_clips=config.pictures,
+                num_returned_clips=config.pictures,
                 seed=seed,
             )
         active_run.write(arm, metrics | flow_errors, arrays=arrays)

@@ -62,7 +62,7 @@ def frame_pairs(config: Tvl1Config, device: torch.device | str = "cpu") -> Frame
 
 
 def evaluate_variants(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
-    """By arm: the metrics of `d3d.flow.epe_metrics`, and `ms`, milliseconds per pair, all pairs in one call."""
+    """Returns, by arm, the metrics of `d3d.flow.epe_metrics` and `ms`, milliseconds per pair, all pairs in one call."""
     pairs = frame_pairs(config, device)
     metrics = {}
     for arm, overrides in TVL1_VARIANTS.items():
@@ -72,7 +72,7 @@ def evaluate_variants(config: Tvl1Config, device: torch.device | str = "cpu") ->
 
 
 def evaluate_opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, float]:
-    """The same metrics of OpenCV on one core, and `difference`: its mean end-point distance from ours, pixels."""
+    """Returns the same metrics of OpenCV on one core, and `difference`, its mean EPE relative to our flow, pixels."""
     pairs = frame_pairs(config, device)
     flow, ms = timed_tvl1(pairs.first.cpu(), pairs.second.cpu(), workers=1)
     difference = endpoint_error(flow, tvl1(pairs.first, pairs.second).cpu()).mean().item()
@@ -81,7 +81,7 @@ def evaluate_opencv(config: Tvl1Config, device: torch.device | str = "cpu") -> d
 
 
 def evaluate_sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> dict[str, dict[str, float]]:
-    """By arm: the metrics of flow for a network of `config.clip.size` pixels, computed at another size.
+    """Returns, by arm, the metrics of flow for a network of `config.clip.size` pixels, computed at another size.
 
     The video has twice the network's size. `size_2` computes flow at the video's size and resizes the flow; `size_1`
     and `size_0.5` resize the frames to that multiple of the network's size first. Errors are in pixels at the
@@ -102,7 +102,7 @@ def evaluate_sizes(config: Tvl1Config, device: torch.device | str = "cpu") -> di
 
 
 def timed_tvl1(first: Tensor, second: Tensor, **parameters: float) -> tuple[Tensor, float]:
-    """`tvl1` and its milliseconds per pair, after a warm-up: on a GPU with all pairs, which compiles, else with one."""
+    """Returns the flow of `tvl1` and its milliseconds per pair, after a warm-up on all pairs (GPU) or on one (CPU)."""
     warmup = slice(None) if first.is_cuda else slice(1)
     tvl1(first[warmup], second[warmup], **parameters)
     _synchronize(first)

@@ -1,4 +1,4 @@
-"""The ledger: reads the claims and their rules, measures the conditions on records, and decides the verdicts.
+"""The ledger: reads the claims and their rules, evaluates the conditions from run records, and decides the verdicts.
 
 A rule in book/claims.yaml is one of
 
@@ -7,15 +7,18 @@ A rule in book/claims.yaml is one of
     follows: H1                                                           takes the verdict of another claim
 
 A contrast is arithmetic on arms and numbers, with max(…) and min(…). It is computed seed by seed, and its 95 % interval
-is Student's t over the seeds. A bound is a number, given as `above` or `below`. The words of a verdict:
+is Student's t over the seeds. A bound is a number, given as `above` or `below`. A verdict's `word` is one of
 
     supported          every interval lies beyond its bound
     refuted            at least one interval lies wholly on the wrong side of its bound
-    practically zero   no condition is refuted, and at least one whose bound is zero is equivalent to zero: by two
-                       one-sided t tests at 5 %, within the margin of its metric
+    practically zero   no condition is refuted, and for at least one with bound zero, the mean is equivalent to zero:
+                       within ± the metric's margin, by two one-sided t tests (TOST) at 5 %
     undecided          an interval contains its bound, or there are too few seeds
     reported           the rule has no bound to test
     needs data         the records lack a metric of a condition
+
+A claim that follows another is not measured itself: its supported, refuted or practically zero gets the suffix
+` on sprites`.
 """
 
 import ast
@@ -54,10 +57,10 @@ class Condition:
 
     Attributes:
         contrast: arithmetic on arms, such as `d3d - rgb_longer`.
-        metric: such as `iid/top1`.
-        above: bound that the interval must lie above; None for none.
-        below: bound that the interval must lie below; None for none.
-        equivalence_margin: a difference smaller than this counts as zero; None where the ledger has no margin.
+        metric: name of the metric, such as `iid/top1`.
+        above: bound that the interval must lie above; None: no lower bound.
+        below: bound that the interval must lie below; None: no upper bound.
+        equivalence_margin: a difference smaller than this counts as zero; None: the metric has no margin.
     """
 
     contrast: str
@@ -84,14 +87,14 @@ class Claim:
     """One row of the ledger.
 
     Attributes:
-        id: such as A1, B1 or H1.
+        id: identifier, such as A1, B1 or H1.
         statement: the claim in a sentence.
         source: where the claim comes from.
         command: the shell command that measures it.
         claimed: the number in the paper; None for a claim without one.
-        data: the data sets that the claim needs; a claim with data ignores stand-ins.
-        follows: the claim whose verdict it takes; empty for a claim with conditions of its own.
-        seeds: values that a verdict needs, where this differs from the ledger's number.
+        data: the data sets that the claim needs; if set, records of sprites (`stand_in`) are ignored.
+        follows: id of the claim whose verdict it takes; empty for a claim with its own conditions.
+        seeds: minimum number of seeds for a verdict; None: the ledger's.
         judged: False for a claim that is reported only.
         conditions: the lines of its rule.
     """
@@ -131,10 +134,10 @@ class Verdict:
 
     Attributes:
         claim: the claim.
-        word: one of the words above, with ` on sprites` where the verdict is that of another claim.
-        reason: why, in words.
+        word: see the module's docstring.
+        reason: short explanation.
         findings: all conditions as measured.
-        deciding: the findings that decided the word.
+        deciding: the findings that decided the verdict.
     """
 
     claim: Claim
@@ -145,19 +148,19 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Claims:
-    """The ledger.
+class Ledger:
+    """All claims.
 
     Attributes:
-        claims: in the order of the file.
-        seeds: values that a verdict needs.
+        claims: the claims, in the order of the file.
+        seeds: minimum number of seeds for a verdict.
     """
 
     claims: tuple[Claim, ...]
     seeds: int
 
 
-def read_claims(path: str | Path = "book/claims.yaml") -> Claims:
+def read_claims(path: str | Path = "book/claims.yaml") -> Ledger:
     """Reads the ledger.
 
     Raises:
@@ -176,22 +179,23 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Claims:
     ids = [claim.id for claim in claims]
     for claim in claims:
         if claim.follows and claim.follows not in {c.id for c in claims if not c.follows}:
-            raise ClaimError(f"claim {claim.id} follows {claim.follows!r}, which is no claim with a rule of its own")
+            reason = f"follows {claim.follows!r}, which is not a claim with its own conditions"
+            raise ClaimError(f"claim {claim.id} {reason}")
     if len(set(ids)) != len(ids):
         raise ClaimError(f"{path} lists a claim twice: {', '.join(sorted({i for i in ids if ids.count(i) > 1}))}")
-    return Claims(claims, seeds)
+    return Ledger(claims, seeds)
 
 
 def verdicts(results: str | Path) -> list[Verdict]:
-    """Judges the ledger on the records of a working folder or a published study."""
+    """Returns the verdicts on all claims from the records of a working folder or an archive."""
     return judge(read_claims(), records.load(results))
 
 
-def judge(claims: Claims, table: pd.DataFrame) -> list[Verdict]:
-    """Returns the verdict on every claim, in order, from a table as `records.load` gives it."""
-    direct = {c.id: _verdict(c, table, c.seeds or claims.seeds) for c in claims.claims if not c.follows}
+def judge(ledger: Ledger, table: pd.DataFrame) -> list[Verdict]:
+    """Returns the verdicts on all claims, in order, from a table of `records.load`."""
+    direct = {c.id: _verdict(c, table, c.seeds or ledger.seeds) for c in ledger.claims if not c.follows}
     in_order = []
-    for claim in claims.claims:
+    for claim in ledger.claims:
         verdict = direct[claim.follows or claim.id]
         if claim.follows:
             word = f"{verdict.word} on sprites" if verdict.word in (SUPPORTED, REFUTED, ZERO) else verdict.word
@@ -200,12 +204,12 @@ def judge(claims: Claims, table: pd.DataFrame) -> list[Verdict]:
     return in_order
 
 
-def verdict_of(verdicts: Iterable[Verdict], claim: str) -> Verdict:
-    """Returns the verdict on one claim, by its id."""
-    return next(v for v in verdicts if v.claim.id == claim)
+def verdict_of(verdicts: Iterable[Verdict], claim_id: str) -> Verdict:
+    """Returns the verdict on the claim with this id."""
+    return next(v for v in verdicts if v.claim.id == claim_id)
 
 
-def _verdict(claim: Claim, table: pd.DataFrame, seeds: int) -> Verdict:
+def _verdict(claim: Claim, table: pd.DataFrame, min_seeds: int) -> Verdict:
     if claim.data:
         table = table[~table["stand_in"].astype(bool)]
     findings = tuple(measure(table, condition) for condition in claim.conditions)
@@ -215,20 +219,20 @@ def _verdict(claim: Claim, table: pd.DataFrame, seeds: int) -> Verdict:
     if not claim.judged:
         return Verdict(claim, REPORTED, "reported, not judged", findings)
     fewest = min(f.interval.n for f in findings)
-    if fewest < seeds:
-        return Verdict(claim, UNDECIDED, f"{fewest} of {seeds} seeds", findings)
-    by_word = {word: tuple(f for f in findings if outcome(f, seeds) == word) for word in (REFUTED, ZERO, UNDECIDED)}
+    if fewest < min_seeds:
+        return Verdict(claim, UNDECIDED, f"{fewest} of {min_seeds} seeds", findings)
+    by_word = {word: tuple(f for f in findings if outcome(f, min_seeds) == word) for word in (REFUTED, ZERO, UNDECIDED)}
     word = next((word for word, deciding in by_word.items() if deciding), SUPPORTED)
     deciding = by_word[word] if word != SUPPORTED else (min(findings, key=_distance_to_bound),)
     return Verdict(claim, word, "; ".join(map(condition_text, deciding)), findings, deciding)
 
 
-def outcome(finding: Finding, seeds: int) -> str:
-    """Returns the word on one condition, for a verdict that needs `seeds` values."""
+def outcome(finding: Finding, min_seeds: int) -> str:
+    """Returns the word of a verdict on one condition alone; undecided with fewer than `min_seeds` values."""
     measured, bound, side = finding.interval, finding.condition.bound, finding.condition.side
     if measured is None or not side:
         return REPORTED if measured else NEEDS_DATA
-    if measured.n < max(2, seeds):
+    if measured.n < max(2, min_seeds):
         return UNDECIDED
     nearest, farthest = sorted((side * (measured.low - bound), side * (measured.high - bound)))
     if nearest > 0:
@@ -248,26 +252,26 @@ def _practically_zero(finding: Finding) -> bool:
 
 
 def _distance_to_bound(finding: Finding) -> float:
-    """The distance of a mean from its bound, in half-widths of its interval."""
+    """Returns the distance of a mean from its bound, in half-widths of its interval."""
     half = finding.interval.high - finding.interval.mean
     return abs(finding.interval.mean - finding.condition.bound) / max(1e-12, half)
 
 
 def condition_text(finding: Finding) -> str:
-    """Prints a condition: contrast, metric, what was measured and what the rule requires."""
+    """Formats a finding as text: contrast, metric, mean with interval, and the required bound."""
     condition = finding.condition
     required = f", must be {'>' if condition.side > 0 else '<'} {condition.bound:g}" if condition.side else ""
     compared = f"{contrast_label(condition.contrast)} in {metric_label(condition.metric)}:"
-    # A level, unlike a difference, has no sign worth printing.
+    # Only differences get a plus sign.
     signed = " - " in condition.contrast or condition.metric.endswith("_gain")
     return f"{compared} {number_text(finding.interval, signed=signed)}{required.replace('-', '−')}"
 
 
 def measure(table: pd.DataFrame, condition: Condition) -> Finding:
-    """Measures a condition seed by seed, whether or not a claim has it.
+    """Evaluates a condition seed by seed; it need not belong to a claim.
 
     Args:
-        table: as `records.load` gives it; only seeds that have every arm of the contrast count.
+        table: a table of `records.load`; seeds that lack an arm of the contrast are ignored.
         condition: any contrast and metric.
 
     Raises:
@@ -277,12 +281,12 @@ def measure(table: pd.DataFrame, condition: Condition) -> Finding:
     tree, names = _checked(condition.contrast)
     arms = sorted(names.values())
     if absent := [arm for arm in arms if arm not in set(rows["arm"])]:
-        # Where no network has the metric, naming every arm would say no more.
+        # If no arm has the metric, only the metric is named.
         missing = (condition.metric,) if rows.empty else tuple(f"{arm} {condition.metric}" for arm in absent)
         return Finding(condition, None, missing=missing)
     wide = rows[rows["arm"].isin(arms)].pivot(index="seed", columns="arm", values="value").dropna()
     if wide.empty:
-        return Finding(condition, None, missing=(f"{condition.metric} of {', '.join(arms)} for one and the same seed",))
+        return Finding(condition, None, missing=(f"{condition.metric} of all of {', '.join(arms)} for the same seed",))
     # A ratio whose denominator is zero is infinite, and its interval NaN.
     with np.errstate(invalid="ignore"):
         values = _evaluate(tree, {name: wide[arm] for name, arm in names.items()}).to_numpy()
@@ -295,7 +299,7 @@ def arms_of(contrast: str) -> set[str]:
 
 
 def _checked(contrast: str) -> tuple[ast.expr, dict[str, str]]:
-    """Parses a contrast and tries it on numbers. Raises ClaimError where it is not a contrast."""
+    """Parses a contrast and evaluates it once on ones; raises ClaimError if it is not a contrast."""
     try:
         tree, names = _parsed(contrast)
         value = _evaluate(tree, dict.fromkeys(names, pd.Series([1.0])))
@@ -309,13 +313,13 @@ def _checked(contrast: str) -> tuple[ast.expr, dict[str, str]]:
 
 
 def _parsed(contrast: str) -> tuple[ast.expr, dict[str, str]]:
-    """Returns the syntax tree of a contrast, and its identifiers mapped to the arms, whose names may hold a point."""
+    """Returns the syntax tree of a contrast, and the arm of each identifier; names of arms may contain a dot."""
     names: dict[str, str] = {}
 
     def identifier(match: re.Match) -> str:
         if match[0] in FUNCTIONS:
             return match[0]
-        name = match[0].replace(".", "_point_")
+        name = match[0].replace(".", "_dot_")
         names[name] = match[0]
         return name
 
@@ -339,36 +343,36 @@ def _evaluate(node: ast.expr, values: dict[str, Any]) -> Any:
 
 def _claim(fields: dict[str, Any], margins: dict[str, float]) -> Claim:
     fields = dict(fields)
-    name = fields.get("id", "?")
+    claim_id = fields.get("id", "?")
     rule = fields.pop("rule", None)
     if not isinstance(rule, dict) or len(rule) != 1 or not set(rule) <= {"all", "report", "follows"}:
-        raise ClaimError(f"claim {name} needs a rule with one of: all, report, follows; it has {rule!r}")
+        raise ClaimError(f"claim {claim_id} needs a rule with one of: all, report, follows; it has {rule!r}")
     kind, body = next(iter(rule.items()))
     if not body:
-        raise ClaimError(f"claim {name} has an empty rule: {rule!r}")
+        raise ClaimError(f"claim {claim_id} has an empty rule: {rule!r}")
     try:
         if kind == "follows":
             return Claim(**fields, follows=body)
         judged = kind == "all"
-        conditions = tuple(_condition(name, c, margins, judged=judged) for c in body)
+        conditions = tuple(_condition(claim_id, c, margins, judged=judged) for c in body)
         return Claim(**fields, judged=judged, conditions=conditions)
     except TypeError as error:
-        raise ClaimError(f"claim {name} is not well formed: {str(error).split(') ')[-1]}") from None
+        raise ClaimError(f"claim {claim_id} is not well formed: {str(error).split(') ')[-1]}") from None
 
 
-def _condition(claim: str, fields: dict[str, Any], margins: dict[str, float], *, judged: bool) -> Condition:
+def _condition(claim_id: str, fields: dict[str, Any], margins: dict[str, float], *, judged: bool) -> Condition:
     condition = Condition(**fields)
     bound = condition.above if condition.above is not None else condition.below
     if not isinstance(condition.metric, str) or not isinstance(condition.contrast, str):
-        raise ClaimError(f"claim {claim}: contrast and metric must be text, not {fields!r}")
+        raise ClaimError(f"claim {claim_id}: contrast and metric must be text, not {fields!r}")
     if bound is not None and type(bound) not in (int, float):
-        raise ClaimError(f"claim {claim}: a bound must be a number, not {bound!r}")
+        raise ClaimError(f"claim {claim_id}: a bound must be a number, not {bound!r}")
     condition = replace(condition, equivalence_margin=margins.get(condition.metric.split("/")[-1]))
     bounds = (condition.above is not None) + (condition.below is not None)
     if bounds != judged:
-        raise ClaimError(f"claim {claim}: a judged condition has one of above and below, a reported one neither")
+        raise ClaimError(f"claim {claim_id}: a judged condition has one of above and below, a reported one neither")
     try:
         _checked(condition.contrast)
     except ClaimError as error:
-        raise ClaimError(f"claim {claim}: {error}") from None
+        raise ClaimError(f"claim {claim_id}: {error}") from None
     return condition

@@ -303,17 +303,17 @@ def claims_text(results: Path | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d report", description="Text made from records.")
+    parser = argparse.ArgumentParser(prog="d3d report", description="Prints or writes text made from records.")
     commands = parser.add_subparsers(dest="command", required=True)
     claims = commands.add_parser("claims", help="print the verdict on every claim, from your own records or the book's")
     claims.add_argument(
-        "--results", type=Path, help="folder of records, or a published .jsonl file (default: the records of the book)"
+        "--results", type=Path, help="folder of records or published .jsonl file (default: the records of the book)"
     )
-    side_by_side = commands.add_parser("compare", help="print the top-1 of the networks of a folder side by side")
-    side_by_side.add_argument("results", type=Path, help="folder of records with their arrays")
-    side_by_side.add_argument("--published", type=Path, help="study to compare with: a .jsonl file or a folder")
-    commands.add_parser("readme", help="write the verdicts into README.md")
-    commands.add_parser("pages", help="write book/generated")
+    side_by_side = commands.add_parser("compare", help="print the top-1 accuracy of a folder's networks side by side")
+    side_by_side.add_argument("results", type=Path, help="folder of records and their .npz files")
+    side_by_side.add_argument("--published", type=Path, help="study to compare with: .jsonl file or folder")
+    commands.add_parser("readme", help="write the verdicts into README.md, in the current folder")
+    commands.add_parser("pages", help="write book/generated/*.md, which the book includes")
     args = parser.parse_args(argv)
     try:
         if args.command == "claims":

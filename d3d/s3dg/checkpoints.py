@@ -24,7 +24,7 @@ CHANNELS = {"rgb": 3, "flow": 2}  # input channels of each stream
 
 
 class CheckpointError(ValueError):
-    """The file is truncated, damaged, not of this package or of another run; the message names it."""
+    """The file is truncated or damaged, or not of this package or run; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def save_checkpoint(
         model: Network to save.
         stream: "rgb" or "flow".
         classes: Class names in the order of the logits.
-        input: Parameters of the clips it was trained on; default none.
+        input: Parameters of the clips it was trained on; None: unknown.
 
     Raises:
         OSError: The file cannot be written; the message names it.
@@ -83,7 +83,7 @@ def load_checkpoint(
 
     Args:
         path: File written by `save_checkpoint`.
-        classes: Class names that the checkpoint must have, in order; default any.
+        classes: Class names that the checkpoint must have, in order; None: any.
         device: Device to move the network to.
 
     Returns:
@@ -91,7 +91,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: There is no file at `path`.
-        CheckpointError: The file is no checkpoint of this package, is truncated or damaged, or has other classes.
+        CheckpointError: The file is not a checkpoint of this package, is truncated or damaged, or has other classes.
     """
     path = Path(path)
     info, state = _read(path)

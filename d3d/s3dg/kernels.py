@@ -1,7 +1,8 @@
 """Triton kernels of S3D-G's batch norm, ReLU and gating; each reads and writes an activation once.
 
-Activations (B, T, H, W, C) are treated as rows of C channels; a block is BLOCK_R rows by BLOCK_C channels. Arithmetic
-is float32 for every dtype of the activation. The functions allocate their results.
+Activations (B, T, H, W, C) are treated as B·T·H·W rows of C channels; the T·H·W rows of one clip are its positions. A
+block is BLOCK_R rows by BLOCK_C channels. Arithmetic is float32 for every dtype of the activation. The functions
+allocate their results.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +91,10 @@ def norm_relu(x: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, 
 def norm_relu_backward(
     dy: Tensor, x: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, eps: float, training: bool
 ) -> tuple[Tensor, Tensor]:
-    """Computes the gradients of `norm_relu` for x and bias; if `training`, mean and var are those of x itself."""
+    """Computes the gradients of `norm_relu` with respect to x and bias.
+
+    If `training`, mean and var are those of x itself, so that gradients flow through them.
+    """
     channels = x.shape[-1]
     rows = x.numel() // channels
     splits, rows_per_split = _split_rows(rows)
@@ -141,7 +145,7 @@ def gate(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tenso
 def gate_backward(
     dout: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], means: Tensor, gates: Tensor
 ) -> list[Tensor]:
-    """Computes the gradients of `gate` for every x, then for every W; means and gates are those it returned."""
+    """Computes the gradients of `gate` with respect to every x, then every W, from the means and gates it returned."""
     channels = [x.shape[-1] for x in xs]
     dys = dout.split(channels, -1)
     dlogits = (_sum_positions(xs, dys) * gates * (1 - gates)).split(channels, -1)
@@ -157,7 +161,15 @@ def gate_backward(
 
 
 def _sum_positions(xs: Sequence[Tensor], multipliers: Sequence[Tensor] | None = None) -> Tensor:
-    """Sums each x, or x · multiplier, over T, H and W: (B, ΣC), float32; multipliers are slices of one (..., ΣC)."""
+    """Sums each x, or x · multiplier, over T, H and W.
+
+    Args:
+        xs: Branches (B, T, H, W, C), each with its own C.
+        multipliers: As xs; slices along C of one contiguous tensor (B, T, H, W, ΣC).
+
+    Returns:
+        (B, ΣC), float32.
+    """
     channels = [x.shape[-1] for x in xs]
     batch, positions = xs[0].shape[0], xs[0][0, ..., 0].numel()
     splits, rows_per_split = _split_rows(positions, MAX_SPLITS // 4)
@@ -176,7 +188,8 @@ def _scale_rows(
 ) -> None:
     """Writes out = x * gate + addend; x, out (B, T, H, W, C), gate, addend (B, C).
 
-    x_stride and out_stride are the elements from one position to the next, which strides of axes of size 1 do not tell.
+    x_stride and out_stride are the distances in elements between positions. Tensor.stride() does not give them: it is
+    arbitrary for axes of size 1.
     """
     batch, channels = x.shape[0], x.shape[-1]
     positions = x[0, ..., 0].numel()
@@ -196,6 +209,7 @@ def _split_rows(rows: int, max_splits: int = MAX_SPLITS) -> tuple[int, int]:
 
 @triton.jit
 def _moments(x, partial, rows, channels, rows_per_split, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Sums x - x[0] and its square over each split's rows: partial (splits, 2, C)."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
     # Subtracting the channel's first value avoids cancellation where the mean is far from zero.
@@ -222,6 +236,7 @@ def _finish_moments(
     x, partial, means, variances, running_mean, running_var, splits, rows, channels, momentum,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Computes mean and biased variance (C,) from the partial sums of `_moments`; updates the running ones."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
     row = tl.arange(0, BLOCK_R)
@@ -234,9 +249,9 @@ def _finish_moments(
         total += tl.load(pointers, mask=mask, other=0.0)
         square += tl.load(pointers + channels, mask=mask, other=0.0)
         i += BLOCK_R
-    shift = tl.sum(total, 0) / rows
-    var = tl.maximum(tl.sum(square, 0) / rows - shift * shift, 0.0)
-    mean = tl.load(x + c, mask=c_mask, other=0.0).to(tl.float32) + shift
+    mean_offset = tl.sum(total, 0) / rows
+    var = tl.maximum(tl.sum(square, 0) / rows - mean_offset * mean_offset, 0.0)
+    mean = tl.load(x + c, mask=c_mask, other=0.0).to(tl.float32) + mean_offset
     tl.store(means + c, mean, mask=c_mask)
     tl.store(variances + c, var, mask=c_mask)
     unbiased = var * (rows / tl.maximum(rows - 1, 1))
@@ -249,26 +264,27 @@ def _finish_moments(
 @triton.jit
 def _load_channels(bias, means, variances, c, c_mask, eps):
     """Loads bias, mean and 1 / sqrt(var + eps) of a block's channels; without statistics, mean 0 and factor 1."""
-    shift = tl.load(bias + c, mask=c_mask, other=0.0).to(tl.float32)
-    mean = tl.zeros_like(shift)
+    b = tl.load(bias + c, mask=c_mask, other=0.0).to(tl.float32)
+    mean = tl.zeros_like(b)
     rstd = mean + 1.0
     if means is not None:
         mean = tl.load(means + c, mask=c_mask, other=0.0).to(tl.float32)
         rstd = 1.0 / tl.sqrt(tl.load(variances + c, mask=c_mask, other=1.0).to(tl.float32) + eps)
-    return shift[None, :], mean[None, :], rstd[None, :]
+    return b[None, :], mean[None, :], rstd[None, :]
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_relu(
     x, y, bias, means, variances, rows, channels, eps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
+    """y = relu((x - mean) / sqrt(var + eps) + bias)."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    shift, mean, rstd = _load_channels(bias, means, variances, c, c_mask, eps)
+    b, mean, rstd = _load_channels(bias, means, variances, c, c_mask, eps)
     mask = (row < rows)[:, None] & c_mask[None, :]
     offsets = row[:, None] * channels + c[None, :]
-    v = (tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd + shift
+    v = (tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd + b
     tl.store(y + offsets, tl.maximum(v, 0.0, propagate_nan=tl.PropagateNan.ALL), mask=mask)
 
 
@@ -277,9 +293,10 @@ def _relu_sums(
     dy, x, partial, bias, means, variances, rows, channels, rows_per_split, eps,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Sums d = dy where the ReLU is active, and d · normalized x, over each split's rows: partial (splits, 2, C)."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
-    shift, mean, rstd = _load_channels(bias, means, variances, c, c_mask, eps)
+    b, mean, rstd = _load_channels(bias, means, variances, c, c_mask, eps)
     row = tl.program_id(0).to(tl.int64) * rows_per_split + tl.arange(0, BLOCK_R)
     end = tl.minimum((tl.program_id(0).to(tl.int64) + 1) * rows_per_split, rows)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -290,7 +307,7 @@ def _relu_sums(
         offsets = (row + i)[:, None] * channels + c[None, :]
         normalized = (tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
         d = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
-        d = tl.where(mask & (normalized + shift > 0), d, 0.0)
+        d = tl.where(mask & (normalized + b > 0), d, 0.0)
         total += d
         product += d * normalized
         i += BLOCK_R
@@ -304,15 +321,16 @@ def _norm_relu_backward(
     dy, x, dx, bias, means, variances, sums, rows, channels, eps,
     TRAINING: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Writes dx; sums (2, C) are those of `_relu_sums` over all rows."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    shift, mean, rstd = _load_channels(bias, means, variances, c, c_mask, eps)
+    b, mean, rstd = _load_channels(bias, means, variances, c, c_mask, eps)
     mask = (row < rows)[:, None] & c_mask[None, :]
     offsets = row[:, None] * channels + c[None, :]
     normalized = (tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
     d = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
-    d = tl.where(normalized + shift > 0, d, 0.0)
+    d = tl.where(normalized + b > 0, d, 0.0)
     if TRAINING:
         d -= (tl.load(sums + c, mask=c_mask, other=0.0) / rows)[None, :]
         d -= normalized * (tl.load(sums + channels + c, mask=c_mask, other=0.0) / rows)[None, :]
@@ -324,20 +342,21 @@ def _clip_sums(
     x, multiplier, partial, positions, channels, multiplier_stride, partial_stride, rows_per_split, splits,
     PRODUCT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """Sums x, or x · multiplier, over each split's positions; partial: a slice along C of (B, splits, ΣC)."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
     clip = (tl.program_id(0) // splits).to(tl.int64)
     start = (tl.program_id(0) % splits) * rows_per_split
-    row = start + tl.arange(0, BLOCK_R)
+    position = start + tl.arange(0, BLOCK_R)
     end = tl.minimum(start + rows_per_split, positions)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     i = 0
     while i < rows_per_split:
-        mask = (row + i < end)[:, None] & c_mask[None, :]
-        position = clip * positions + row + i
-        v = tl.load(x + position[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        mask = (position + i < end)[:, None] & c_mask[None, :]
+        row = clip * positions + position + i
+        v = tl.load(x + row[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
         if PRODUCT:
-            offsets = position[:, None] * multiplier_stride + c[None, :]
+            offsets = row[:, None] * multiplier_stride + c[None, :]
             v *= tl.load(multiplier + offsets, mask=mask, other=0.0).to(tl.float32)
         total += v
         i += BLOCK_R
@@ -349,14 +368,15 @@ def _scale(
     x, gate, addend, out, positions, channels, blocks, x_stride, gate_stride, out_stride,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """out = x · gate + addend, with gate and addend per clip and channel."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < channels
     clip = (tl.program_id(0) // blocks).to(tl.int64)
-    row = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
-    mask = (row < positions)[:, None] & c_mask[None, :]
-    position = clip * positions + row
-    v = tl.load(x + position[:, None] * x_stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
+    position = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask = (position < positions)[:, None] & c_mask[None, :]
+    row = clip * positions + position
+    v = tl.load(x + row[:, None] * x_stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
     v *= tl.load(gate + clip * gate_stride + c, mask=c_mask, other=0.0)[None, :]
     if addend is not None:
         v += tl.load(addend + clip * channels + c, mask=c_mask, other=0.0)[None, :]
-    tl.store(out + position[:, None] * out_stride + c[None, :], v, mask=mask)
+    tl.store(out + row[:, None] * out_stride + c[None, :], v, mask=mask)

@@ -87,7 +87,10 @@ class Conv3dAs2d(nn.Conv3d):
 
 
 class Stem(nn.Conv3d):
-    """The 3x7x7 convolution with stride 2, computed as a 1x7 convolution of `ops.stem_taps`."""
+    """The 3x7x7 convolution with stride 2.
+
+    Gathers the 3x7 taps over time and height into channels (`ops.stem_taps`), then convolves with 1x7 over the width.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, (3, 7, 7), 2, bias=False)
@@ -101,7 +104,7 @@ class Stem(nn.Conv3d):
 
 
 class Bias(nn.Module):
-    """Adds a bias per channel, in place of a batch norm."""
+    """Adds a bias per channel, instead of a batch norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -125,14 +128,14 @@ class ConvBlock(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not ops.kernels_support(x) or not self._is_unmodified():
+        if not ops.kernels_support(x) or not self._can_fuse():
             return self.relu(self.norm(self.conv(x)))
         if isinstance(self.norm, Bias) and ops.can_fuse_conv_relu(x):
             return self.conv(x, self.norm.bias)
         return _channels_first(self._norm_relu(_channels_last(self.conv(x))))
 
-    def _is_unmodified(self) -> bool:
-        """Whether one kernel may replace norm and ReLU: no part is replaced or hooked, the scale not trained."""
+    def _can_fuse(self) -> bool:
+        """Whether one kernel may compute norm and ReLU: no submodule was swapped or has hooks, the scale is frozen."""
         if type(self.relu) is not nn.ReLU or any(map(_has_hooks, (self.conv, self.norm, self.relu))):
             return False
         if type(self.norm) is nn.BatchNorm3d:
@@ -283,7 +286,7 @@ class S3DG(nn.Module):
             Activation (B, C', T', H', W') of each name, in the network's order.
 
         Raises:
-            ValueError: A name is not an endpoint, or the clips have another shape or dtype.
+            ValueError: A name is not an endpoint, or the clips are not floating point (B, in_channels, T, H, W).
         """
         requested = list(names)
         if unknown := [name for name in requested if name not in self.features]:
@@ -308,13 +311,13 @@ class S3DG(nn.Module):
             Logits (B, num_classes).
 
         Raises:
-            ValueError: The clips have another shape or dtype, or the network is training on one clip so small that a
-                batch norm sees one value per channel.
+            ValueError: The clips are not floating point (B, in_channels, T, H, W), or the network is training on one
+                clip so small that a batch norm sees one value per channel.
         """
         return self.classify(self.dropout(self.pooled(x)))
 
     def pooled(self, x: Tensor) -> Tensor:
-        """Computes the classifier's input, the window means of Mixed_5c: (B, *pooled_shape) of clips (B, C, T, H, W).
+        """Average-pools Mixed_5c of clips (B, C, T, H, W) to (B, C', T', H', W'), the input of `classify`.
 
         Raises the same errors as `forward`.
         """

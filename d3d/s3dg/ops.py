@@ -28,13 +28,13 @@ def kernels_support(x: Tensor) -> bool:
 
 
 def can_fuse_conv_relu(x: Tensor) -> bool:
-    """Whether one cuDNN kernel may compute convolution, bias and ReLU of x: without gradient or torch.compile."""
+    """Whether one cuDNN kernel may compute convolution, bias and ReLU of x: needs no gradient and no torch.compile."""
     eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return eager and kernels_support(x) and torch.backends.cudnn.enabled and torch.version.hip is None
 
 
 def same_pad_before(size: int, kernel: int, stride: int) -> int:
-    """Computes TensorFlow's SAME padding before an axis; after it comes as much, or one more if the total is odd."""
+    """Computes TensorFlow's SAME padding before an axis; after it, it is the same, or one more if the total is odd."""
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, relu_bias: Tensor | None = None) -> Tensor
     Args:
         x: (..., C).
         weight: (K, C).
-        relu_bias: (K,); default no bias and no ReLU.
+        relu_bias: (K,); None: no bias and no ReLU.
 
     Returns:
         (..., K).
@@ -97,8 +97,7 @@ def norm_relu(
     Args:
         x: (B, T, H, W, C).
         bias: (C,).
-        mean: (C,); default none.
-        var: (C,); default none.
+        mean, var: (C,); None: not normalised.
         eps: Added to var.
         training: Whether mean and var are those of x itself, so that gradients flow through them.
 
@@ -159,8 +158,8 @@ def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
 
     Args:
         x: (B, T, H, W, C).
-        kernel: Size over T and over H and W.
-        stride: Over T and over H and W.
+        kernel: (size over T, size over H and W).
+        stride: (stride over T, stride over H and W).
 
     Returns:
         (B, T', H', W', C).

@@ -35,8 +35,8 @@ def max_pool(
 
     Args:
         x: (B, T, H, W, C).
-        kernel: Size over T and over H and W.
-        stride: Over T and over H and W.
+        kernel: (size over T, size over H and W).
+        stride: (stride over T, stride over H and W).
         output_size: (T', H', W').
         pad_before: Positions added before T, H and W.
         return_indices: Whether to record which element of each window is the first maximum.
@@ -66,7 +66,7 @@ def max_pool_backward(
     stride: Sequence[int],
     pad_before: Sequence[int],
 ) -> Tensor:
-    """Computes the gradient of `max_pool` for x, whose (T, H, W) is `input_size`, from the indices it returned."""
+    """Computes the gradient of `max_pool` with respect to x, of size `input_size`, from the indices it returned."""
     batch, *output_size, channels = dy.shape
     dx = dy.new_empty(batch, *input_size, channels)
     blocks = ceil_div(input_size[1] * input_size[2], BLOCK_P)
@@ -90,8 +90,8 @@ def stem_taps(x: Tensor, dtype: torch.dtype, output_size: Sequence[int], pad_bef
 
     Args:
         x: Clips (B, C, T, H, W) of any strides.
-        dtype: Of the result.
-        output_size: T', H' and the number of columns, padding included.
+        dtype: Dtype of the result.
+        output_size: (T', H', number of columns with padding).
         pad_before: Frames, rows and columns of zeros before T, H and W.
 
     Returns:

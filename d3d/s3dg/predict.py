@@ -35,7 +35,7 @@ def predict(
     Args:
         path: Video file; if it has fewer than 64 frames it is looped.
         weights: Checkpoint of an RGB network.
-        labels: Text file with one label per line, in the order of the classes; default the checkpoint's class names.
+        labels: Text file with one label per line, in the order of the classes; None: the checkpoint's class names.
         top: Number of classes to return.
         report: Receives a sentence if the video is looped.
 
@@ -45,7 +45,7 @@ def predict(
     Raises:
         VideoError: The video cannot be read.
         FileNotFoundError: There is no file at `weights` or `labels`.
-        ValueError: `weights` is no checkpoint of an RGB network, or `labels` has another number of lines than classes.
+        ValueError: `weights` is not a checkpoint of an RGB network, or `labels` has more or fewer lines than classes.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -83,12 +83,13 @@ def _read_labels(path: Path, num_classes: int) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d predict", description="Prints the five most probable classes of a video")
-    parser.add_argument("video", type=Path, help="a video file; its first 64 frames are classified")
-    parser.add_argument("--weights", type=Path, required=True, help=f"a checkpoint of an RGB network; {CONVERT_HINT}")
+    parser = argparse.ArgumentParser(prog="d3d predict", description="Prints a video's five most probable classes.")
+    parser.add_argument("video", type=Path, help=f"video file; its first {FRAMES} frames are classified")
+    parser.add_argument("--weights", type=Path, required=True, help=f"checkpoint of an RGB network; {CONVERT_HINT}")
     parser.add_argument(
-        "--labels", type=Path, help="a text file with one label per line, in the order of the classes, to print instead"
-    )
+        "--labels", type=Path,
+        help="text file with one class name per line, in the order of the classes (default: the checkpoint's)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         predictions = predict(args.video, args.weights, labels=args.labels, report=partial(print, file=sys.stderr))

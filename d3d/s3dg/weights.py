@@ -176,9 +176,9 @@ def _to_tensor(name: str, array: np.ndarray, like: Tensor) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d convert", description="Converts TF-slim's S3D-G to safetensors")
-    parser.add_argument("source", help="a TensorFlow checkpoint's prefix, or an .npz of its variables")
-    parser.add_argument("out", help="the safetensors file to write")
+    parser = argparse.ArgumentParser(prog="d3d convert", description="Converts an S3D-G of TF-slim to safetensors.")
+    parser.add_argument("source", help="prefix of a TensorFlow checkpoint, or an .npz file of its variables")
+    parser.add_argument("out", help="safetensors file to write")
     args = parser.parse_args(argv)
     try:
         model = load_tf(args.source)

@@ -1,9 +1,9 @@
-"""Published studies: a finished folder of records in one file, from which all results can be recomputed.
+"""Archives: a finished folder of records packed for publication, from which all results can be recomputed.
 
     d3d records pack results/h200       # writes results/h200.jsonl and results/h200.npz
 
-The .jsonl file has one record per line, with a field `cell` if the study consists of several folders of records. The
-.npz file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each test split of a network these are:
+The .jsonl file has one record per line, with a field `cell` if the archive was packed from several folders. The .npz
+file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each test split of a network these are:
 
 - `prediction/<split>`: the predicted class of each clip,
 - `margin/<split>`: the logit of its true class minus the highest other logit,
@@ -29,7 +29,7 @@ from d3d.study import records
 from d3d.study.plan import TRAINED
 from d3d.study.records import Record, RecordError
 
-MAX_BYTES = 16 * 2**20  # of all published studies together
+MAX_BYTES = 16 * 2**20  # of all archives together
 
 
 def pack(folder: str | Path, out: str | Path = "") -> Path:
@@ -43,8 +43,8 @@ def pack(folder: str | Path, out: str | Path = "") -> Path:
         The path of the .jsonl file.
 
     Raises:
-        RecordError: if the folder has no records, or invalid ones, or ones that `records.check_comparable` refuses, or
-            if all published studies together would exceed MAX_BYTES.
+        RecordError: if the folder has no records, or invalid ones, or ones that fail `records.check_comparable`, or if
+            all archives together would exceed MAX_BYTES.
     """
     folder = Path(folder).resolve()
     path = Path(out or folder)
@@ -88,7 +88,7 @@ def _check_size(folder: Path, contents: Mapping[Path, bytes]) -> None:
 
 
 def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and arrays of a record, reduced for publication, and its training curves."""
+    """Yields names and arrays of a record, reduced for publication, and its training curves."""
     try:
         arrays = records.read_arrays(folder, record)
     except FileNotFoundError:  # not copied along with the record
@@ -122,7 +122,7 @@ def curve_arrays(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
 
 
 def read_curves(results: str | Path, record: Record) -> list[dict[str, float]]:
-    """Reads the training curves of a run, from its metrics file or from a published study.
+    """Reads the training curves of a run, from its metrics file or from an archive.
 
     Returns:
         One row of metrics per epoch; empty if the curves are missing.
@@ -174,11 +174,11 @@ def sibling_margins(logits: np.ndarray, labels: np.ndarray, siblings: np.ndarray
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="d3d records", description="Shows or publishes records of runs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show_parser = commands.add_parser("show", help="print a run and its most telling metric in one line")
+    show_parser = commands.add_parser("show", help="print a run, its main metric and its duration in one line")
     show_parser.add_argument("record", type=Path, help="JSON file of a record")
-    pack_parser = commands.add_parser("pack", help="write a finished folder of records as one published file")
-    pack_parser.add_argument("folder", type=Path, help="a folder of records, or a folder of several such folders")
-    pack_parser.add_argument("--out", default="", help="the file to write (default: next to the folder, with its name)")
+    pack_parser = commands.add_parser("pack", help="pack a finished folder of records into a .jsonl and an .npz file")
+    pack_parser.add_argument("folder", type=Path, help="folder of records, or a folder of several such folders")
+    pack_parser.add_argument("--out", default="", help=".jsonl file to write (default: FOLDER.jsonl)")
     args = parser.parse_args(argv)
     try:
         if args.command == "show":

@@ -184,11 +184,13 @@ class RunConfig(Group):
     arm: str = parameter("", "name of the record; empty: the stream, or for a student d3d (rgb_longer if lambda_ is 0)")
     seed: int = parameter(
         0,
-        "0 to 999: draws training sprites, initial weights and batch order; selects the networks to examine",
+        "0 to 999: seed of training sprites, initial weights and batch order; selects the networks to examine",
         low=0,
         high=MAX_SEED - 1,
     )
-    twin: int = parameter(0, "1: the clips of twin 0, but other initial weights and another batch order", low=0, high=1)
+    twin: int = parameter(
+        0, "1: a second run of the seed, with the same clips, but other initial weights and batch order", low=0, high=1
+    )
     processes: int = parameter(1, "processes that train one network, one per GPU; 0: all GPUs of this machine", low=0)
     save_every: float = parameter(60.0, "seconds between saved states, from which a killed run resumes", above=0)
     results: str = parameter("results/local", "folder of the records, weights and predictions")
@@ -264,7 +266,9 @@ class AttributionConfig(Group):
     data: DataConfig = DataConfig()
     examined: EndpointConfig = EndpointConfig()
     clips: int = parameter(16, "number of clips to attribute, the first of split iid", low=1)
-    steps: int = parameter(32, "steps of integrated gradients from a grey clip to the clip, at least 2", low=2)
+    steps: int = parameter(
+        32, "steps of integrated gradients from the clip's mean colour to the clip, at least 2", low=2
+    )
 
     def check(self) -> None:
         if self.clips > self.data.test_clips:

@@ -142,8 +142,10 @@ def dump(profile: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="d3d profile", description="Prints a profile merged with what it extends.")
-    parser.add_argument("profile", type=Path, help="such as notebooks/params/portable.yaml")
+    parser = argparse.ArgumentParser(
+        prog="d3d profile", description="Prints a profile, merged with the profiles that it extends, as YAML."
+    )
+    parser.add_argument("profile", type=Path, help="YAML file, such as notebooks/params/portable.yaml")
     args = parser.parse_args(argv)
     try:
         print(dump(read_profile(args.profile)), end="")

@@ -1,9 +1,11 @@
 """Run records: one JSON file per run, written atomically at the end of the run, and one tidy table of all records.
 
     table = load("results/smoke")        # experiment, arm, seed, metric, value, stand_in
-    table = load("results/h200.jsonl")   # the same for a published study (d3d/study/archive.py)
+    table = load("results/h200.jsonl")   # the same from an archive
 
-A working folder holds <experiment>/<arm>-seed<seed>.json, and next to it the run's .npz, .jsonl and .safetensors.
+A working folder holds <experiment>/<arm>-seed<seed>.json, and next to it the run's .npz, .jsonl and .safetensors. An
+archive is a published study: all records in one .jsonl file, all arrays in one .npz file (d3d/study/archive.py). An arm
+is a network, ensemble or variant that a study compares, such as `rgb` or `d3d`.
 """
 
 import hashlib
@@ -33,7 +35,7 @@ PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
     *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
 )
-# Endings of metric names; a headline shows the first that a record has.
+# Suffixes of metric names, in order of preference for the one-line summary of a record.
 HEADLINE_METRICS = ("iid/top1", "/test/top1", "/val/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
 
 
@@ -47,14 +49,18 @@ class Record:
 
     Attributes:
         experiment: name of the experiment.
-        arm: name of the arm.
+        arm: name of the arm, such as `rgb`.
         seed: seed of the run.
         params: all parameters that the experiment's notebook can set.
         metrics: values by name, such as `iid/top1`.
         stand_in: whether rendered sprites stand in for the paper's videos.
-        provenance: origin of the run, from `provenance`, with its `seconds` and `made_from`.
-        files: which video files were listed, found, missing and refused; empty for sprites.
-        arrays: shortened SHA-256 of the .npz file; empty: there is none. In a published study: of the arrays.
+        provenance: the result of `provenance()`, plus `seconds` (duration of the run) and `made_from` (the arm's
+            inputs, see d3d/study/plan.py).
+        files: for video files, the numbers of clips `listed`, `found`, `missing` and `decoded`, and `refused` (path of
+            each unreadable file to the reason), `missing_first` (up to 20 names) and, with flow, `flow`; empty for
+            sprites.
+        arrays: checksum of the arrays; empty: there are none. The first 16 hex digits of the SHA-256 of the .npz file,
+            or in an archive of the record's arrays (`arrays_digest`).
         schema: version of this format.
     """
 
@@ -76,7 +82,7 @@ class Record:
 
 
 def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> Path:
-    """Writes <results>/<experiment>/<arm>-seed<seed>.json, after the .npz file of `arrays` if there are any.
+    """Writes the arrays, if any, to <arm>-seed<seed>.npz in <results>/<experiment>, then the record to the .json.
 
     Returns:
         The path of the JSON file.
@@ -118,20 +124,20 @@ def read(path: str | Path) -> Record:
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
-    """The fields of a record from its JSON; `where` names the source in errors."""
+    """Reads the fields of a record from its JSON; `where` names the source in errors."""
     try:
         fields = json.loads(content)
     except ValueError:
-        raise RecordError(f"{where} is not complete JSON, as a record must be: delete it and run it again") from None
+        raise RecordError(f"{where} is not complete JSON, as a record must be: delete it and repeat the run") from None
     if not isinstance(fields, dict) or "schema" not in fields:
         raise RecordError(f"{where} is not a run record: it has no field 'schema'")
     return fields
 
 
 def _to_record(fields: dict[str, Any], where: str) -> Record:
-    """A record from its fields, whose types are checked; `where` names the source in errors."""
+    """Makes a record from its fields and checks their types; `where` names the source in errors."""
     if fields["schema"] != SCHEMA:
-        raise RecordError(f"{where} has schema {fields['schema']!r}, this version reads {SCHEMA}: run it again")
+        raise RecordError(f"{where} has schema {fields['schema']!r}, this version reads {SCHEMA}: repeat the run")
     try:
         record = Record(**fields)
     except TypeError as error:
@@ -147,15 +153,18 @@ def _to_record(fields: dict[str, Any], where: str) -> Record:
 
 
 def is_archive(results: str | Path) -> bool:
-    """Whether `results` is a published study, one .jsonl file, rather than a working folder."""
+    """Whether `results` is an archive, a .jsonl file, rather than a working folder."""
     return Path(results).suffix == ".jsonl"
 
 
 def read_cells(results: str | Path) -> dict[str, list[Record]]:
-    """Reads the records of a published study, grouped by cell: the folder in which they were made.
+    """Reads the records of an archive, grouped by cell.
+
+    An archive packed from several folders of records, such as the cells of a grid of parameters, has one cell per
+    folder.
 
     Returns:
-        Records by the name of their cell; the name is empty if the study was packed from a single folder.
+        Records by the name of their cell; the name is empty if the archive was packed from a single folder.
 
     Raises:
         RecordError: for a line that is not a record, naming it.
@@ -171,10 +180,17 @@ def read_cells(results: str | Path) -> dict[str, list[Record]]:
 
 
 def read_all(results: str | Path, experiments: Sequence[str] = ("*",)) -> list[Record]:
-    """Reads all records of some experiments from a working folder or a published study; empty if there are none.
+    """Reads the records of a working folder or an archive.
+
+    Args:
+        results: the working folder or the archive.
+        experiments: names of the experiments to read; ("*",): all.
+
+    Returns:
+        The records; empty if there are none.
 
     Raises:
-        RecordError: for an invalid record, or for records that `check_comparable` refuses.
+        RecordError: for an invalid record, or for records that fail `check_comparable`.
     """
     if is_archive(results):
         cells = list(read_cells(results).values())
@@ -186,7 +202,7 @@ def read_all(results: str | Path, experiments: Sequence[str] = ("*",)) -> list[R
 
 
 def check_comparable(records: Sequence[Record], results: str | Path) -> None:
-    """Checks that no run is recorded twice and that all seeds of an arm have the same parameters, so can be averaged.
+    """Checks that no run is recorded twice and that all seeds of an arm have the same parameters.
 
     Raises:
         RecordError: otherwise, naming the records and `results`, where they come from.
@@ -215,38 +231,38 @@ def read_arrays(results: str | Path, record: Record, *, cell: str = "") -> dict[
     """Reads the arrays that belong to a record.
 
     Args:
-        results: a working folder or a published study.
-        record: a record read from there.
-        cell: cell of the record, in a published study that has several.
+        results: the working folder or archive from which the record was read.
+        record: the record.
+        cell: cell of the record, in an archive that has several.
 
     Raises:
         FileNotFoundError: if the record has no arrays.
-        RecordError: if the file is truncated or its arrays belong to another run.
+        RecordError: if the file is truncated or does not match the checksum in the record.
     """
     if is_archive(results):
-        return _published_arrays(arrays_path(results), record, cell)
+        return _read_archived_arrays(arrays_path(results), record, cell)
     path = Path(results) / record.experiment / f"{record.name}.npz"
     if not path.is_file():
-        raise FileNotFoundError(f"no arrays at {path}, beside its record: run {record.experiment!r} again")
+        raise FileNotFoundError(f"{path} is missing, although its record exists: run {record.experiment!r} again")
     content = path.read_bytes()
     if _short_sha256(content) != record.arrays:
-        raise RecordError(f"{path} holds other arrays than its record says: run {record.experiment!r} again")
+        raise RecordError(f"{path} does not match the checksum in its record: run {record.experiment!r} again")
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return dict(file)
 
 
 def arrays_path(archive: str | Path) -> Path:
-    """Returns the path of the .npz file of a published study."""
+    """Returns the path of the .npz file of an archive."""
     path = Path(archive)
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.npz")
 
 
 def array_prefix(record: Record, cell: str = "") -> str:
-    """Returns the prefix of the names of a record's arrays in a published study."""
+    """Returns the prefix of the names of a record's arrays in an archive."""
     return f"{cell}/{record.experiment}/{record.name}/" if cell else f"{record.experiment}/{record.name}/"
 
 
-def _published_arrays(path: Path, record: Record, cell: str) -> dict[str, np.ndarray]:
+def _read_archived_arrays(path: Path, record: Record, cell: str) -> dict[str, np.ndarray]:
     prefix = array_prefix(record, cell)
     if not record.arrays or not path.is_file():
         raise FileNotFoundError(f"no arrays of {prefix[:-1]} in {path}: they were not published")
@@ -254,7 +270,8 @@ def _published_arrays(path: Path, record: Record, cell: str) -> dict[str, np.nda
         with np.load(path, allow_pickle=False) as file:
             arrays = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
             if arrays_digest(arrays) != record.arrays:
-                raise RecordError(f"{path} holds other arrays of {prefix[:-1]} than its record says")
+                raise RecordError(f"the arrays of {prefix[:-1]} in {path} do not match the checksum in the record")
+            # An array `labels/<split>` is the digest of the labels, which are stored once as `labels/<split>/<digest>`.
             labels = {name: file[f"{name}/{x}"] for name, x in arrays.items() if name.startswith("labels/")}
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise RecordError(f"{path} is not a complete archive of arrays: {error}") from None
@@ -268,10 +285,12 @@ def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> list[Record]:
-    """Reads the records of an experiment's arms at their lowest seed, in the order of `arms`.
+    """Reads the records of the lowest seed that any of the arms has, in the order of `arms`.
+
+    Arms without a record of that seed are left out.
 
     Raises:
-        FileNotFoundError: if there are none.
+        FileNotFoundError: if no arm has a record.
     """
     records = [record for record in read_all(results, [experiment]) if record.arm in arms]
     if not records:
@@ -284,7 +303,7 @@ def load(results: str | Path, *, needs: Sequence[str] = ()):
     """Reads all records into one tidy pandas table with one row per metric; empty if there are none.
 
     Args:
-        results: a working folder or a published study.
+        results: the working folder or the archive.
         needs: experiments that must have records.
 
     Returns:
@@ -307,10 +326,9 @@ def load(results: str | Path, *, needs: Sequence[str] = ()):
 
 
 def provenance(*, source: str, notebook: str, device: str) -> dict[str, Any]:
-    """Returns the origin of a run: its code, packages, device and starting time; to be called when the run starts.
+    """Returns the origin of a run: its code, packages, device and starting time; call it when the run starts.
 
-    Without git history, the environment variables D3D_COMMIT and D3D_DIRTY say which commit it is and whether it was
-    changed.
+    The environment variables D3D_COMMIT and D3D_DIRTY override commit and dirty, for copies without git history.
 
     Args:
         source: hash of the code that computes the run.
@@ -318,7 +336,8 @@ def provenance(*, source: str, notebook: str, device: str) -> dict[str, Any]:
         device: name of the device.
 
     Returns:
-        commit, dirty, source, notebook, packages (versions by name), device and started (UTC, ISO 8601).
+        commit, dirty (whether the code differs from the commit), source, notebook, packages (versions by name), device
+        and started (UTC, ISO 8601).
     """
     return {
         "commit": os.environ.get("D3D_COMMIT") or _git("rev-parse", "HEAD") or "unknown",
@@ -358,8 +377,8 @@ def _version(name: str) -> str:
 
 
 def headline(record: Record) -> str:
-    """Returns one line: the run, its most telling metric and its seconds."""
-    ranked = (name for ending in HEADLINE_METRICS for name in record.metrics if name.endswith(ending))
+    """Returns one line: the run, its main metric and its duration."""
+    ranked = (name for suffix in HEADLINE_METRICS for name in record.metrics if name.endswith(suffix))
     metric = next(ranked, next(iter(record.metrics), None))
     value = f"{metric} {record.metrics[metric]:.3f}" if metric else "no metric"
     return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance.get('seconds', 0):6.1f} s"

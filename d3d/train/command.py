@@ -75,7 +75,7 @@ def _stop_after(pid: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     """The parser, with one flag per parameter of `train` and `distill`, generated from the schema."""
     parser = argparse.ArgumentParser(prog="d3d train", description="Trains or distils one network.")
-    parser.add_argument("--config", help="YAML: experiment (train or distill) and its parameters, or a whole profile")
+    parser.add_argument("--config", help="YAML file: experiment (train or distill) and its parameters, or a profile")
     parser.add_argument("--experiment", choices=plan.TRAINED, help="default: the one in --config, or else train")
     for name, default in defaults("distill").items():
         field = field_of("distill", name)

@@ -18,13 +18,13 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-# A file that lasts less than this fraction of the duration in its header was cut short.
+# A file that lasts less than this fraction of the duration in its header is truncated.
 MIN_COMPLETE = 0.95
 # FFmpeg also opens text files and still images as videos.
 NON_VIDEO_FORMATS = ("tty", "image2", "_pipe")
 # Formats with reliable times after a seek; files of other formats are decoded from their first frame.
 SEEKABLE_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts")
-# Seconds before the requested time to seek to, tried in turn: an index may list a key frame that is none.
+# Seconds before the requested time to seek to, tried in turn: an index may mark frames as key frames that are not.
 SEEK_MARGINS = (0.0, 2.0, 10.0, 60.0)
 
 
@@ -95,7 +95,7 @@ def read_clip(
         float32 (3, T, crop, crop), RGB in [0, 1], rotated upright as the file's metadata says.
 
     Raises:
-        VideoError: If the file cannot be read, holds no video, is cut short or damaged within the clip, or ends before
+        VideoError: If the file cannot be read, holds no video, is truncated or damaged within the clip, or ends before
             `start`.
         ValueError: If a parameter is out of range.
     """
@@ -116,7 +116,18 @@ def read_frames(
 
 
 def to_clip(images: list[np.ndarray], *, frames: int = 64, short_side: int = 224, crop: int = 224) -> Tensor:
-    """Makes a clip, float32 (3, T, H, W) in [0, 1], of RGB images, uint8 (H, W, 3), as `read_clip` does."""
+    """Resizes, centre-crops and loops RGB images to a clip.
+
+    Args:
+        images: uint8 (H, W, 3) each.
+        frames, short_side, crop: As in `read_clip`.
+
+    Returns:
+        float32 (3, T, crop, crop) in [0, 1].
+
+    Raises:
+        ValueError: If crop is larger than short_side.
+    """
     if crop > short_side:
         raise ValueError(f"crop ({crop}) must not be larger than short_side ({short_side})")
     clip = looped(TF.center_crop(resize(images, short_side), [crop, crop]), frames).permute(1, 0, 2, 3)
@@ -132,7 +143,7 @@ def resize(images: list[np.ndarray], short_side: int) -> Tensor:
 
 
 def looped(clip: Tensor, frames: int) -> Tensor:
-    """The first `frames` frames of a clip (T, ...), which starts again at its first frame if it has fewer."""
+    """Returns the first `frames` frames of a clip (T, ...); a shorter clip is repeated from its start."""
     return clip[:frames] if len(clip) >= frames else clip[torch.arange(frames) % len(clip)]
 
 
@@ -172,11 +183,13 @@ def iter_frames(
                 yield image
             yielded += repeats
         if not yielded:
-            raise PastEndError(f"{path} has no frame to decode from {start:g} s on: it ends after {video.end:.2f} s")
+            raise PastEndError(f"{path} has no frames at or after {start:g} s: it ends after {video.end:.2f} s")
 
 
 def check(path: str | Path) -> VideoInfo:
-    """Checks that a video file is complete; reads all of its packets, but decodes only the first frame.
+    """Checks that a video file is complete and returns its duration, frame rate and size.
+
+    Reads all packets, but decodes only the first frame.
 
     Raises:
         VideoError: If the file cannot be read, holds no video or ends before the duration in its header.
@@ -184,7 +197,7 @@ def check(path: str | Path) -> VideoInfo:
     with _VideoFile(path) as video:
         first = next(iter(video.frames_from(0.0)), None)
         if first is None:
-            raise VideoError(f"{path} has no frame to decode")
+            raise VideoError(f"{path} has no frame that can be decoded")
         shape = video.rotate(first[0].to_ndarray(format="rgb24")).shape
         return VideoInfo(video.measure_duration(), video.rate, *shape[:2])
 
@@ -195,7 +208,7 @@ class _VideoFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_file():
-            raise VideoError(f"{path} is no file, but a folder or a device")
+            raise VideoError(f"{path} is not a regular file")
         try:
             # Metadata may be in any encoding, and a playlist must not open other addresses.
             self.container = av.open(str(path), metadata_errors="ignore", options={"protocol_whitelist": "file"})
@@ -205,7 +218,7 @@ class _VideoFile:
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams or name.endswith(NON_VIDEO_FORMATS):
             self.container.close()
-            raise VideoError(f"{path} holds no video, but {self.container.format.long_name or name}")
+            raise VideoError(f"{path} holds no video stream: its format is {self.container.format.long_name or name}")
         self.stream = streams[0]
         if self.stream.codec_context is None:
             self.container.close()
@@ -213,7 +226,7 @@ class _VideoFile:
         # One core per file: several files are read in parallel.
         self.stream.codec_context.thread_count = 1
         self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)
-        # Times rounded to milliseconds put a frame up to one tick early or late; times in whole frames are exact.
+        # If the time base is finer than a frame, rounded times may be off by up to one tick; otherwise they are exact.
         tick = float(self.stream.time_base)
         self.tolerance = 0.75 * tick if tick < 0.25 / self.rate else 1e-6
         self.seekable = name in SEEKABLE_FORMATS
@@ -312,13 +325,13 @@ class _VideoFile:
         expected = self._header_duration()
         if self.end < MIN_COMPLETE * expected - 0.1:
             raise VideoError(
-                f"{self.path} is cut: it has {self.end:.1f} of the {expected:.1f} seconds that its header states"
+                f"{self.path} is truncated: it has {self.end:.1f} of the {expected:.1f} seconds that its header states"
             )
 
     def _header_duration(self) -> float:
         """Seconds of video according to the header, 0 if it states none; audio may last longer."""
         container, stream = self.container, self.stream
-        # Of an AVI that was cut short, FFmpeg reports the remaining seconds but the original number of frames.
+        # For a truncated AVI, FFmpeg reports the remaining seconds but the original number of frames.
         if self.uses_dts and stream.frames:
             return stream.frames / self.rate
         if stream.duration:

@@ -159,7 +159,7 @@ def test_a_folder_of_class_folders(folder):
     assert data.files["found"] == 13
     assert data.files["decoded"] == 10
     assert sorted(name.split("/")[-1] for name in data.refused) == ["cut.avi", "gone.mp4", "notes.txt"]
-    assert "is cut" in next(v for k, v in data.refused.items() if k.endswith("cut.avi"))
+    assert "is truncated" in next(v for k, v in data.refused.items() if k.endswith("cut.avi"))
     train, test = data.splits["train"], data.splits["folder/test"]
     assert sorted(train.labels.tolist()) == [0] * 4 + [1] * 4
     assert sorted(test.labels.tolist()) == [0, 1]

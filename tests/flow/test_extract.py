@@ -128,7 +128,7 @@ def test_a_cache_of_other_parameters_raises_an_error(root, tmp_path):
     with pytest.raises(CacheError, match=r"made with fps 25 instead of 12.5, bound 3 instead of 20.0: use its"):
         run(root, tmp_path / "cache", FlowSpec(fps=12.5, short_side=24))
     (tmp_path / "cache" / "manifest.json").write_text("[]")
-    with pytest.raises(CacheError, match=r"manifest.json is no manifest of a flow cache"):
+    with pytest.raises(CacheError, match=r"manifest.json is not the manifest of a flow cache"):
         open_cache(tmp_path / "cache", SPEC)
     with pytest.raises(FileNotFoundError, match=r"no flow cache at .*absent: `d3d flow --out"):
         open_cache(tmp_path / "absent", SPEC)
@@ -191,7 +191,7 @@ def test_the_command_reports_progress_and_totals(root, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "5 listed, 5 found, 0 missing" in out
     assert "5 videos, 0 of them already done; on cpu" in out
-    assert "refused: " in out
+    assert "unreadable video skipped: " in out
     assert "bad.avi cannot be opened as a video" in out
     assert "5 of 5 videos" in out
     assert "fields/s, took" in out
@@ -261,7 +261,7 @@ def test_a_video_that_another_process_computes_is_skipped(root, tmp_path):
     with open(partial_path, "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         extract([root / NAMES[0]], root, tmp_path / "cache", SPEC, report=lines.append)
-    assert "skipped, another process computes it: wave/a.mp4" in lines
+    assert "skipped, another process is computing it: wave/a.mp4" in lines
     assert partial_path.is_file()
     run(root, tmp_path / "cache")
     assert len(contents(tmp_path / "cache")) == 4

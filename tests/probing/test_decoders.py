@@ -92,7 +92,7 @@ def test_results_depend_on_the_seed_alone_and_cover_all_endpoints():
             dense_endpoint="Mixed_4f",
             epochs=1,
             batch_size=16,
-            num_saved_clips=2,
+            num_returned_clips=2,
             seed=seed,
         )
         for seed in (0, 0, 1)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from d3d.report import comparisons
-from d3d.report.ledger import Claim, Claims, Condition, Finding, judge, measure
+from d3d.report.ledger import Claim, Condition, Finding, Ledger, judge, measure
 from d3d.report.stats import Interval
 from d3d.study import archive, records
 from d3d.study.records import Record
@@ -41,10 +41,10 @@ def test_a_linear_condition_is_rewritten_as_a_ratio():
     claim = Claim("H1", "", "", "", conditions=conditions)
     # a = b + 0.25 (c - b) for the first seed, b + 0.75 (c - b) for the second.
     rows = table({"a": [0.3, 0.35], "b": [0.2, 0.2], "c": [0.6, 0.4]})
-    ratio = comparisons.ratio_condition(judge(Claims((claim,), 3), rows), "H1")
+    ratio = comparisons.ratio_condition(judge(Ledger((claim,), 3), rows), "H1")
     assert (ratio.metric, ratio.above) == (TOP1, 0.1)
     assert measure(rows, Condition(ratio.contrast, ratio.metric)).values == pytest.approx((0.25, 0.75))
-    without = judge(Claims((Claim("H2", "", "", "", conditions=conditions[:1]),), 3), rows)
+    without = judge(Ledger((Claim("H2", "", "", "", conditions=conditions[:1]),), 3), rows)
     with pytest.raises(KeyError, match="H2 has no condition of the form"):
         comparisons.ratio_condition(without, "H2")
 
@@ -69,7 +69,7 @@ def test_difference_table_has_bounds_units_and_no_missing_findings():
 def test_a_condition_of_two_claims_comes_once():
     conditions = (Condition("a - b", TOP1, 0.0),)
     claims = tuple(Claim(name, "", "", "", conditions=conditions) for name in ("H1", "H2", "H3"))
-    verdicts = judge(Claims(claims, 2), table({"a": [0.5, 0.6], "b": [0.2, 0.5]}))
+    verdicts = judge(Ledger(claims, 2), table({"a": [0.5, 0.6], "b": [0.2, 0.5]}))
     assert comparisons.claim_differences(verdicts, ["H2", "H3"])["label"].to_list() == ["H2: a − b\niid top-1"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from d3d.report import ledger
-from d3d.report.ledger import ClaimError, Claims, Condition, Finding, judge, measure, outcome, read_claims
+from d3d.report.ledger import ClaimError, Condition, Finding, Ledger, judge, measure, outcome, read_claims
 from d3d.report.pages import finding_text
 from d3d.report.stats import Interval, interval
 
@@ -139,8 +139,8 @@ def test_a_reported_rule_is_not_judged(tmp_path):
         ({"all": [{"contrast": "d3d", "metric": "m"}]}, "a judged condition has one of above and below"),
         ({"report": [{"contrast": "d3d", "metric": "m", "above": 0}]}, "a reported one neither"),
         ({"all": [{"contrast": "d3d", "metrik": "m", "above": 0}]}, "unexpected keyword argument 'metrik'"),
-        ({"follows": "H9"}, "follows 'H9', which is no claim"),
-        ({"follows": "H1"}, "follows 'H1', which is no claim with a rule of its own"),
+        ({"follows": "H9"}, "follows 'H9', which is not a claim"),
+        ({"follows": "H1"}, "follows 'H1', which is not a claim with its own conditions"),
         ({"all": []}, "claim H1 has an empty rule"),
         ({"all": [{"contrast": "max()", "metric": "m", "above": 0}]}, "'max\\(\\)' is not a contrast"),
         ({"all": [{"contrast": "1 / 0", "metric": "m", "above": 0}]}, "claim H1: '1 / 0' is not a contrast"),
@@ -156,7 +156,7 @@ def test_a_rule_that_does_not_parse_names_its_claim(tmp_path, rule, message):
 
 def test_the_ledger_lists_every_claim():
     listed = read_claims()
-    assert isinstance(listed, Claims)
+    assert isinstance(listed, Ledger)
     ids = [claim.id for claim in listed.claims]
     assert ids == [*(f"A{i}" for i in range(1, 4)), *(f"B{i}" for i in range(1, 12)), *(f"H{i}" for i in range(1, 10))]
     rows = {c.id: c for c in listed.claims}

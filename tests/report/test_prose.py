@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from d3d.report import front, labels, pages, prose
-from d3d.report.ledger import Claim, Claims, Condition, judge, read_claims
+from d3d.report.ledger import Claim, Condition, Ledger, judge, read_claims
 from d3d.report.stats import Interval
 
 CLAIMS = read_claims()
@@ -189,7 +189,7 @@ def decision(*values_and_bounds, seeds=10, judged=True):
     claim = Claim("H1", "", "", "", judged=judged, conditions=conditions)
     rows = [(f"a{i}", s, TOP1, v + 0.01 * (s % 2)) for i, (v, _) in numbered for s in range(seeds)]
     rows = pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]).assign(stand_in=True)
-    return prose.decision_text(judge(Claims((claim,), 10), rows)[0])
+    return prose.decision_text(judge(Ledger((claim,), 10), rows)[0])
 
 
 def test_what_decided_a_verdict():

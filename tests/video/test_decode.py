@@ -115,7 +115,7 @@ def test_files_that_are_no_video_are_named(tmp_path):
 
 
 def test_a_start_past_the_end_is_named(ramp):
-    with pytest.raises(VideoError, match=r"no frame to decode from 60 s on: it ends after 2.00 s"):
+    with pytest.raises(VideoError, match=r"no frames at or after 60 s: it ends after 2.00 s"):
         read_clip(ramp, start=60)
 
 
@@ -370,7 +370,7 @@ class TestDamage:
                     target.mux(packet)
         assert check(path).seconds == pytest.approx(1.6)
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-        with pytest.raises(VideoError, match=r"a.mp4 is (cut|damaged)"):
+        with pytest.raises(VideoError, match=r"a.mp4 is (truncated|damaged)"):
             check(path)
         assert len(read_frames(path, frames=4)) == 4
 
@@ -426,7 +426,7 @@ class TestDamage:
             stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
             container.start_encoding()
         for read in (read_clip, check):
-            with pytest.raises(VideoError, match=r"none.mkv (has no frame to decode|cannot be opened|holds a video)"):
+            with pytest.raises(VideoError, match=r"none.mkv (has no frame that|cannot be opened|holds a video)"):
                 read(path)
 
     def test_folders_pipes_and_loops_of_links_raise_an_error(self, tmp_path):
@@ -435,7 +435,7 @@ class TestDamage:
         (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
         (tmp_path / "file").touch()
         for name in ("pipe.mp4", "folder.mp4", "loop.mp4", "file/below.mp4"):
-            with pytest.raises(VideoError, match=f"{name} (is no file|cannot be opened)"):
+            with pytest.raises(VideoError, match=f"{name} (is not a regular file|cannot be opened)"):
                 check(tmp_path / name)
 
     def test_a_playlist_opens_no_other_address(self, tmp_path):
