@@ -142,9 +142,10 @@ def exploration_findings(table: pd.DataFrame, settled: pd.DataFrame) -> list[tup
     """Measures students against their controls in iid top-1, in the study and in both halves of the exploration.
 
     Returns:
-        Pairs of the name of the records (`the study`, `settled, seeds 0 to 4`, …) and the finding.
+        Pairs of the name of the records (`the study`, `longer training, seeds 0 to 4`, …) and the finding.
     """
-    tables = {"the study": table} | {f"settled, {name}": half for name, half in exploration_halves(settled).items()}
+    halves = exploration_halves(settled).items()
+    tables = {"the study": table} | {f"longer training, {name}": half for name, half in halves}
     conditions = [Condition(contrast, "iid/top1") for contrast in EXPLORATION_CONTRASTS]
     return [(name, measure(rows, condition)) for condition in conditions for name, rows in tables.items()]
 

@@ -15,13 +15,13 @@ GROUP_LABELS = {
     "": "all classes",
     "motion/": "motion pairs",
     "appearance/": "appearance pairs",
-    "both/": "differ in both",
+    "both/": "classes differing in both",
 }
 SCORE_LABELS = {
     "r2": "R² of {}",
     "r2_within": "R² of {} within class",
     "selectivity": "selectivity for {}",
-    "accuracy": "accuracy for {}",
+    "accuracy": "probe accuracy for {}",
 }
 UNITS = {
     "top1": "top-1", "top1_gain": "top-1", "epe": "px per frame", "target_epe": "px per frame", "accuracy": "accuracy",
@@ -98,6 +98,14 @@ def number_text(value: Interval | None, *, signed: bool = False) -> str:
     text = f"{value.mean:{digits}}"
     text += f" [{value.low:{digits}}, {value.high:{digits}}]" if value.n > 1 else " (one value)"
     return text.replace("-", "−")
+
+
+def percent_text(value: Interval | None) -> str:
+    """Formats the interval of a proportion as `54 % [35, 73]`; the exceptions are those of `number_text`."""
+    if value is None or not np.isfinite(value.mean):
+        return number_text(value)
+    mean, low, high = (f"{100 * v:.0f}".replace("-", "−") for v in value[:3])
+    return f"{mean} % [{low}, {high}]" if value.n > 1 else f"{mean} % (one value)"
 
 
 def endpoints_of(table: pd.DataFrame) -> list[str]:

@@ -26,14 +26,14 @@ from d3d.study.plan import BENCH, PUBLISHED, REGIME, SMOKE, TRAINED, TUNING, boo
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
 
-Every claim, its conditions as the ledger computes them, and the command that measures them. Each number is a mean over
-seeds with its 95 % interval (Student's t). The commands of the rows B1 to B11 need the data sets, prepared as in
+Every claim, its conditions as measured, and the command that measures them. Each number is a mean over seeds with its
+95 % confidence interval (Student's t). The commands of the rows B1 to B11 need the data sets, prepared as in
 [Bring your own video](../videos.md). A network that starts from weights of another data set gets a new classifier.
 """
 PARAMETERS = """# Parameters
 
-Every parameter of every experiment, from the one schema that notebooks, profiles and `d3d train` share. The meaning of
-a parameter says where it applies to sprites only or to video files only.
+Every parameter of every experiment, from the schema that notebooks, profiles and `d3d train` share. The meaning
+says if a parameter applies only to sprites or only to video files.
 """
 STATUS = """# Status
 
@@ -51,7 +51,8 @@ BEGIN, END = "<!-- findings: written by `make readme` from book/index.md -->", "
 def regime_table(study: Path) -> pd.DataFrame:
     """Tabulates the search for the clips' parameters: one row per cell, by start, with iid top-1 by arm and group.
 
-    `in the regime` means flow < RGB < two-stream, with two-stream between .80 and .92. Missing values are empty.
+    `in the regime` means flow < RGB < two-stream in top-1, with two-stream between .80 and .92. Missing values are
+    empty.
 
     Raises:
         ValueError: a cell holds several seeds of an arm.
@@ -100,8 +101,8 @@ def banner(results: Path) -> str:
     if not seeds:
         return "No run is recorded yet: `make book` makes the smoke study, and the published study is still to come."
     return (
-        f"The machine that built these pages made the numbers below: tiny networks, {len(seeds)} seeds. They show that "
-        "every path works and decide no claim; the published study on a GPU is still to come."
+        f"The numbers come from the machine that built these pages: tiny networks, {len(seeds)} seeds. They show that "
+        "every step works and decide no claim; this part of the published study is still to come."
     )
 
 

@@ -70,7 +70,7 @@ def region_errors(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mappi
 
 @styled
 def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: float = 0.02) -> Figure:
-    """Draws how often choices between two classes are right, against chance (one half): one dot per seed.
+    """Draws two-way accuracy against chance (one half): one dot per seed.
 
     Args:
         table: as `records.load` gives it.
@@ -85,7 +85,7 @@ def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: fl
         axis.scatter(values, np.full(len(values), y), color=_COLOURS[0], s=22, zorder=3, edgecolor="white", lw=0.5)
         axis.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color=_COLOURS[0], lw=2)
     axis.set_yticks(range(len(rows)), list(rows.values())[::-1])
-    axis.set(xlabel="right choices between the two classes of a pair", xlim=(0.38, 1.02))
+    axis.set(xlabel="two-way accuracy between the classes of a pair", xlim=(0.38, 1.02))
     axis.grid(axis="x", color="0.94")
     axis.set_axisbelow(True)
     return figure
@@ -215,8 +215,8 @@ def training_curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure
                 label=None if arm in in_legend else label(arm),
             )
         in_legend.add(arm)
-    axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="training clips")
-    axes[0, 1].set(xlabel="epoch", ylabel="top-1", title="training clips", ylim=(0, 1))
+    axes[0, 0].set(xlabel="epoch", ylabel="cross-entropy (nats)", title="cross-entropy, training clips")
+    axes[0, 1].set(xlabel="epoch", ylabel="top-1", title="top-1, training clips", ylim=(0, 1))
     for axis in axes[0] if not histories else ():
         mark_no_data(axis)
     if histories:
@@ -230,7 +230,7 @@ def differences(table: pd.DataFrame) -> Figure:
 
     Args:
         table: columns label, unit, values (one per seed), mean, low, high, bound, and side: 1 where a claim requires
-            more than the bound (dotted), -1 for less, 0 for no bound. The required side is shaded.
+            more than the bound (dotted), -1 for less, 0 for no bound. The required side is green.
     """
     units = list(dict.fromkeys(table["unit"])) if len(table) else [""]
     sizes = [max(1, (table["unit"] == name).sum()) if len(table) else 1 for name in units]
@@ -255,7 +255,7 @@ def differences(table: pd.DataFrame) -> Figure:
         for y, bound, side in bounds:
             beyond = (bound, right) if side > 0 else (left, bound)
             axis.fill_betweenx([y - 0.42, y + 0.42], *beyond, color="#dcebd8", zorder=-1, lw=0)
-        axis.set(xlim=(left, right), xlabel=f"{name}; shaded: what is claimed" if bounds else name)
+        axis.set(xlim=(left, right), xlabel=f"{name}; green: condition holds" if bounds else name)
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.grid(axis="x", color="0.92")
         axis.set_axisbelow(True)
@@ -311,12 +311,12 @@ def lambdas(
 
 @styled
 def families(tables: Mapping[str, pd.DataFrame], *, classes: Sequence[str], names: Sequence[str]) -> Figure:
-    """Draws heat maps of the proportion of each appearance family within each class, one panel per setting.
+    """Draws heat maps of the proportion of clips with each appearance within each class, one panel per setting.
 
     Args:
         tables: title to a table of clips with the columns class and family.
         classes: the rows.
-        names: the families, which are the columns.
+        names: the appearances, which are the columns.
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables) + 1.6, 4.4), sharey=True, squeeze=False)
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
@@ -326,7 +326,7 @@ def families(tables: Mapping[str, pd.DataFrame], *, classes: Sequence[str], name
         sns.heatmap(
             proportions.fillna(0), ax=axis, vmin=0, vmax=1, cmap="mako_r", cbar=axis is axes[0, -1], linewidths=0.5
         )
-        axis.set(title=title, xlabel="family of the target", ylabel="")
+        axis.set(title=title, xlabel="appearance of the target", ylabel="")
         axis.tick_params(axis="x", labelsize=8, rotation=60)
         axis.tick_params(length=0)
     figure.tight_layout()

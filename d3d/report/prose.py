@@ -1,5 +1,6 @@
 """Sentences and tables of the chapters, made from records and verdicts; they read correctly whatever was measured."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
@@ -17,7 +18,7 @@ from d3d.report.comparisons import (
     ratio_condition,
     variants,
 )
-from d3d.report.labels import NEEDS_DATA, contrast_label, label, metric_label, number_text
+from d3d.report.labels import NEEDS_DATA, contrast_label, label, metric_label, number_text, percent_text
 from d3d.report.ledger import (
     REFUTED,
     SUPPORTED,
@@ -31,6 +32,10 @@ from d3d.report.ledger import (
 )
 from d3d.report.stats import Interval, interval
 
+# Metrics of H2's conditions on motion; its other conditions are on appearance.
+MOTION_METRICS = ("motion/r2_within", "target_epe")
+# Words for the outcome of a condition where it is not that of a verdict.
+CONDITION_WORDS = {SUPPORTED: "met", REFUTED: "violated"}
 # Comparisons that the chapters report and that decide no claim.
 REPORTED_CONTRASTS = [
     ("two_stream_logits - two_stream", "iid/top1"),
@@ -56,27 +61,42 @@ def difference_text(table: pd.DataFrame, contrast: str, metric: str) -> str:
     return number_text(measure(table, Condition(contrast, metric)).interval, signed=True)
 
 
-def _difference(table: pd.DataFrame, contrast: str, metric: str) -> str:
-    """A contrast with its value as a clause: `D3D − RGB is +0.100 […]`, or `D3D − RGB needs data`."""
-    finding = measure(table, Condition(contrast, metric))
-    return f"{contrast_label(contrast)} {_is(finding.interval, signed=True)}"
+def amount_text(table: pd.DataFrame, contrast: str, metric: str, *, more: str = "higher", less: str = "lower") -> str:
+    """Formats a contrast over its seeds, direction in words instead of a sign: `0.033 [0.016, 0.051] lower`."""
+    value = measure(table, Condition(contrast, metric)).interval
+    if value is None or value.mean >= 0:
+        return NEEDS_DATA if value is None else f"{number_text(value)} {more}"
+    return f"{number_text(Interval(-value.mean, -value.high, -value.low, value.n))} {less}"
 
 
-def _is(value: Interval | None, *, verb: str = "is", signed: bool = False) -> str:
-    return NEEDS_DATA if value is None else f"{verb} {number_text(value, signed=signed)}"
+def comparison_text(table: pd.DataFrame, contrast: str, metric: str, *, quantity: str = "top-1") -> str:
+    """Formats the difference of two arms as a clause: `top-1 is 0.033 [0.016, 0.051] lower for D3D than for RGB`."""
+    first, second = map(label, contrast.split(" - "))
+    amount = amount_text(table, contrast, metric)
+    if amount == NEEDS_DATA:
+        return f"{quantity} for {first} against {second} {NEEDS_DATA}"
+    return f"{quantity} is {amount} for {first} than for {second}"
+
+
+def _is(value: Interval | None) -> str:
+    return NEEDS_DATA if value is None else f"is {number_text(value)}"
+
+
+def _sentence(clause: str) -> str:
+    return f"{clause[0].upper()}{clause[1:]}."
 
 
 def _conclusion(statement: str, word: str, *, refuted: str, few_seeds: str = "") -> str:
     """The sentence that a verdict's word allows.
 
     Args:
-        statement: the claim as a clause, such as `ensembles add to D3D`.
+        statement: the claim as a clause, such as `ensembling improves D3D`.
         word: the word of the verdict.
         refuted: the sentence for a refuted claim.
         few_seeds: such as `2 of 10 seeds`, where these are too few; empty otherwise.
     """
     if word == SUPPORTED:
-        return f"{statement[0].upper()}{statement[1:]}."
+        return _sentence(statement)
     if word == REFUTED:
         return refuted
     if word == NEEDS_DATA:
@@ -99,11 +119,13 @@ def streams(table: pd.DataFrame, *, seeds: int) -> str:
         refuted="The two streams complement each other less than two RGB networks do.",
         few_seeds=few_seeds,
     )
-    groups = [difference_text(table, "flow - rgb", f"iid/{group}/top1") for group in ("motion", "appearance")]
+    two_stream = measure(table, Condition("two_stream", "iid/top1")).interval
+    motion, texture = (comparison_text(table, "flow - rgb", f"iid/{group}/top1") for group in ("motion", "appearance"))
     return (
-        f"{conclusion} Top-1: two-stream {arm_text(table, 'two_stream', 'iid/top1')}; "
-        f"{contrast_label('two_stream - rgb_rgb')} {number_text(gap.interval, signed=True)}; "
-        f"flow − RGB {groups[0]} on the motion pairs and {groups[1]} on the appearance pairs."
+        f"{conclusion} Two-stream averages the predictions of RGB (the spatial stream) and flow (the temporal stream), "
+        f"RGB + RGB those of two RGB networks. The top-1 of two-stream {_is(two_stream)}. "
+        f"{_sentence(comparison_text(table, 'two_stream - rgb_rgb', 'iid/top1'))} On classes that differ only in "
+        f"motion, {motion}. On classes that differ only in texture, {texture}."
     )
 
 
@@ -119,80 +141,108 @@ def missing_motion(verdicts: Sequence[Verdict], table: pd.DataFrame) -> str:
     m = measure(table, Condition(ratio.contrast, ratio.metric)).interval
     tested = ratio.metric.split("/")[0]
     return (
-        f"{conclusion} Error of decoded flow on the target at {tested}, in px per frame: RGB {rgb}; the same network "
-        f"tuned for flow {tuned}; random weights {random}. The missing part is "
-        f"m = {contrast_label(ratio.contrast)} {_is(m, verb='=')}; m = 0 is as good as tuned, m = 1 as bad as random "
-        "weights."
+        f"{conclusion} A small decoder predicts optical flow from the features at {tested}, a layer of S3D-G. Its "
+        f"error on the target, in px per frame: RGB {rgb}; the same network tuned for flow {tuned}; random weights "
+        f"{random}. The missing part, m = {contrast_label(ratio.contrast)}, {_is(m)}: 0 is as good as tuned for flow, "
+        "1 as bad as random weights."
     )
 
 
 def distillation(verdicts: Sequence[Verdict], table: pd.DataFrame) -> str:
-    """Says whether distillation puts motion into the spatial stream (H2) and whether D3D equals two streams (H3)."""
+    """Says whether distillation adds motion to the spatial stream (H2) and whether D3D is on par with two streams."""
+    motion_verdict = verdict_of(verdicts, "H2")
     motion_conclusion = _conclusion_of(
-        verdict_of(verdicts, "H2"),
-        "distillation puts motion into the spatial stream without losing appearance",
-        refuted="By the rule fixed beforehand, distillation does not put motion into the spatial stream without losing "
-        f"appearance: {verdict_of(verdicts, 'H2').reason}.",
+        motion_verdict,
+        "distillation adds motion to the spatial stream without losing appearance",
+        refuted="By the rule fixed beforehand, it is refuted that distillation adds motion to the spatial stream "
+        "without losing appearance.",
     )
     parity_conclusion = _conclusion_of(
         verdict_of(verdicts, "H3"),
         "D3D is on par with two-stream",
-        refuted="D3D does not meet the conditions of being on par with two-stream.",
+        refuted="By the rule fixed beforehand, D3D is not on par with two-stream, the average of the predictions of "
+        "RGB and flow.",
     )
+    on_motion, on_appearance = (_counts(outcomes) for outcomes in condition_outcomes(motion_verdict))
+    violated = f" Violated: {motion_verdict.reason}." if motion_verdict.word == REFUTED else ""
     tested = ratio_condition(verdicts, "H1").metric.split("/")[0]
-    motion = difference_text(table, "d3d - rgb_longer", f"{tested}/motion/r2_within")
-    top1 = difference_text(table, "d3d - rgb_longer", "iid/top1")
+    explained = "the fraction of the variance of motion within a class that a linear probe explains there (R²)"
+    motion = comparison_text(table, "d3d - rgb_longer", f"{tested}/motion/r2_within", quantity=explained)
     ratio = ratio_condition(verdicts, "H3")
     contrasts = [ratio.contrast, ratio.contrast.replace("d3d", "rgb_longer")]
-    recovered, by_control = (measure(table, Condition(contrast, ratio.metric)).interval for contrast in contrasts)
+    closed, by_control = (percent_text(measure(table, Condition(c, ratio.metric)).interval) for c in contrasts)
+    top1 = [comparison_text(table, f"d3d - {base}", "iid/top1") for base in ("rgb_longer", "two_stream")]
     return (
-        f"{motion_conclusion} {parity_conclusion} D3D − RGB-longer: {motion} in R² of motion within class at {tested}, "
-        f"{top1} in top-1. In top-1, {_difference(table, 'd3d - two_stream', 'iid/top1')}. The part of the gap between "
-        f"RGB and two-stream that D3D recovers, {contrast_label(ratio.contrast)}, {_is(recovered)}; the part that "
-        f"RGB-longer recovers {_is(by_control)}."
+        "D3D is the RGB network after distillation from the flow network, RGB-longer the RGB network after as much "
+        f"further training without a teacher. {motion_conclusion} Its conditions at {tested}, a layer of S3D-G: on "
+        f"motion {on_motion}; on appearance {on_appearance}.{violated} {_sentence(motion)} {_sentence(top1[0])} "
+        f"{parity_conclusion} {_sentence(top1[1])} The part of the gap in top-1 between RGB and two-stream that is "
+        f"closed: D3D {closed}; RGB-longer {by_control}."
     )
+
+
+def condition_outcomes(verdict: Verdict) -> tuple[list[str], list[str]]:
+    """Returns the outcomes of H2's conditions on motion and of those on appearance."""
+    seeds = read_claims().seeds
+    by_kind: dict[bool, list[str]] = {True: [], False: []}
+    for finding in verdict.findings:
+        by_kind[finding.condition.metric.endswith(MOTION_METRICS)].append(outcome(finding, seeds))
+    return by_kind[True], by_kind[False]
+
+
+def _counts(outcomes: Sequence[str]) -> str:
+    """Such as `1 met, 5 undecided`."""
+    return ", ".join(f"{count} {CONDITION_WORDS.get(word, word)}" for word, count in Counter(outcomes).items())
 
 
 def best_ablation(table: pd.DataFrame) -> str:
-    """Compares the most accurate student of flow other than D3D with the controls; empty where there is none."""
+    """Compares the most accurate variant of D3D with the controls; empty where there is none."""
     arms = variants(table)
     findings = dict(zip(arms, differences_from(table, arms, "iid/top1", base="rgb_longer"), strict=True))
     means = {arm: finding.interval.mean for arm, (_, finding) in findings.items() if finding.interval}
     if not means:
         return ""
     best = max(means, key=means.get)
-    longer, teacher = (measure(table, Condition(f"{best} - {base}", "iid/top1")).interval for base in CONTROLS)
+    to_controls = [_sentence(comparison_text(table, f"{best} - {base}", "iid/top1")) for base in CONTROLS]
     return (
-        f"The best of the {len(means)} students that differ from D3D in one thing is {label(best)}. In top-1, its "
-        f"difference to RGB-longer {_is(longer, signed=True)} and its difference to RGB-teacher "
-        f"{_is(teacher, signed=True)}. Picking the best of {len(means)} makes both look larger than they are."
+        f"Of the {len(means)} variants of D3D, other values of λ included, {label(best)} has the highest top-1. "
+        f"{' '.join(to_controls)} These differences are biased upwards, because {label(best)} is the best of "
+        f"{len(means)}."
     )
 
 
 def endpoint_changes(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
-    """Tabulates in Markdown at which endpoints the interval of D3D minus a control excludes zero.
+    """Tabulates in Markdown at which endpoints D3D is better or worse than a control, by intervals that exclude zero.
 
     Args:
         table: as `records.load` gives it.
         titles: score to name, such as `motion/r2_within`.
     """
-    lines = ["| | D3D − RGB-longer | D3D − RGB-teacher |", "|---|---|---|"]
+    lines = ["| score | D3D against RGB-longer | D3D against RGB-teacher |", "|---|---|---|"]
     for score, name in titles.items():
-        cells = [_where(contrast_by_endpoint(table, f"d3d - {control}", score)) for control in CONTROLS]
+        sign = -1 if score.endswith("epe") else 1
+        cells = [_where(contrast_by_endpoint(table, f"d3d - {control}", score), sign) for control in CONTROLS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _where(by_endpoint: pd.DataFrame) -> str:
-    """The endpoints whose interval lies above zero, then those below; three consecutive ones as `a to c`."""
+def _where(by_endpoint: pd.DataFrame, sign: int) -> str:
+    """The endpoints where D3D is better, then those where it is worse; three consecutive ones as `a to c`.
+
+    Args:
+        by_endpoint: as `contrast_by_endpoint` gives it.
+        sign: 1 where higher is better, -1 where lower is.
+    """
     if not len(by_endpoint):
         return NEEDS_DATA
     phrases = []
-    for word, beyond in {"above zero at": by_endpoint["low"] > 0, "below zero at": by_endpoint["high"] < 0}.items():
+    above, below = by_endpoint["low"] > 0, by_endpoint["high"] < 0
+    better, worse = (above, below) if sign > 0 else (below, above)
+    for word, beyond in {"better at": better, "worse at": worse}.items():
         runs = by_endpoint[beyond].groupby((~beyond).cumsum())["endpoint"].agg(list)
         names = [n for run in runs for n in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
         phrases += [f"{word} {join_names(names)}"] if names else []
-    return "; ".join(phrases) or "nowhere"
+    return "; ".join(phrases) or "no difference shown"
 
 
 def exploration(settled: pd.DataFrame) -> str:
@@ -202,37 +252,36 @@ def exploration(settled: pd.DataFrame) -> str:
     explored, confirming = exploration_halves(settled).values()
     leads = [measure(confirming, Condition(f"d3d - {control}", "iid/top1", above=0)) for control in CONTROLS]
     confirmed = all(outcome(finding, len(EXPLORATION_SEEDS)) == SUPPORTED for finding in leads)
-    longer, teacher = (_difference(confirming, f"d3d - {control}", "iid/top1") for control in CONTROLS)
+    longer, teacher = (comparison_text(confirming, f"d3d - {control}", "iid/top1") for control in CONTROLS)
     return (
-        "An exploration, made after the study's numbers were known, trained the streams longer. There, in top-1, "
-        f"{_difference(settled, 'rgb_longer - rgb', 'iid/top1')}. On the seeds that confirm, {longer} and {teacher}: "
-        f"{'both' if confirmed else 'not both'} above zero. On the seeds that explored, "
-        f"{_difference(explored, 'd3d - two_stream', 'iid/top1')}."
+        "A follow-up, designed after the study's numbers were known, trained the streams longer. There, "
+        f"{comparison_text(settled, 'rgb_longer - rgb', 'iid/top1')}. On seeds 0 to 4, the first that were run, "
+        f"{comparison_text(explored, 'd3d - two_stream', 'iid/top1')}. On seeds 5 to 9, which were run to confirm, "
+        f"{longer}. On the same seeds, {teacher}. {'Both' if confirmed else 'Not both'} of the last two intervals lie "
+        "above zero."
     )
 
 
 def decorrelated(table: pd.DataFrame) -> str:
     """Compares D3D with its controls on decorrelated clips, which no claim tests."""
-    longer, teacher = (_difference(table, f"d3d - {control}", "decorrelated/top1") for control in CONTROLS)
+    longer, teacher = (comparison_text(table, f"d3d - {control}", "decorrelated/top1") for control in CONTROLS)
     return (
-        f"Reported, not tested: in top-1 on decorrelated clips, where appearance does not help, {longer} and {teacher}."
+        "Two comparisons belong to no hypothesis. On decorrelated clips, where appearance does not predict the class, "
+        f"{longer}. On the same clips, {teacher}."
     )
 
 
 def ensembles(verdicts: Sequence[Verdict], table: pd.DataFrame) -> str:
-    """Says whether ensembles add to D3D (H4), with the gain of two RGB networks for comparison."""
+    """Says whether ensembling improves D3D (H4), with the gain of two RGB networks for comparison."""
     conclusion = _conclusion_of(
         verdict_of(verdicts, "H4"),
-        "ensembles add to D3D",
-        refuted="By the rule fixed beforehand, ensembles do not add to D3D.",
+        "ensembling improves D3D",
+        refuted="By the rule fixed beforehand, ensembling does not improve D3D.",
     )
     gains = {arm: difference_text(table, arm, "iid/top1_gain") for arm in ("d3d_d3d", "d3d_rgb", "rgb_rgb")}
     listed = "; ".join(f"{label(arm)} {text}" for arm, text in gains.items())
-    gap = measure(table, Condition("d3d_rgb - rgb_rgb", "iid/top1_gain")).interval
-    return (
-        f"{conclusion} Gain in top-1 over the better member: {listed}. The gain of D3D + RGB minus the gain of "
-        f"RGB + RGB {_is(gap, signed=True)}."
-    )
+    gap = comparison_text(table, "d3d_rgb - rgb_rgb", "iid/top1_gain", quantity="this gain")
+    return f"{conclusion} Gain in top-1 over the better of the two networks: {listed}. {_sentence(gap)}"
 
 
 def ledger_summary(verdicts: Sequence[Verdict]) -> str:
@@ -269,14 +318,14 @@ def decision_text(verdict: Verdict) -> str:
         return verdict.reason if verdict.claim.data else f"no records of {'; '.join(missing)}"
     if not verdict.deciding:
         return verdict.reason
-    holding = f"{sum(outcome(f, 2) == SUPPORTED for f in verdict.findings)} of {len(verdict.findings)} conditions hold"
-    word = "closest to its bound" if verdict.word == SUPPORTED else verdict.word
-    return f"{holding}; {word}: {verdict.reason}"
+    met = f"{sum(outcome(f, 2) == SUPPORTED for f in verdict.findings)} of {len(verdict.findings)} conditions met"
+    word = "tightest" if verdict.word == SUPPORTED else CONDITION_WORDS.get(verdict.word, verdict.word)
+    return f"{met}; {word}: {verdict.reason}"
 
 
 def claim_table(verdicts: Iterable[Verdict]) -> str:
     """Tabulates in Markdown the paper's claims and the hypotheses with their verdicts and what decided them."""
-    lines = ["| | claim | verdict | what decided it |", "|---|---|---|---|"]
+    lines = ["| id | claim | verdict | what decided it |", "|---|---|---|---|"]
     for verdict in verdicts:
         claim = verdict.claim
         if claim.id[0] != "B":
@@ -292,7 +341,7 @@ def comparison_table(verdicts: Sequence[Verdict], table: pd.DataFrame, settled: 
     """
     seeds = read_claims().seeds
     head = [
-        "| claim | comparison | metric | seeds | mean and 95 % interval | required | |",
+        "| claim | comparison | metric | seeds | mean and 95 % interval | required | status |",
         "|---|---|---|---|---|---|---|",
     ]
     lines = []

@@ -153,9 +153,9 @@ def test_the_exploration_is_split_into_two_halves_of_seeds():
     findings = comparisons.exploration_findings(table({"rgb": [0.5], "rgb_longer": [0.9]}), settled)
     by_label = dict(comparisons.labelled(finding, source) for source, finding in findings)
     assert by_label["RGB-longer − RGB\nthe study"].values == pytest.approx((0.4,))
-    assert by_label["RGB-longer − RGB\nsettled, seeds 0 to 4"].values == (0.0,) * 5
-    assert by_label["D3D − RGB-longer\nsettled, seeds 5 to 9"].values == pytest.approx((0.1,) * 5)
-    assert by_label["D3D − two-stream\nsettled, seeds 0 to 4"].interval is None
+    assert by_label["RGB-longer − RGB\nlonger training, seeds 0 to 4"].values == (0.0,) * 5
+    assert by_label["D3D − RGB-longer\nlonger training, seeds 5 to 9"].values == pytest.approx((0.1,) * 5)
+    assert by_label["D3D − two-stream\nlonger training, seeds 0 to 4"].interval is None
 
 
 def test_hours_of_overlapping_runs_are_counted_once(tmp_path):

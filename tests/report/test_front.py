@@ -39,8 +39,15 @@ def test_the_numbers_are_those_of_the_published_study():
     published = records.load(PUBLISHED)
     mean = published[(published["arm"] == "two_stream") & (published["metric"] == "iid/top1")]["value"].mean()
     assert numbers["front_two_stream"].startswith(f"{mean:.3f} [")
-    counts = [int(numbers[f"front_motion{name}"]) for name in ("_holds", "_open", "_fails")]
+    counts = [int(numbers[f"front_motion_{word}"]) for word in ("met", "undecided", "failed")]
     assert sum(counts) == int(numbers["front_motion"]) == 6
+    assert int(numbers["front_appearance"]) == 3
+    assert numbers["front_conditions"] == "9"
+    # The sentences name the direction of a difference, so its number has no sign.
+    texture = published[published["metric"] == "Mixed_4f/texture/accuracy"].groupby("arm")["value"].mean()
+    assert numbers["front_texture"].startswith(f"{texture['rgb_longer'] - texture['d3d']:.3f} [0.")
+    assert numbers["front_closed"].endswith("]")
+    assert " % [" in numbers["front_closed"]
     glued = set(front.GLUED.findall((ROOT / "book/index.md").read_text()))
     assert glued == set(numbers)
 
@@ -55,13 +62,22 @@ def test_a_page_whose_sentences_no_longer_hold_is_not_built(monkeypatch):
         front.front_numbers()
 
 
+def test_a_front_page_whose_counts_no_longer_hold_is_not_built(monkeypatch):
+    published = records.load(PUBLISHED)
+    shape = published["metric"] == "Mixed_4f/shape/accuracy"
+    worse = published.assign(value=published["value"].where(~(shape & (published["arm"] == "d3d")), 0.0))
+    monkeypatch.setattr(front.records, "load", lambda *_: worse)
+    with pytest.raises(ValueError, match=r"one on appearance violated; now they are: .*; supported, refuted, refuted"):
+        front.front_numbers()
+
+
 def test_the_claims_of_the_abstract_stand_first_and_the_rows_of_its_tables_in_a_line():
     text = front.claims_text(judge(read_claims(), records.load(PUBLISHED)))
     rows = [line for line in text.splitlines() if line.startswith("| **")]
     assert [row.split("**")[3] for row in rows] == ["A1", "A2", "A3"]
     assert all(row.split("**")[1] in ("supported on sprites", "refuted on sprites") for row in rows)
-    assert "Decided by H2: 3 of 9 conditions hold; refuted: D3D − RGB-longer in accuracy for texture" in rows[1]
-    assert "B1 to B11 **needs data**" in text
+    assert "Decided by hypothesis H2: 3 of 9 conditions met; violated: D3D − RGB-longer in probe accuracy" in rows[1]
+    assert "B1 to B11: **needs data**" in text
     assert "H1" not in "".join(row.split("**")[3] for row in rows)
 
 
@@ -74,7 +90,7 @@ def test_a_page_without_markers_or_with_an_unknown_number_is_refused(tmp_path, m
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "book/index.md"
     text = page.read_text()
-    assert "**RGB misses motion that flow has.**" in front.readme_findings()
+    assert "**The spatial stream (RGB) misses motion that the temporal stream (flow) has.**" in front.readme_findings()
     page.write_text(text.replace("front_gap", "front_gasp"))
     with pytest.raises(ValueError, match="glues 'front_gasp', which front_numbers does not have"):
         front.readme_findings()
