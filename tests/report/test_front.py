@@ -90,7 +90,7 @@ def test_a_page_without_markers_or_with_an_unknown_number_is_refused(tmp_path, m
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "book/index.md"
     text = page.read_text()
-    assert "**The spatial stream (RGB) misses motion that the temporal stream (flow) has.**" in front.readme_findings()
+    assert "**RGB misses motion that flow has.**" in front.readme_findings()
     page.write_text(text.replace("front_gap", "front_gasp"))
     with pytest.raises(ValueError, match="glues 'front_gasp', which front_numbers does not have"):
         front.readme_findings()
