@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--annotations", default="", help="folder of the data set's annotation files (default: root)")
     parser.add_argument("--out", required=True, type=Path, help="folder of the cache; an existing one is resumed")
     for name, kind, meaning in (
-        ("fps", float, "frames per second between which flow is computed"),
+        ("fps", float, "frame rate at which the videos are sampled, frames per second"),
         ("short_side", int, "pixels to which the frames' short side is resized first, at least 16"),
         ("bound", float, "flow is clipped to ± bound pixels per frame"),
     ):

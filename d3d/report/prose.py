@@ -154,8 +154,7 @@ def distillation(verdicts: Sequence[Verdict], table: pd.DataFrame) -> str:
     motion_conclusion = _conclusion_of(
         motion_verdict,
         "distillation adds motion to the spatial stream without losing appearance",
-        refuted="By the rule fixed beforehand, it is refuted that distillation adds motion to the spatial stream "
-        "without losing appearance.",
+        refuted="H2, which asks for more motion and no loss of appearance, is refuted by the rule fixed beforehand.",
     )
     parity_conclusion = _conclusion_of(
         verdict_of(verdicts, "H3"),

@@ -103,8 +103,8 @@ def test_where_all_claims_hold():
         (
             {("Mixed_4f/target_epe", "d3d"): 0.5},
             "distillation",
-            "By the rule fixed beforehand, it is refuted that distillation adds motion to the spatial stream without "
-            "losing appearance. Its conditions at Mixed_4f, a layer of S3D-G: on motion 3 met, 3 violated; on "
+            "H2, which asks for more motion and no loss of appearance, is refuted by the rule fixed beforehand. Its "
+            "conditions at Mixed_4f, a layer of S3D-G: on motion 3 met, 3 violated; on "
             "appearance 3 met. Violated: D3D − RGB in error of decoded flow on the target, Mixed_4f: ",
         ),
         (
