@@ -16,6 +16,7 @@ import yaml
 
 from d3d.study import archive, plan, records, staleness
 from d3d.study.experiments import EXPERIMENTS, with_defaults
+from d3d.study.follow import follow
 from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
 from tests.recipes import apply, recipes
@@ -97,7 +98,7 @@ def edit_profile(path: Path, **changes):
 
 
 def test_a_changed_parameter_reruns_the_experiments_that_have_it(finished):
-    edit_profile(finished / "notebooks/params/smoke.yaml", steps=8)
+    edit_profile(finished / "notebooks/params/smoke.yaml", steps=5)
     assert planned(finished) == {"attribution": 1, "chapter": len(CHAPTERS)}
 
 
@@ -225,17 +226,18 @@ def test_a_wrong_profile_stops_the_graph(finished):
         planned(finished)
 
 
-def test_runs_use_the_gpu_one_at_a_time(finished):
-    """There are cores for more, but the resource allows one run; each run prints one line when it ends."""
+def test_runs_use_the_gpu_one_at_a_time(finished, monkeypatch):
+    """There are cores for more, but the resource allows one run; each run says when it has finished."""
     edit_profile(finished / "notebooks/params/smoke.yaml", epochs=1, train_clips=64, test_clips=32, width=0.1)
     targets = [f"results/smoke/train/{run}.json" for run in ("rgb-seed0", "rgb-seed1", "rgb_twin-seed0")]
     command = [snakemake()[0], "--cores", "4", "--resources", "gpu=1", *snakemake("--", *targets)[3:]]
     process = subprocess.run(
-        command, cwd=finished, env=environment(finished), capture_output=True, text=True, check=True
-    )
-    lines = [line for line in (process.stdout + process.stderr).splitlines() if line.startswith("train ")]
-    assert len(lines) == 3
-    assert all(re.match(r"train +rgb(_twin)?-seed\d +iid/top1 0\.\d{3} +\d+\.\d s$", line) for line in lines)
+        command, cwd=finished, env=environment(finished), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=True,
+    )  # fmt: skip
+    monkeypatch.chdir(finished)
+    line = re.compile(r" *[123]/3  train +rgb(_twin)?-seed\d +iid/top1 0\.\d{3} +\d+\.\d s(; about .* left)?$")
+    assert sum(bool(line.match(text)) for text in follow(process.stdout.splitlines())) == 3
     provenances = [records.read(finished / path).provenance for path in targets]
     spans = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in provenances)
     # Starting times are rounded to seconds.

@@ -192,12 +192,20 @@ def test_a_failed_notebook_is_kept_with_its_traceback(tmp_path):
     assert not list((tmp_path / "results").rglob("*.json"))
 
 
-def test_a_notebook_contains_the_training_curves(tmp_path):
+def test_a_notebook_shows_curves_accuracy_confusions_and_examples(tmp_path):
     done = papermill("train", tmp_path / "out.ipynb", **TINY | {"results": tmp_path / "results"})
     assert done.returncode == 0, done.stderr[-3000:]
-    outputs = [o for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells for o in c.get("outputs", [])]
-    images = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
-    assert len(images) == 1
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    images = {
+        cell.source.splitlines()[-1].split("(")[0].split(".")[-1]: sum(
+            "image/png" in o.get("data", {}) for o in cell.outputs
+        )
+        for cell in cells
+        if cell.cell_type == "code"
+    }
+    assert {name: count for name, count in images.items() if count} == {"train": 1, "confusions": 1, "examples": 1}
+    (table,) = [o for cell in cells for o in cell.get("outputs", []) if "text/html" in o.get("data", {})]
+    assert "iid" in table["data"]["text/html"]
 
 
 def test_two_runs_of_a_seed_give_the_same_record(tmp_path):

@@ -282,7 +282,7 @@ def test_a_damaged_state_is_skipped(tmp_path, uninterrupted):
     newest, *_ = sorted(stop_in_second_epoch(tmp_path).iterdir(), reverse=True)
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
     out = finish(write_config(tmp_path))
-    assert f"{newest.name} is damaged: its content does not match its checksum; resuming from the state" in out
+    assert f"{newest.name} is damaged: its content does not match its checksum; resuming from the previous state" in out
     assert outcome(tmp_path) == uninterrupted
 
 
