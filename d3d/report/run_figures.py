@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from scipy.special import softmax
 
 from d3d.report.plots import styled
 from d3d.report.stats import proportion_interval
 from d3d.study import records
+from d3d.study.arms import GREEN, RED
 from d3d.study.plan import main_split
 from d3d.study.records import Record
 
 # Of data sets with more classes, those that the network confuses most are shown.
 MOST_CLASSES = 24
-RIGHT, WRONG = "#029e73", "#d55e00"
+RIGHT, WRONG = GREEN, RED
 
 
 def top1(record: Record) -> pd.DataFrame:
@@ -42,10 +45,8 @@ def confusions(record: Record, split: str = "") -> Figure:
 
     Args:
         record: of a run of train or distill, in the folder that its parameter `results` names.
-        split: a test split; the first that the run reports unless given.
+        split: a test split; empty: the one that the run is judged on (`plan.main_split`).
     """
-    import matplotlib.pyplot as plt
-
     arrays = _arrays(record)
     split = split or main_split(_splits(arrays))
     classes = arrays["classes"]
@@ -84,15 +85,12 @@ def examples(record: Record) -> Figure | None:
     Returns:
         One row per clip; None where the run kept no clips.
     """
-    import matplotlib.pyplot as plt
-
     arrays = _arrays(record)
     if "examples/frames" not in arrays:
         return None
     clips, rows, split = arrays["examples/frames"], arrays["examples/index"], main_split(_splits(arrays))
     logits, labels, classes = arrays[f"logits/{split}"][rows], arrays[f"labels/{split}"][rows], arrays["classes"]
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(1, keepdims=True)
+    probabilities = softmax(logits, axis=1)
     figure, axes = plt.subplots(
         len(clips), clips.shape[1], figsize=(1.1 * clips.shape[1] + 3.8, 1.12 * len(clips)), squeeze=False
     )
