@@ -8,22 +8,18 @@ Training views are random crops in space and time, half of them mirrored; test v
 the long side.
 """
 
-import multiprocessing
-import os
-import re
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from d3d.data.clips import Batch, BatchRequest
+from d3d.data.workers import Failure, begin, failure, pack, read_in_workers, track_progress, unpack
 from d3d.flow.cache import STEPS, ZERO, FlowSpec, read_fields
 from d3d.video.decode import VideoError, looped, read_frames, resize
 
@@ -151,41 +147,11 @@ class FileClips:
     def _read(self, keys: Iterator[ViewKey], streams: Sequence[str]) -> Iterator[tuple[int, dict[str, Tensor] | str]]:
         """Yields, per key, its row and either its views by stream or why the file cannot be read."""
         columns = [c for c in ("path", "flow", "start", "end", "seconds") if c in self.table]
-        in_progress = torch.full((max(1, self.workers), 2), -1).share_memory_()
+        in_progress = track_progress(self.workers)
         reader = _Reader({c: self.table[c].to_numpy() for c in columns}, self.view, tuple(streams), in_progress)
-        # Workers are forked from a server that has imported what they need: they inherit no threads and no GPU.
-        context = multiprocessing.get_context("forkserver") if self.workers else None
-        if context:
-            context.set_forkserver_preload(["__main__", "d3d.data.file_clips"])
-            _start_server()
-        loader = DataLoader(
-            reader, sampler=keys, batch_size=None, num_workers=self.workers, multiprocessing_context=context,
-            prefetch_factor=4 if self.workers else None, generator=torch.Generator(),
-        )  # fmt: skip
-        try:
-            yield from loader
-        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            if isinstance(error, RuntimeError) and not re.search("exited unexpectedly|killed", str(error)):
-                raise
-            alive = {child.pid for child in multiprocessing.active_children()}
-            rows = [int(row) for pid, row in in_progress.tolist() if pid >= 0 and pid not in alive]
-            paths = ", ".join(self.table["path"].iat[row] for row in rows if row >= 0)
-            activity = f"while it read {paths}: convert or delete the file" if paths else "before it read a file"
-            raise ChildProcessError(
-                f"a worker process died {activity}; if the machine ran out of memory, use fewer workers"
-            ) from None
-
-
-def _start_server() -> None:
-    """Starts the fork server with SIGINT and SIGTERM blocked, which the workers inherit.
-
-    Both signals reach every process of a terminal or job. Workers ignore them, decode until the main process
-    has stopped in an orderly way, and end with it.
-    """
-    resource_tracker.ensure_running()  # would otherwise be started below, and unblock the signals
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    forkserver.ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        results = read_in_workers(reader, keys, self.workers, in_progress, self.table["path"].to_list())
+        for row, views_or_reason in results:
+            yield row, views_or_reason if isinstance(views_or_reason, str) else unpack(views_or_reason)
 
 
 class _Reader(Dataset):
@@ -196,14 +162,15 @@ class _Reader(Dataset):
     ) -> None:
         self.columns, self.view, self.streams, self.in_progress = columns, view, streams, in_progress
 
-    def __getitem__(self, key: ViewKey) -> tuple[int, dict[str, Tensor] | str]:
+    def __getitem__(self, key: ViewKey) -> tuple[int, dict[str, Tensor | np.ndarray] | str | Failure]:
         row, seeds, test_clip = key
-        if worker := get_worker_info():
-            self.in_progress[worker.id] = torch.tensor([os.getpid(), row])
+        begin(self.in_progress, row)
         try:
-            return row, self._views(row, seeds, test_clip)
+            return row, pack(self._views(row, seeds, test_clip))
         except VideoError as error:
             return row, str(error)
+        except Exception:
+            return row, failure(self.columns["path"][row])
 
     def _views(self, row: int, seeds: tuple[int, ...], test_clip: int) -> dict[str, Tensor]:
         """Returns V crops by stream, uint8 (V, T, H, W, C), with the same frames and pixels in each stream."""
