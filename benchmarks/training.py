@@ -95,7 +95,7 @@ def plain_step(config: TrainConfig, data, *, fused: bool = False) -> Callable:
     def step(index: int, rows: np.ndarray, *, learning_rate: float, wait: bool = True) -> float:
         can_fuse = s3dg_ops.kernels_support
         s3dg_ops.kernels_support = can_fuse if fused else lambda x: False
-        batch = clips.batch(torch.from_numpy(rows).to(DEVICE), ("rgb",))
+        batch = clips.batch(clips.draw(rows, ()).to(DEVICE), ("rgb",))
         mask = mask_source._dropout_mask(index, rows).to(DEVICE)
         with torch.autocast(DEVICE, torch.bfloat16, enabled=CUDA):
             logits = model.classify(model.pooled(batch.inputs["rgb"]) * mask / (1 - config.network.dropout)).float()
@@ -116,7 +116,9 @@ def our_step(config: TrainConfig, data, *, capture: bool = False) -> Callable:
     train_step = TrainStep(model, config, data.splits["train"], Objective(config), capture=capture)
 
     def step(index: int, rows: np.ndarray, *, learning_rate: float, wait: bool = True) -> float:
-        metrics = train_step(index, rows, learning_rate=learning_rate) + (train_step.drain() if wait else [])
+        metrics = train_step(index, rows, view_seeds=(), learning_rate=learning_rate) + (
+            train_step.drain() if wait else []
+        )
         return metrics[-1].values["loss"] if wait else 0.0
 
     return step

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from d3d.data.file_clips import FileClips, ViewSpec
+from d3d.data.file_clips import FileClips
+from d3d.data.views import FIRST, ViewSpec
 from d3d.flow import opencv as tvl1_cpu
 from d3d.flow.cache import FlowSpec, summary
 from d3d.flow.estimate import tvl1
@@ -69,7 +70,7 @@ def write_texture_video(path: Path, seed: int) -> dict:
     texture = (texture * 255).to(torch.uint8).permute(1, 2, 0).numpy()
     frames = np.stack([texture[i // 2 : i // 2 + 256, 2 * i : 2 * i + 340] for i in range(250)])
     path.write_bytes(videos.encode(frames, fps=25))
-    return {"path": str(path), "start": 0.0, "end": math.nan, "seconds": 10.0}
+    return {"path": str(path), "start": 0.0, "end": math.nan, "seconds": 10.0, "height": 256, "width": 340}
 
 
 def time_items(items: Iterator, warm_up: int) -> float:
@@ -83,7 +84,7 @@ def time_items(items: Iterator, warm_up: int) -> float:
 
 
 def read_clips(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
-    return time_items(clips._read(clips._view_keys([(rows, (run,))]), ("rgb",)), WARM_UP * workers)
+    return time_items(clips._read(clips._read_keys((rows, (run,)), ("rgb",))), WARM_UP * workers)
 
 
 def read_batches(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
@@ -94,7 +95,7 @@ def read_batches(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> 
 def read_by_pyav(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> float:
     """Decodes the same frames in a pool of processes that do nothing else."""
     paths = clips.table["path"].to_numpy()
-    starts = [int(np.random.default_rng((run, row)).integers(250 - 64 + 1)) for row in rows]
+    starts = clips.draw(rows, (run,))[:, FIRST].tolist()
     items = [(paths[row], start) for row, start in zip(rows, starts, strict=True)]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool:
         return time_items(pool.imap(decode_by_pyav, items), WARM_UP * workers)

@@ -1,20 +1,24 @@
-"""Data sets as batches of network inputs; rendered clips stay on their device.
+"""Data sets as batches of network inputs; clips in memory stay on their device.
 
 for batch in clips.batches([(rows, ())], ("rgb", "flow")):        # (): test views
     batch.inputs["rgb"]                                           # (B, 3, T, H, W) in [0, 1]
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from d3d.data.draws import CounterRng
+
 # Rows of a split's table, and the seeds of their random training views; no seeds: test views.
 BatchRequest = tuple[np.ndarray, tuple[int, ...]]
+# Begins the name of an input that shows not the clip itself but its partner, such as partner_flow.
+PARTNER = "partner_"
 
 
 @dataclass(frozen=True)
@@ -38,34 +42,94 @@ class Batch:
             yield Batch(index, labels, {stream: chunks[i] for stream, chunks in inputs.items()})
 
 
-class ClipSet(Protocol):
+class ClipSet:
     """The clips of one split, in memory or in files.
 
     Attributes:
         labels: int64 (N,), on the device of the batches.
         table: one row per clip.
-        groups: (N,), the group of classes that each clip belongs to; accuracy is also reported per group.
-        augmented: whether every epoch sees new random views.
+        partners: int64 (N,), another row for each clip, or None; an input called partner_<stream> shows its view.
+        in_memory: whether the clips are on the device, so that `batch` can be captured in a CUDA graph.
     """
 
     labels: Tensor
     table: pd.DataFrame
-    groups: np.ndarray
-    augmented: bool
+    partners: np.ndarray | None
+    in_memory: bool
 
     @property
     def size(self) -> tuple[int, int, int]:
         """Frames, height and width of a network input."""
+        raise NotImplementedError
 
-    def __len__(self) -> int: ...
+    @property
+    def groups(self) -> np.ndarray:
+        """The group that each clip belongs to, (N,); accuracy is also reported per group."""
+        raise NotImplementedError
+
+    @property
+    def augmented(self) -> bool:
+        """Whether every epoch sees new random views."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def with_partners(self, partners: np.ndarray) -> Self:
+        """Returns the same clips with partners (N,)."""
+        return replace(self, partners=partners)
+
+    def draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> Tensor:
+        """Draws one random view of each clip, or lists all of its test views.
+
+        Args:
+            rows: (B,), rows of the table.
+            seeds: of the random views, which depend on them and the row alone; empty: test views.
+
+        Returns:
+            int64 (V, D) on the CPU. The first column is the row, the others say which part of the clip is seen; if the
+            clips have partners, the second half of the columns is the partner's own view of the same seeds.
+        """
+        views = self._draw(rows, seeds)
+        return torch.from_numpy(
+            views if self.partners is None else np.hstack([views, self._draw(self.partners[rows], seeds)])
+        )
 
     def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
         """Yields one batch per request, with the inputs of `streams`."""
+        raise NotImplementedError
+
+    def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
+        raise NotImplementedError
+
+    def _part_of(self, name: str, views: Tensor) -> tuple[str, Tensor]:
+        """Returns the stream of an input, and the columns of `views` (V, D) that say what it shows."""
+        own_width = views.shape[1] // (1 if self.partners is None else 2)
+        is_partner = name.startswith(PARTNER)
+        return name.removeprefix(PARTNER), views[:, own_width:] if is_partner else views[:, :own_width]
+
+
+class ClipsInMemory(ClipSet):
+    """What sets of clips in the memory of a device have in common."""
+
+    in_memory = True
+
+    def batch(self, views: Tensor, streams: Sequence[str]) -> Batch:
+        """Returns views (V, D), on the device of the clips, as a batch; this can be captured in a CUDA graph."""
+        inputs = {name: self._input(*self._part_of(name, views)) for name in streams}
+        return Batch(views[:, 0], self.labels[views[:, 0]], inputs)
+
+    def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
+        for rows, seeds in requests:
+            yield self.batch(self.draw(rows, seeds).to(self.labels.device), streams)
+
+    def _input(self, stream: str, views: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Clips:
-    """The clips of one split in the memory of one device.
+class Clips(ClipsInMemory):
+    """Rendered clips of one split in the memory of one device.
 
     Attributes:
         rgb: uint8 (N, 3, T, H, W).
@@ -75,6 +139,8 @@ class Clips:
         labels: int64 (N,).
         table: one row per clip, with at least `label` and `group`.
         bound: flow is clipped to ± bound pixels per frame, then scaled to [-1, 1].
+        rolled: whether a random view shifts the clip on its torus; otherwise every view is the clip as it is.
+        partners: as in `ClipSet`.
     """
 
     rgb: Tensor
@@ -84,35 +150,45 @@ class Clips:
     labels: Tensor
     table: pd.DataFrame
     bound: float
-    augmented = False  # every epoch sees the same clips
+    rolled: bool = False
+    partners: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def augmented(self) -> bool:
+        return self.rolled
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Frames, height and width."""
         return tuple(self.rgb.shape[2:])
 
     @property
     def groups(self) -> np.ndarray:
-        """The group of classes that each clip belongs to, (N,)."""
         return self.table["group"].to_numpy(dtype=str)
 
     def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
         """Returns the network input of a stream, float32 (B, C, T, H, W): RGB in [0, 1] or flow in [-1, 1]."""
-        if stream == "rgb":
-            return self.rgb[index].float() / 255
-        return self.flow[index].float().clamp(-self.bound, self.bound) / self.bound
+        return self._scaled(stream, (self.rgb if stream == "rgb" else self.flow)[index])
 
-    def batch(self, index: Tensor, streams: Sequence[str]) -> Batch:
-        """Returns the clips `index` (B,), a tensor on their device, as a batch."""
-        return Batch(index, self.labels[index], {stream: self.inputs(stream, index) for stream in streams})
+    def _scaled(self, stream: str, x: Tensor) -> Tensor:
+        return x.float() / 255 if stream == "rgb" else x.float().clamp(-self.bound, self.bound) / self.bound
 
-    def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
-        """Yields one batch per request; the seeds have no effect, as every epoch sees the same clips."""
-        for rows, _ in requests:
-            yield self.batch(torch.from_numpy(rows).to(self.labels.device), streams)
+    def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
+        """Returns the row and, if clips are rolled, how many pixels down and to the right: (B, 1) or (B, 3)."""
+        if not self.rolled:
+            return rows[:, None]
+        rng, sides = CounterRng(f"roll {seeds}", rows), self.size[1:]
+        shifts = [rng.integer(name, n) if seeds else 0 * rows for name, n in zip(("down", "right"), sides, strict=True)]
+        return np.stack([rows, *shifts], 1)
+
+    def _input(self, stream: str, views: Tensor) -> Tensor:
+        if not self.rolled:
+            return self.inputs(stream, views[:, 0])
+        x = (self.rgb if stream == "rgb" else self.flow)[views[:, 0]]
+        for axis, shift in ((3, views[:, 1]), (4, views[:, 2])):
+            source = (torch.arange(x.shape[axis], device=x.device) - shift[:, None]) % x.shape[axis]
+            shape = [-1 if k in (0, axis) else 1 for k in range(5)]
+            x = x.gather(axis, source.view(len(x), *shape[1:]).expand_as(x))
+        return self._scaled(stream, x)
 
 
 @dataclass(frozen=True)

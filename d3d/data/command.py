@@ -7,7 +7,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from d3d.data.load import check_videos
+from d3d.data.video_sets import check_videos
 from d3d.video import annotations
 from d3d.video.tables import write_table
 

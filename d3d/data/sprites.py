@@ -11,13 +11,13 @@ a torus, so that a sprite's position and angle are uniform in every frame, whate
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from d3d.data.draws import CounterRng
 from d3d.data.sprite_classes import CLASSES, FAMILIES, FAMILY_SHAPES, FAMILY_TEXTURES, PROGRAMS, SHAPES, TEXTURES
 from d3d.study.parameters import ClipConfig
 
@@ -92,7 +92,7 @@ def render(
         raise ValueError(f"playback must be one of {', '.join(PLAYBACKS)}, not {playback!r}")
     if split not in SPLITS and not split.startswith("train/"):
         raise ValueError(f"no split {split!r}: the splits are train/<seed>, {', '.join(SPLITS)}")
-    rng = _CounterRng(split, np.asarray(indices, dtype=np.uint64))
+    rng = CounterRng(split, indices)
     label = np.asarray(indices, dtype=np.int64) % len(CLASSES)
     class_family = np.array([FAMILIES.index(c.family) for c in CLASSES])[label]
     is_appearance = np.array([c.group == "appearance" for c in CLASSES])[label]
@@ -114,38 +114,13 @@ def render(
     return RenderedClips(rgb, flow, layer, target.pose(), _table(label, camera_offset, target))
 
 
-class _CounterRng:
-    """Draws uniform numbers that depend on (split, clip index, name) alone: SplitMix64 (Steele et al. 2014).
-
-    The names seed the numbers: changing one changes the clips.
-    """
-
-    def __init__(self, split: str, index: np.ndarray) -> None:
-        self.key = _mix(index + np.uint64(crc32(split.encode()) << 20))
-
-    def __call__(self, name: str, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-        bits = _mix(self.key ^ np.uint64(crc32(name.encode())))
-        return low + (high - low) * ((bits >> np.uint64(11)).astype(np.float64) / 2.0**53)
-
-    def integer(self, name: str, n: int) -> np.ndarray:
-        return np.floor(self(name) * n).astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def _camera_offset(config: ClipConfig, rng: _CounterRng, times: np.ndarray) -> np.ndarray:
+def _camera_offset(config: ClipConfig, rng: CounterRng, times: np.ndarray) -> np.ndarray:
     """Returns the background's offset in each frame, complex (B, T), pixels."""
     velocity = config.camera * rng("camera speed") * np.exp(1j * rng("camera angle", 0, 2 * np.pi))
     return velocity[:, None] * times
 
 
-def _frame_times(config: ClipConfig, rng: _CounterRng, playback: str) -> np.ndarray:
+def _frame_times(config: ClipConfig, rng: CounterRng, playback: str) -> np.ndarray:
     """Returns the times that the frames show, in frames from the middle of the clip: (1, T), shuffled (B, T)."""
     t = np.arange(config.frames) - (config.frames - 1) / 2
     if playback == "shuffled":
@@ -159,7 +134,7 @@ class _Sprite:
     def __init__(
         self,
         config: ClipConfig,
-        rng: _CounterRng,
+        rng: CounterRng,
         name: str,
         times: np.ndarray,
         camera_offset: np.ndarray,
@@ -179,7 +154,7 @@ class _Sprite:
         self.rotation_scale = self.radius[:, None] * np.exp(self.log_scale + 1j * (self.angle[:, None] + self.turn))
         self.position = self.centre[:, None] + self.offset + camera_offset
 
-    def _motion(self, t: np.ndarray, rng: _CounterRng, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _motion(self, t: np.ndarray, rng: CounterRng, speed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns offset (complex, px), turn (rad) and log scale, each (B, T), relative to the background."""
         name = self.name
         sign = np.where(rng(f"{name} sign") < 0.5, -1.0, 1.0)[:, None]
@@ -217,7 +192,7 @@ class _Sprite:
 
 
 def _paint(
-    config: ClipConfig, rng: _CounterRng, camera_offset: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
+    config: ClipConfig, rng: CounterRng, camera_offset: np.ndarray, sprites: Sequence[_Sprite], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns RGB, flow and layers, computed from sums and products of rows and columns, not pixel by pixel."""
     grid = torch.arange(config.size, device=device, dtype=torch.float32)

@@ -23,6 +23,7 @@ class Arm:
         start: the arm whose weights initialise it; empty: random weights. A student with random weights trains for as
             many epochs as a stream and a student together.
         teacher: the arm that it is distilled from; empty: none.
+        outputs: the teacher's outputs that it learns, as the parameter `outputs`.
         overrides: parameters in which it differs from the profile.
         members: the two arms of an ensemble, of the same seed; if one arm is named twice, its networks of seeds 2k and
             2k + 1.
@@ -39,6 +40,7 @@ class Arm:
     stream: str = "rgb"
     start: str = ""
     teacher: str = ""
+    outputs: str = "clip"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
     fused_by: str = "softmax"
@@ -112,6 +114,15 @@ ARMS = {
         Arm(
             name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin",
             examined_by=BOTH_EXAMINATIONS, **STUDENT,
+        ),
+        # D3D's teacher without this clip's motion: by how much D3D exceeds these is what its motion gives.
+        Arm(
+            name="class_mean", label="class mean", marker="h", teacher="flow", outputs="class_mean",
+            colour=(0.45, 0.45, 0.2), examined_by=BOTH_EXAMINATIONS, **STUDENT,
+        ),
+        Arm(
+            name="flow_shuffled", label="flow shuffled", marker="d", teacher="flow", outputs="shuffled",
+            colour=(0.35, 0.2, 0.45), examined_by=BOTH_EXAMINATIONS, **STUDENT,
         ),
         Arm(name="d3d", label="D3D", marker="P", examined_by=BOTH_EXAMINATIONS, **D3D),
         Arm(

@@ -52,7 +52,9 @@ class FlowConfig(Group):
     )
     bound: float = parameter(5.0, "flow is clipped to ± bound pixels and divided by bound", above=0)
     flow_cache: str = parameter(
-        "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow` at this fps, short_side and bound"
+        "",
+        "folder that keeps TV-L1 flow; video files: filled by `d3d flow` at this fps, short_side and bound, or empty: "
+        "computed at the start, in memory",
     )
 
 
@@ -77,6 +79,12 @@ class FilesConfig(Group):
     view_clips: int = parameter(1, "video files: clips per test video, over which predictions are averaged", low=1)
     view_crops: int = parameter(
         1, "video files: crops per clip of a test video, 1 (centre) or more along the long side", low=1
+    )
+    memory: str = parameter(
+        "auto",
+        "video files: yes (decoded once and kept in memory) | no (decoded in every epoch) | auto (yes if they take at "
+        "most half of the free memory)",
+        choices=("auto", "yes", "no"),
     )
     damaged: str = parameter(
         "skip", "video files that cannot be decoded: skip (the record lists them) | raise", choices=("skip", "raise")
@@ -104,8 +112,16 @@ class DataConfig(Group):
     files: FilesConfig = FilesConfig()
     train_clips: int = parameter(512, "sprites: number of training clips, at least 16", low=SPRITE_CLASSES)
     test_clips: int = parameter(256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES)
+    augment: str = parameter(
+        "none",
+        "sprites: none | roll (in every epoch each training clip is shifted on its torus, RGB and flow alike); video "
+        "files are always cropped and mirrored at random",
+        choices=("none", "roll"),
+    )
 
     def check(self) -> None:
+        if self.files.dataset in FILE_DATASETS and self.augment != "none":
+            raise ValueError(f"augment {self.augment!r} is for sprites only, not for dataset {self.files.dataset!r}")
         if self.files.dataset in FILE_DATASETS and self.flow.flow == "exact":
             raise ValueError(f"flow 'exact' exists for sprites only: dataset {self.files.dataset!r} needs flow 'tvl1'")
         if self.files.short_side and self.files.short_side < self.clip.size:
@@ -164,6 +180,12 @@ class DistillationConfig(Group):
 
     teacher: str = parameter("", "checkpoint of the teacher; may be empty only if lambda_ is 0")
     student: str = parameter("", "checkpoint of the initial weights, trained here or imported; empty: random weights")
+    outputs: str = parameter(
+        "clip",
+        "teacher's outputs that the student learns: clip (of the same clip) | class_mean (mean over the training clips "
+        "of its class) | shuffled (of another training clip of its class)",
+        choices=("clip", "class_mean", "shuffled"),
+    )
     lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0)
     distance: str = parameter(
         "mse",

@@ -88,18 +88,27 @@ def weights_path(results: str | Path, name: str, seed: int) -> str:
 def arm_name(experiment: str, params: Mapping[str, Any]) -> str:
     """Returns the arm under which a run of `train` or `distill` is recorded.
 
-    It is the parameter `arm`, or if that is empty the stream, `d3d`, or `rgb_longer` for a student without teacher.
+    It is the parameter `arm`, or if that is empty the stream, or for a student `rgb_longer` without teacher, else the
+    arm of D3D's teacher with these outputs: `d3d`, `class_mean` or `flow_shuffled`.
     """
     if params["arm"]:
         return params["arm"]
-    return params["stream"] if experiment == "train" else "d3d" if params["lambda_"] else "rgb_longer"
+    if experiment == "train":
+        return params["stream"]
+    return _student("flow", params["outputs"]) if params["lambda_"] else "rgb_longer"
 
 
 def main_student(params: Mapping[str, Any]) -> str:
-    """Returns the student with the same teacher among d3d, rgb_teacher and rgb_longer; empty: there is none."""
+    """Returns the student of the study that learns the same outputs of the same teacher; empty: there is none."""
     teacher = Path(params["teacher"]).stem.split("-seed")[0] if params["lambda_"] else ""
+    # Records made before there was a choice of outputs have none.
+    return _student(teacher, params.get("outputs", "clip") if teacher else "clip")
+
+
+def _student(teacher: str, outputs: str) -> str:
+    """Returns the first student that learns these outputs of this teacher and overrides no parameter, or ''."""
     students = (arm for arm in ARMS.values() if arm.experiment == "distill" and not arm.overrides)
-    return next((arm.name for arm in students if arm.teacher == teacher), "")
+    return next((arm.name for arm in students if (arm.teacher, arm.outputs) == (teacher, outputs)), "")
 
 
 def run_path(experiment: str, params: Mapping[str, Any]) -> Path:
@@ -128,6 +137,7 @@ def overrides(
         if experiment == "distill":
             params |= {"student": weights_path(results, arm.start, seed) if arm.start else ""} | profile["students"]
             params |= {"teacher": weights_path(results, arm.teacher, seed)} if arm.teacher else {"lambda_": 0.0}
+            params |= {"outputs": arm.outputs}
             if not arm.start:
                 # As many epochs, in total, as a stream and the student that starts from it.
                 params |= {"epochs": profile["epochs"] + params.pop("epochs", profile["epochs"])}

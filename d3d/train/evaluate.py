@@ -39,6 +39,7 @@ def predict(
     *,
     rows: np.ndarray | None = None,
     forward: Callable[[S3DG, Tensor], Tensor] = infer_logits,
+    seeds: tuple[int, ...] = (),
 ) -> np.ndarray:
     """Computes the outputs of a network for the clips of a split, and leaves the network in inference mode.
 
@@ -48,6 +49,7 @@ def predict(
         stream: the input of the network, rgb or flow.
         rows: (N,), rows of the split's table; None: all, in order.
         forward: maps the network and inputs (B, C, T, H, W) to outputs (B, K).
+        seeds: seeds of one random view per clip; empty: test views.
 
     Returns:
         float32 (N, K): nan for a clip that could not be read, the log of the mean softmax for a clip of several views.
@@ -58,7 +60,7 @@ def predict(
     size = max(8, PIXELS_PER_PASS // math.prod(clips.size)) if clips.labels.device.type == "cuda" else 64
     views: dict[int, list[np.ndarray]] = {row: [] for row in rows.tolist()}
     width = 0
-    steps = [(chunk, ()) for chunk in np.split(rows, range(size, len(rows), size))]
+    steps = [(chunk, seeds) for chunk in np.split(rows, range(size, len(rows), size))]
     for batch in clips.batches(steps, (stream,)):
         for start in range(0, len(batch.index), size):
             outputs = forward(model, batch.inputs[stream][start : start + size]).cpu().numpy()

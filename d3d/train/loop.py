@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +106,9 @@ def fit(
         ValueError: if a label is not in 0 to K - 1, if there are too few clips for batch norm, or if none of an epoch's
             clips can be read.
     """
+    if teacher and teacher.partners is not None:
+        train = data.splits["train"].with_partners(teacher.partners)
+        data = replace(data, splits=data.splits | {"train": train})
     clips = data.splits["train"]
     report = report if team.is_main else no_report
     _check_clips(config, clips, len(data.classes), team, report)
@@ -148,7 +151,7 @@ class _Training:
         seed = config.run.seed, config.run.twin
         order = np.random.default_rng(seed)
         self.steps_per_epoch = steps_per_epoch(num_clips, config.optimiser, team)
-        # Each step's clips, as rows of the split's table, and the seed of their random crops if they are video files.
+        # Each step's clips, as rows of the split's table, and the seeds of their random views.
         self.steps = [
             (rows, (*seed, epoch))
             for epoch in range(config.optimiser.epochs)
@@ -173,14 +176,21 @@ class _Training:
     def train(self, start_step: int) -> None:
         """Runs the steps from index `start_step` on; raises Stopped if any process received a signal."""
         clips, steps_done, total = self.data.splits["train"], start_step, len(self.steps)
-        local_steps = [(self.train_step.local_part(rows), view_seed) for rows, view_seed in self.steps[start_step:]]
-        batches = iter(clips.batches(local_steps, self.train_step.objective.streams)) if clips.augmented else None
+        local_steps = [(self.train_step.local_part(rows), view_seeds) for rows, view_seeds in self.steps[start_step:]]
+        streams = self.train_step.objective.streams
+        batches = None if clips.in_memory else iter(clips.batches(local_steps, streams))
         self.last_save_time = self.last_log_time = self.epoch_start_time = time.monotonic()
         while steps_done < min(total, self.stop_after + 1):
             batch = next(batches) if batches else None
-            rows, learning_rate = self.steps[steps_done][0], self._learning_rate(steps_done)
-            stop = bool(self.signals)
-            for metrics in self.train_step(steps_done, rows, learning_rate=learning_rate, batch=batch, stop=stop):
+            rows, view_seeds = self.steps[steps_done]
+            for metrics in self.train_step(
+                steps_done,
+                rows,
+                view_seeds=view_seeds,
+                learning_rate=self._learning_rate(steps_done),
+                batch=batch,
+                stop=bool(self.signals),
+            ):
                 self._log_step(metrics)
             steps_done += 1
             if self.metrics_file and steps_done == start_step + 1:

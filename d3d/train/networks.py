@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from d3d.data.clips import Batch
+from d3d.data.clips import PARTNER, Batch
 from d3d.data.load import Data
 from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_info
 from d3d.s3dg.network import S3DG, fold, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
+from d3d.train.controls import class_means, draw_partners
 from d3d.train.evaluate import infer_features, infer_logits, predict
 from d3d.train.losses import get_distance
 
 FORWARD = {"logits": infer_logits, "features": infer_features}
+# The mean output of a class is over the random views of this many epochs.
+CLASS_MEAN_EPOCHS = 4
 
 
 def build_network(
@@ -69,25 +73,32 @@ class Teacher:
         model: the network.
         stream: the network's input, rgb or flow.
         output: the output that the student learns, logits or features.
-        precomputed: (N, D), the outputs for all training clips; None if every epoch sees new random views.
+        precomputed: (N, D), what the student learns for each training clip; None if it depends on the random view.
+        partners: (N,), for each training clip the one whose own view the teacher sees; None: the same clip.
     """
 
     model: S3DG
     stream: str
     output: str = "logits"
     precomputed: Tensor | None = None
+    partners: np.ndarray | None = None
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The streams that the teacher needs in a batch."""
-        return () if self.precomputed is not None else (self.stream,)
+    def input(self) -> str:
+        """The input of the teacher in a batch."""
+        return self.stream if self.partners is None else PARTNER + self.stream
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs that the teacher needs in a batch."""
+        return () if self.precomputed is not None else (self.input,)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the teacher's logits (B, K) or features (B, C) for a batch."""
+        """Returns the student's target for a batch, logits (B, K) or features (B, C)."""
         if self.precomputed is not None:
             return self.precomputed[batch.index]
-        return FORWARD[self.output](self.model, batch.inputs[self.stream])
+        return FORWARD[self.output](self.model, batch.inputs[self.input])
 
 
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
@@ -96,10 +107,19 @@ def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
 
 
 def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
-    """Loads the teacher, and computes its outputs if all epochs see the same clips; None if lambda_ is 0.
+    """Loads the teacher, and computes what the student learns where it is the same in all epochs.
+
+    Args:
+        config: the run's configuration; its `outputs` says which outputs of the teacher the student learns.
+        data: the data set, of which the split `train` is used.
+        device: device of the teacher.
+
+    Returns:
+        The teacher; None if lambda_ is 0.
 
     Raises:
-        ValueError: if the teacher's classes or input differ or, for features, its width.
+        ValueError: if the teacher's classes or input differ or, for features, its width; or if outputs are shuffled
+            and a class has one clip.
     """
     distillation = config.distillation
     if distillation.lambda_ == 0:
@@ -120,7 +140,18 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
             f"distance {distillation.distance!r} needs the same width"
         )
     model, clips = fold(model), data.splits["train"]
+    labels, forward = clips.labels.cpu().numpy(), FORWARD[output]
+    if distillation.outputs == "class_mean":
+        # Views of the first epochs, the same as in training; clips without random views have one.
+        seeds = [(config.run.seed, config.run.twin, epoch) for epoch in range(CLASS_MEAN_EPOCHS)]
+        predictions = [
+            predict(model, clips, info.stream, forward=forward, seeds=s) for s in (seeds if clips.augmented else [()])
+        ]
+        means = class_means(np.concatenate(predictions), np.tile(labels, len(predictions)))[: len(labels)]
+        return Teacher(model, info.stream, output, precomputed=torch.from_numpy(means).to(device))
+    partners = draw_partners(labels, data.classes, config.run.seed) if distillation.outputs == "shuffled" else None
     if clips.augmented:
-        return Teacher(model, info.stream, output)
-    precomputed = torch.from_numpy(predict(model, clips, info.stream, forward=FORWARD[output])).to(device)
-    return Teacher(model, info.stream, output, precomputed)
+        return Teacher(model, info.stream, output, partners=partners)
+    outputs = predict(model, clips, info.stream, forward=forward)
+    target = outputs if partners is None else outputs[partners]
+    return Teacher(model, info.stream, output, precomputed=torch.from_numpy(target).to(device))

@@ -29,8 +29,8 @@ class Objective:
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that a batch must have."""
-        return tuple(dict.fromkeys((self.stream, *(self.teacher.streams if self.teacher else ()))))
+        """The inputs that a batch must have."""
+        return tuple(dict.fromkeys((self.stream, *(self.teacher.inputs if self.teacher else ()))))
 
     def __call__(self, model: S3DG, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Computes the losses and metrics of each clip.

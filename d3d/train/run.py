@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from d3d import files
+from d3d.data.file_clips import FileClips
 from d3d.data.load import Data, load
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import S3DG
@@ -69,7 +70,7 @@ def evaluate_splits(
         labels, groups = clips.labels.cpu().numpy(), clips.groups
         predicted = ~np.isnan(logits).any(1)
         missing = ~predicted
-        if clips.augmented:
+        if isinstance(clips, FileClips):
             for refused in team.all_gather(dict(clips.refused)):
                 clips.refused.update(refused)
             missing &= ~clips.table["path"].isin(clips.refused).to_numpy()
@@ -134,6 +135,7 @@ def run(
             teacher=teacher_streams(config),
             device=team.device,
             workers=workers,
+            report=report,
         )
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())
     report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {provenance['device']}")

@@ -1,8 +1,8 @@
 """One training step, on one process or several: gradients of an objective, their sum over processes, an update.
 
-If the clips are in GPU memory, gathering them, the forward and backward passes and, with one process, the update are
-captured in a CUDA graph and replayed: for networks as small as the study's, launching the kernels one by one takes
-several times as long as running them.
+If the clips are in GPU memory, cutting views from them, the forward and backward passes and, with one process, the
+update are captured in a CUDA graph and replayed: for networks as small as the study's, launching the kernels one by one
+takes several times as long as running them.
 """
 
 from collections import deque
@@ -56,7 +56,7 @@ def steps_per_epoch(num_clips: int, config: OptimiserConfig, team: Team) -> int:
 class _Staging(NamedTuple):
     """Page-locked memory of one step in flight: its inputs on their way to the GPU, its metrics on their way back."""
 
-    index: Tensor
+    views: Tensor
     mask: Tensor
     metrics: Tensor
     done: torch.cuda.Event
@@ -90,7 +90,7 @@ class TrainStep:
         self.model, self.config, self.clips, self.objective, self.team = model.train(), config, clips, objective, team
         self.device = clips.labels.device
         on_gpu = self.device.type == "cuda"
-        self.capture = on_gpu and not clips.augmented and not synced if capture is None else capture
+        self.capture = on_gpu and clips.in_memory and not synced if capture is None else capture
         # A step's metrics are returned this many steps later.
         self.lag = MAX_IN_FLIGHT if on_gpu else 0
         self.metric_names = (*objective.metric_names, *COUNTS)
@@ -109,8 +109,9 @@ class TrainStep:
         max_clips = max(effective_batch_size(num_clips, optimiser), -(-num_clips // steps))
         max_local_clips = -(-max_clips // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
+        view_width = self.clips.draw(np.zeros(1, dtype=np.int64), (0,)).shape[1]
         return _Staging(
-            torch.empty(max_local_clips, dtype=torch.int64, pin_memory=True),
+            torch.empty(max_local_clips, view_width, dtype=torch.int64, pin_memory=True),
             torch.empty(max_local_clips, *shape, dtype=torch.bool, pin_memory=True),
             torch.empty(len(self.metric_names), pin_memory=True),
             torch.cuda.Event(),
@@ -121,32 +122,42 @@ class TrainStep:
         return np.array_split(array, self.team.size)[self.team.rank]
 
     def __call__(
-        self, step: int, rows: np.ndarray, *, learning_rate: float, batch: Batch | None = None, stop: bool = False
+        self,
+        step: int,
+        rows: np.ndarray,
+        *,
+        view_seeds: tuple[int, ...],
+        learning_rate: float,
+        batch: Batch | None = None,
+        stop: bool = False,
     ) -> list[StepMetrics]:
         """Trains on one batch.
 
         Args:
             step: index of the step.
             rows: (N,), the clips of all processes, as rows of the training split's table.
+            view_seeds: seeds of the clips' random views.
             learning_rate: learning rate of this step.
-            batch: this process's clips, decoded from files; None: they are gathered from the clips in memory.
+            batch: this process's views, decoded from files; None: they are cut from the clips in memory.
             stop: whether this process asks all processes to stop.
 
         Returns:
             The metrics that have become available: on a CPU those of this step, on a GPU those of earlier steps, if
             any.
         """
-        index = torch.from_numpy(self.local_part(rows)) if batch is None else batch.index
         mask, total = self._dropout_mask(step, rows), len(rows)
-        if batch is not None:
+        if batch is None:
+            views = self.clips.draw(self.local_part(rows), view_seeds)
+        else:
+            views = batch.index[:, None]
             # Unreadable files can leave a process with too few clips; all processes then skip the step.
-            mask = mask[np.isin(self.local_part(rows), index.cpu().numpy())]
-            counts = torch.tensor([len(index), len(index) < 2 * self.config.optimiser.accumulate], device=self.device)
+            mask = mask[np.isin(self.local_part(rows), batch.index.cpu().numpy())]
+            counts = torch.tensor([len(views), len(views) < 2 * self.config.optimiser.accumulate], device=self.device)
             total, num_lacking = self.team.all_reduce_(counts).tolist()
             if num_lacking:
                 return [*self.drain(), StepMetrics(step, dict.fromkeys(self.metric_names, 0.0))]
         if self.cuda_stream is None:
-            self._run_step(index, mask, total, learning_rate, batch, stop)
+            self._run_step(views, mask, total, learning_rate, batch, stop)
             return [self._to_metrics(step, self.sgd.extra)]
         completed = [self._wait_for_oldest()] if len(self.in_flight) == MAX_IN_FLIGHT else []
         staging = self.staging[0]
@@ -154,8 +165,8 @@ class TrainStep:
         self.cuda_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.cuda_stream):
             if batch is None:
-                index = staging.index[: len(index)].copy_(index)
-            self._run_step(index, staging.mask[: len(mask)].copy_(mask), total, learning_rate, batch, stop)
+                views = staging.views[: len(views)].copy_(views)
+            self._run_step(views, staging.mask[: len(mask)].copy_(mask), total, learning_rate, batch, stop)
             staging.metrics.copy_(self.sgd.extra, non_blocking=True)
             staging.done.record()
         torch.cuda.current_stream().wait_stream(self.cuda_stream)
@@ -177,18 +188,18 @@ class TrainStep:
         return StepMetrics(step, values | means)
 
     def _run_step(
-        self, index: Tensor, mask: Tensor, total: int, learning_rate: float, batch: Batch | None, stop: bool
+        self, views: Tensor, mask: Tensor, total: int, learning_rate: float, batch: Batch | None, stop: bool
     ) -> None:
-        sizes = [len(rows) for rows in np.array_split(np.arange(len(index)), self.config.optimiser.accumulate)]
+        sizes = [len(part) for part in np.array_split(np.arange(len(views)), self.config.optimiser.accumulate)]
         self.sgd.learning_rate.fill_(learning_rate)
         alone = self.team.size == 1
         key = (*sizes, total)
         if self.capture and key in self.warmed_up:
-            self._replay(key, index, mask, total)
+            self._replay(key, views, mask, total)
         else:
             # The first step of each size runs without a graph, since its kernels must be set up before a capture.
             self.warmed_up.add(key)
-            batches = batch.split(sizes) if batch is not None else self._gather(self._to_device(index), sizes)
+            batches = batch.split(sizes) if batch is not None else self._cut(self._to_device(views), sizes)
             self._accumulate_gradients(batches, self._to_device(mask), total)
             if alone:
                 self.sgd.update()
@@ -198,27 +209,27 @@ class TrainStep:
             self.sgd.update()
             self._average_running_stats()
 
-    def _replay(self, key: tuple, index: Tensor, mask: Tensor, total: int) -> None:
+    def _replay(self, key: tuple, views: Tensor, mask: Tensor, total: int) -> None:
         if key not in self.graphs:
-            graph_inputs = self._to_device(index), self._to_device(mask)
+            graph_inputs = self._to_device(views), self._to_device(mask)
             graph = torch.cuda.CUDAGraph()
             pool = next((g.pool() for g, *_ in self.graphs.values()), None)
             with torch.cuda.graph(graph, pool=pool, stream=self.cuda_stream, capture_error_mode="thread_local"):
-                self._accumulate_gradients(self._gather(graph_inputs[0], key[:-1]), graph_inputs[1], total)
+                self._accumulate_gradients(self._cut(graph_inputs[0], key[:-1]), graph_inputs[1], total)
                 if self.team.size == 1:
                     self.sgd.update()
             self.graphs[key] = graph, *graph_inputs
-        graph, graph_index, graph_mask = self.graphs[key]
-        graph_index.copy_(index, non_blocking=True)
+        graph, graph_views, graph_mask = self.graphs[key]
+        graph_views.copy_(views, non_blocking=True)
         graph_mask.copy_(mask, non_blocking=True)
         graph.replay()
 
     def _to_device(self, x: Tensor) -> Tensor:
         return x.to(self.device, non_blocking=True)
 
-    def _gather(self, index: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
-        for micro_index in index.split(list(sizes)):
-            yield self.clips.batch(micro_index, self.objective.streams)
+    def _cut(self, views: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
+        for micro_views in views.split(list(sizes)):
+            yield self.clips.batch(micro_views, self.objective.streams)
 
     def _dropout_mask(self, step: int, rows: np.ndarray) -> Tensor:
         """Returns the dropout mask of this process's clips, bool (B, C, T', H', W'): True where a feature is kept.

@@ -137,9 +137,13 @@ def to_clip(images: list[np.ndarray], *, frames: int = 64, short_side: int = 224
 def resize(images: list[np.ndarray], short_side: int) -> Tensor:
     """Resizes images, uint8 (H, W, 3), to uint8 (T, 3, H', W') whose short side is `short_side` pixels, antialiased."""
     clip = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    height, width = clip.shape[2:]
+    return TF.resize(clip, list(resized_size(*clip.shape[2:], short_side)), antialias=True)
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Returns the height and width of images of this size after `resize`."""
     scale = short_side / min(height, width)
-    return TF.resize(clip, [round(height * scale), round(width * scale)], antialias=True)
+    return round(height * scale), round(width * scale)
 
 
 def looped(clip: Tensor, frames: int) -> Tensor:

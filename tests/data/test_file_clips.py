@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from d3d.data.file_clips import FileClips, ViewSpec
+from d3d.data.file_clips import FileClips
+from d3d.data.views import ViewSpec
 from d3d.flow.cache import FieldsWriter
 from d3d.video.decode import VideoError
 from tests.video.test_decode import noise_video
@@ -39,7 +40,9 @@ def write(folder, name, frames=FRAMES):
     with FieldsWriter(folder / f"{name}.fields.mkv", 25) as writer:
         writer.add(fields.astype(np.uint8))
     return {"path": str(path), "flow": str(folder / f"{name}.fields.mkv"), "start": 0.0, "end": math.nan} | {
-        "seconds": frames / 25
+        "seconds": frames / 25,
+        "height": HEIGHT,
+        "width": WIDTH,
     }
 
 
@@ -167,34 +170,37 @@ def test_a_damaged_file_is_skipped_and_named_or_raises(tmp_path, workers):
         read(file_clips(rows, workers=workers, damaged="raise"), streams=("rgb",))
 
 
-class KillsTheProcess(float):
-    """A start time that kills the process which uses it, as a crashing codec would."""
+class KillsTheProcess(str):
+    """A path that kills the process which opens it, as a crashing codec would."""
 
-    def __mul__(self, other):
+    def __str__(self):
         os.kill(os.getpid(), signal.SIGKILL)
+        return ""
 
 
-def test_the_file_that_killed_a_worker_is_named(tmp_path):
-    rows = [write(tmp_path, name) for name in "abcd"]
-    clips = file_clips(rows, workers=2)
-    clips.table["start"] = clips.table["start"].astype(object)
-    clips.table.at[2, "start"] = KillsTheProcess(0)
-    with pytest.raises(ChildProcessError, match=r"a worker process died while it read \S*c.mkv: "):
-        read(clips, streams=("rgb",))
-
-
-class EndsTheProcess:
-    """A start time that ends the worker to which it is sent, before the worker reads a file."""
+class EndsTheProcess(str):
+    """A path that ends the worker to which it is sent, before the worker reads a file."""
 
     def __reduce__(self):
         return os._exit, (1,)
 
 
+def with_path(clips, row, kind):
+    paths = clips.table["path"].astype(object)
+    paths[row] = kind(paths[row])
+    return replace(clips, table=clips.table.assign(path=paths))
+
+
+def test_the_file_that_killed_a_worker_is_named(tmp_path):
+    clips = file_clips([write(tmp_path, name) for name in "abcd"], workers=2)
+    with pytest.raises(ChildProcessError, match=r"a worker process died while it read \S*c.mkv: "):
+        read(with_path(clips, 2, KillsTheProcess), streams=("rgb",))
+
+
 def test_a_worker_that_dies_before_it_reads_names_no_file(tmp_path):
     clips = file_clips([write(tmp_path, "a")], workers=1)
-    clips.table["start"] = [EndsTheProcess()]
     with pytest.raises(ChildProcessError, match=r"a worker process died before it read a file; .* fewer workers$"):
-        read(clips, streams=("rgb",))
+        read(with_path(clips, 0, EndsTheProcess), streams=("rgb",))
 
 
 def test_a_clip_of_one_frame_has_no_flow(tmp_path):

@@ -20,7 +20,8 @@ from tests.data.test_file_clips import file_clips, read, write
 PROGRAM = """
     import os, signal, sys, time
     import numpy as np
-    from tests.data.test_file_clips import ViewSpec, file_clips, write
+    from d3d.data.views import ViewSpec
+    from tests.data.test_file_clips import file_clips, write
     from pathlib import Path
 
     def main():
@@ -106,10 +107,10 @@ def test_half_of_the_shared_memory_stays_free(monkeypatch, free, shared):
 @pytest.mark.parametrize("name", ["plain", "killed", "shared memory"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_unexpected_error_names_its_file(tmp_path, name, count):
-    rows = [write(tmp_path, "a"), write(tmp_path, name) | {"start": "no number"}]
+    rows = [write(tmp_path, "a"), write(tmp_path, name) | {"flow": 5}]  # an int is no path
     with pytest.raises(RuntimeError, match=rf"{name}.mkv could not be read: \w*Error: ") as caught:
-        read(file_clips(rows, workers=count), streams=("rgb",))
-    assert "in _views" in str(caught.value.__cause__)
+        read(file_clips(rows, workers=count), streams=("flow",))
+    assert "in _inputs" in str(caught.value.__cause__)
 
 
 class Unsendable:

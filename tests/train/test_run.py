@@ -87,7 +87,7 @@ def test_distillation_brings_the_student_to_the_teacher(data, teacher):
     assert train.teacher_streams(config) == ("flow",)
     loaded = train.load_teacher(config, data)
     assert loaded.precomputed.shape == (24, 16)
-    assert loaded.streams == ()
+    assert loaded.inputs == ()
     history = fit(config, data, teacher=loaded)[1]
     assert history[-1]["distance"] < 0.6 * history[0]["distance"]
     assert history[-1]["loss"] == pytest.approx(history[-1]["cross_entropy"] + 30 * history[-1]["distance"], rel=1e-5)

@@ -30,7 +30,7 @@ def train_steps(config, data, *, steps=3, teacher=None, frozen=False, **kwargs):
         freeze_norms(model)
     metrics = []
     for i in range(steps):
-        metrics += train_step(i, np.arange(config.optimiser.batch_size) + i, learning_rate=0.05)
+        metrics += train_step(i, np.arange(config.optimiser.batch_size) + i, view_seeds=(0,), learning_rate=0.05)
     metrics += train_step.drain()
     return [p.detach().clone() for p in model.parameters()], [m.values for m in metrics]
 
@@ -55,7 +55,7 @@ def test_it_equals_pytorchs_sgd(data, momentum):
         [p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=momentum, weight_decay=0.01
     )
     for i in range(3):
-        batch = clips.batch(torch.arange(12) + i, ("rgb",))
+        batch = clips.batch(clips.draw(np.arange(12) + i, ()), ("rgb",))
         optimiser.zero_grad()
         loss = F.cross_entropy(model(batch.inputs["rgb"]), batch.labels)
         loss.backward()
@@ -80,7 +80,7 @@ def test_micro_batches_have_their_own_batch_statistics(data):
     config = configs.training(**TINY, accumulate=2, dropout=0.0)
     model = build_network(config, data).train()
     train_step = TrainStep(model, config, data.splits["train"], Objective(config))
-    train_step(0, np.arange(12), learning_rate=0.0)
+    train_step(0, np.arange(12), view_seeds=(0,), learning_rate=0.0)
     other = build_network(config, data).train()
     for rows in (torch.arange(6), torch.arange(6, 12)):
         other(data.splits["train"].inputs("rgb", rows))
@@ -128,13 +128,13 @@ def test_training_resumes_from_a_state_to_the_same_bits(data):
     config = configs.training(**TINY)
     model = build_network(config, data)
     train_step = TrainStep(model, config, data.splits["train"], Objective(config))
-    train_step(0, np.arange(12), learning_rate=0.05)
+    train_step(0, np.arange(12), view_seeds=(0,), learning_rate=0.05)
     state = {name: x.clone() for name, x in train_step.sgd.state_dict().items()}
-    train_step(1, np.arange(12, 24), learning_rate=0.05)
+    train_step(1, np.arange(12, 24), view_seeds=(0,), learning_rate=0.05)
     other = build_network(changed(config, seed=1), data)
     resumed = TrainStep(other, config, data.splits["train"], Objective(config))
     resumed.sgd.load_state_dict(state)
-    resumed(1, np.arange(12, 24), learning_rate=0.05)
+    resumed(1, np.arange(12, 24), view_seeds=(0,), learning_rate=0.05)
     assert all(torch.equal(x, train_step.sgd.state_dict()[name]) for name, x in resumed.sgd.state_dict().items())
     assert any(name.startswith("momentum.") for name in state)
 
@@ -171,7 +171,7 @@ def test_a_captured_step_equals_an_eager_one(accumulate, distance, team):
         metrics = []
         for i in range(24):
             rows = np.random.default_rng(i).permutation(48)[: 12 - i % 2]
-            metrics += train_step(i, rows, learning_rate=0.05 / (i + 1))
+            metrics += train_step(i, rows, view_seeds=(0,), learning_rate=0.05 / (i + 1))
         metrics += train_step.drain()
         assert len(train_step.graphs) == (2 if capture else 0)
         assert [m.step for m in metrics] == list(range(24))

@@ -1,0 +1,44 @@
+"""The controls of distillation: teachers that know a clip's class, but nothing of its motion."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import numpy as np
+import pandas as pd
+
+
+def class_means(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns for each clip the mean output of its class, float32 (N, D); clips whose output is nan are left out.
+
+    Args:
+        outputs: (N, D), a teacher's outputs for the training clips.
+        labels: (N,).
+    """
+    return pd.DataFrame(outputs).groupby(labels).transform("mean").to_numpy(np.float32)
+
+
+def draw_partners(labels: np.ndarray, classes: Sequence[str], seed: int) -> np.ndarray:
+    """Draws for each clip another one of its class, each exactly once: int64 (N,).
+
+    The clips of a class form one random cycle, so no clip is its own partner, and over an epoch the partners' outputs
+    are those of the clips themselves in another order.
+
+    Args:
+        labels: (N,), labels of the training clips.
+        classes: names of the classes, by label.
+        seed: the run's seed.
+
+    Raises:
+        ValueError: if a class has only one clip.
+    """
+    rng = np.random.default_rng((seed, crc32(b"partners")))
+    partners = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise ValueError(
+                f"outputs 'shuffled' needs two training clips per class, and class {classes[label]!r} has one: add "
+                "clips, or use outputs 'class_mean'"
+            )
+        partners[members] = np.roll(members, 1)
+    return partners
