@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d3d.video.hmdb import read_hmdb51
+from d3d.video.hmdb import read_hmdb51, read_jhmdb
 from d3d.video.listing import find_videos, in_class_folder_or_flat, make_listing, unique_path
 from d3d.video.tables import COLUMNS, Listing, line_error, read_lines, read_rows, read_table
 
-SETS_WITH_SPLITS = ("ucf101", "hmdb51")  # each has three official splits
+SETS_WITH_SPLITS = ("ucf101", "hmdb51", "jhmdb")  # each has three official splits
 KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 KINETICS_TEST_HEADER = KINETICS_HEADER.removeprefix("label,")
 KINETICS_SEGMENT = re.compile(r"([\w-]{11}),(\d{1,6})(?:\.0*)?,(\d{1,6})(?:\.0*)?", re.ASCII)
@@ -30,7 +30,7 @@ def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split:
         dataset: One of `DATASETS`.
         root: Folder of the videos; the CSV file of a "table".
         annotations: Folder of the annotation files; empty: `root`.
-        split: 1, 2 or 3, for UCF101 and HMDB51.
+        split: 1, 2 or 3, for UCF101, HMDB51 and JHMDB.
 
     Raises:
         FileNotFoundError: If root or an annotation file does not exist.
@@ -238,6 +238,7 @@ READERS: dict[str, Callable[[Path, Path, int], Listing]] = {
     "folder": _read_folder,
     "ucf101": _read_ucf101,
     "hmdb51": read_hmdb51,
+    "jhmdb": read_jhmdb,
     "kinetics400": _kinetics_reader(400),
     "kinetics600": _kinetics_reader(600),
     "ava": _read_ava,

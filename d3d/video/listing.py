@@ -69,3 +69,15 @@ def in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:
         return next((str(p) for p in (root / name, root / Path(name).name) if p.is_file()), None)
 
     return find
+
+
+def in_any_container(root: Path) -> Callable[[str], str | None]:
+    """Returns `in_class_folder_or_flat` for files whose suffix may differ from the one of their annotations."""
+    videos = find_videos(root)
+
+    def find(name: str) -> str | None:
+        folder, file = name.split("/", 1)
+        paths = videos.get(os.path.splitext(file)[0], ())
+        return unique_path([p for p in paths if Path(p).parent in (root / folder, root)], name)
+
+    return find
