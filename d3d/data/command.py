@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--root", required=True, help="folder of the videos; --dataset table: the CSV file")
     parser.add_argument("--annotations", default="", help="folder of the data set's annotation files (default: root)")
-    parser.add_argument("--split", type=int, default=1, help="official split of ucf101 or hmdb51, 1 to 3 (default 1)")
+    parser.add_argument(
+        "--split", type=int, default=1, help="official split of ucf101, hmdb51 or jhmdb, 1 to 3 (default 1)"
+    )
     parser.add_argument("--out", help="CSV file to list the complete videos in; --dataset table reads it unchecked")
     parser.add_argument(
         "--damaged", choices=("skip", "raise"), default="skip",

@@ -13,7 +13,7 @@ from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
 RENDERED_DATASETS = ("sprites",)
-FILE_DATASETS = ("folder", "ucf101", "hmdb51", "kinetics400", "kinetics600", "table", "ava")
+FILE_DATASETS = ("folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "table", "ava")
 # Upper bound of training seeds; twins and probes draw from seeds above it.
 MAX_SEED = 1000
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
@@ -64,14 +64,14 @@ class FilesConfig(Group):
 
     dataset: str = parameter(
         "sprites",
-        "sprites | folder | ucf101 | hmdb51 | kinetics400 | kinetics600 | table",
+        "sprites | folder | ucf101 | hmdb51 | jhmdb | kinetics400 | kinetics600 | table",
         choices=(*RENDERED_DATASETS, *FILE_DATASETS),
     )
     root: str = parameter(
         "", "video files: their folder (dataset folder: a subfolder per class); dataset table: the CSV file"
     )
     annotations: str = parameter("", "video files: folder of the data set's annotation files; empty: root")
-    split: int = parameter(1, "ucf101 and hmdb51: official split, 1, 2 or 3", low=1, high=3)
+    split: int = parameter(1, "ucf101, hmdb51 and jhmdb: official split, 1, 2 or 3", low=1, high=3)
     fps: float = parameter(25.0, "video files: frames per second of a clip", above=0)
     short_side: int = parameter(
         0, "video files: pixels of the short side after resizing, before a size x size crop; 0: size", low=0

@@ -4,18 +4,18 @@ listing = read("ucf101", "UCF-101", annotations="ucfTrainTestlist", split=1)
 listing.table, listing.classes, listing.counts
 """
 
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from d3d.video.hmdb import read_hmdb51, read_jhmdb
+from d3d.video.listing import find_videos, in_class_folder_or_flat, make_listing, unique_path
 from d3d.video.tables import COLUMNS, Listing, line_error, read_lines, read_rows, read_table
 
-SETS_WITH_SPLITS = ("ucf101", "hmdb51")  # each has three official splits
-VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv")
+SETS_WITH_SPLITS = ("ucf101", "hmdb51", "jhmdb")  # each has three official splits
 KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 KINETICS_TEST_HEADER = KINETICS_HEADER.removeprefix("label,")
 KINETICS_SEGMENT = re.compile(r"([\w-]{11}),(\d{1,6})(?:\.0*)?,(\d{1,6})(?:\.0*)?", re.ASCII)
@@ -30,7 +30,7 @@ def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split:
         dataset: One of `DATASETS`.
         root: Folder of the videos; the CSV file of a "table".
         annotations: Folder of the annotation files; empty: `root`.
-        split: 1, 2 or 3, for UCF101 and HMDB51.
+        split: 1, 2 or 3, for UCF101, HMDB51 and JHMDB.
 
     Raises:
         FileNotFoundError: If root or an annotation file does not exist.
@@ -57,55 +57,6 @@ def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split:
     return listing
 
 
-def _find_videos(root: Path) -> dict[str, list[str]]:
-    """Paths of all video files below root by file name without suffix; follows links, skips hidden files."""
-    paths: dict[str, list[str]] = {}
-    visited = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        # A link may lead back to a parent folder.
-        new = (real := os.path.realpath(folder)) not in visited
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if new and not name.startswith("."))
-        for stem, suffix in map(os.path.splitext, files if new else ()):
-            if suffix.lower() in VIDEO_SUFFIXES and not stem.startswith("."):
-                paths.setdefault(stem, []).append(str(Path(folder, stem + suffix)))
-    return paths
-
-
-def _unique_path(paths: list[str], name: str) -> str | None:
-    if len(paths) > 1:
-        raise ValueError(f"{name} has two files, {paths[0]} and {paths[1]}: delete one, or choose a root with only one")
-    return paths[0] if paths else None
-
-
-def _make_listing(rows: Iterable[tuple], classes: Iterable[str], find: Callable[[str], str | None]) -> Listing:
-    """Makes a listing in which every clip is a whole file.
-
-    Args:
-        rows: Tuples of class, file name, split and group.
-        classes: In the order of their labels.
-        find: Maps "class/file" to the file's path, or to None if it is missing.
-    """
-    classes = tuple(classes)
-    label = {name: i for i, name in enumerate(classes)}
-    clips, missing = [], []
-    for name, file, split, group in rows:
-        path = find(f"{name}/{file}")
-        if path:
-            clips.append((path, name, label[name], split, 0.0, np.nan, group))
-        else:
-            missing.append(f"{name}/{file}")
-    table = pd.DataFrame(clips, columns=list(COLUMNS)).astype({"start": float, "end": float})
-    return Listing(table, classes, tuple(missing), len(clips) + len(missing))
-
-
-def _in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:
-    def find(name: str) -> str | None:
-        return next((str(p) for p in (root / name, root / Path(name).name) if p.is_file()), None)
-
-    return find
-
-
 def _read_folder(root: Path, _: Path, __: int) -> Listing:
     files = {
         folder.name: sorted(f for f in folder.iterdir() if not f.name.startswith("."))
@@ -122,7 +73,7 @@ def _read_folder(root: Path, _: Path, __: int) -> Listing:
         raise ValueError(f"root {str(root)!r} holds one class only ({', '.join(files)}): a classifier needs two")
     rows = [(name, path.name, "", path.name) for name, paths in files.items() for path in paths]
     # A broken link is listed too: opening it raises an error that names it.
-    return _make_listing(rows, files, lambda name: str(root / name))
+    return make_listing(rows, files, lambda name: str(root / name))
 
 
 def _read_ucf101(root: Path, folder: Path, split: int) -> Listing:
@@ -160,40 +111,7 @@ def _read_ucf101(root: Path, folder: Path, split: int) -> Listing:
             rows[file] = (name, clip, subset, group)
         if subset not in subset_of_group.values():
             raise ValueError(f"{path} lists no clip")
-    return _make_listing(rows.values(), classes, _in_class_folder_or_flat(root))
-
-
-def _read_hmdb51(root: Path, folder: Path, split: int) -> Listing:
-    ending = f"_test_split{split}.txt"
-    files = {path.name.removesuffix(ending): path for path in folder.glob(f"[!.]*{ending}")}
-    files = dict(sorted(files.items()))
-    if not files:
-        raise FileNotFoundError(f"no *{ending} in {str(folder)!r}: HMDB51 has one per class, in test_train_splits")
-    if len(files) > 51:
-        raise ValueError(f"{str(folder)!r} has {len(files)} files *{ending}: HMDB51 has 51 classes")
-    if extra := sorted(
-        p.name for p in root.iterdir() if p.is_dir() and p.name not in files and any(p.glob("[!.]*.avi"))
-    ):
-        raise FileNotFoundError(f"no {extra[0]}{ending} in {str(folder)!r}, though root has a class {extra[0]!r}")
-    rows = []
-    for name, path in files.items():
-        codes: dict[str, str] = {}
-        for number, line in read_lines(path, "a split of HMDB51"):
-            file, _, code = line.rpartition(" ")
-            if code not in ("0", "1", "2") or not file:
-                raise line_error(path, number, line, "'name.avi CODE', the code 1 for train, 2 for test, 0 for neither")
-            if file.strip() in codes:
-                raise line_error(path, number, line, "each clip once")
-            codes[file.strip()] = code
-        if not {"1", "2"} <= set(codes.values()):
-            raise ValueError(f"{path} has no clip of code {'1 (train)' if '1' not in codes.values() else '2 (test)'}")
-        for file, code in codes.items():
-            if code != "0":
-                # Split at the last class name, since titles may contain one too:
-                # A_solo_climb_(klettern)_climb_f_cm_np1_ba_med_0.avi
-                group = file.rpartition(f"_{name}_")[0] or Path(file).stem
-                rows.append((name, file, {"1": "train", "2": "test"}[code], group))
-    return _make_listing(rows, files, _in_class_folder_or_flat(root))
+    return make_listing(rows.values(), classes, in_class_folder_or_flat(root))
 
 
 def _kinetics_reader(max_classes: int) -> Callable[[Path, Path, int], Listing]:
@@ -212,15 +130,15 @@ def _kinetics_reader(max_classes: int) -> Callable[[Path, Path, int], Listing]:
                 f"{str(folder)!r} lists {len(classes)} classes, Kinetics-{max_classes} has {max_classes}: is it "
                 "another Kinetics?"
             )
-        videos = _find_videos(root)
+        videos = find_videos(root)
 
         def find(name: str) -> str | None:
             label, stem = name.rsplit("/", 1)
             by_id = videos.get(stem.rsplit("_", 2)[0], ())
             in_class_folder = [p for p in by_id if _normalise(Path(p).parent.name) == _normalise(label)]
-            return _unique_path(videos.get(stem, in_class_folder), name)
+            return unique_path(videos.get(stem, in_class_folder), name)
 
-        return _make_listing(rows.values(), classes, find)
+        return make_listing(rows.values(), classes, find)
 
     return reader
 
@@ -231,7 +149,7 @@ def _normalise(name: str) -> str:
 
 
 def _add_kinetics_rows(path: Path, split: str, rows: dict[tuple[str, int], tuple]) -> None:
-    """Adds the rows of one list for `_make_listing`, keyed by YouTube id and start; a sixth column is_cc is ignored."""
+    """Adds the rows of one list for `make_listing`, keyed by YouTube id and start; a sixth column is_cc is ignored."""
     (number, header_cells), *lines = read_rows(path, "a list of Kinetics") or [(1, [])]
     header = ",".join(header_cells).removesuffix(",is_cc")
     if header == KINETICS_TEST_HEADER and split == "test":
@@ -275,8 +193,8 @@ def _read_ava(root: Path, folder: Path, _: int) -> Listing:
     split_counts = table.groupby("video")["split"].nunique()
     if (split_counts > 1).any():
         raise ValueError(f"video {split_counts.idxmax()} is both in ava_train_v2.1.csv and in ava_val_v2.1.csv")
-    videos = _find_videos(root)
-    paths = {video: _unique_path(videos.get(video, []), video) for video in split_counts.index}
+    videos = find_videos(root)
+    paths = {video: unique_path(videos.get(video, []), video) for video in split_counts.index}
     names = tuple(name for name, _ in entries)
     table = table.assign(
         path=table["video"].map(paths), label=table["action"].map(label), start=table["timestamp"] - 0.5,
@@ -319,7 +237,8 @@ def _read_ava_boxes(folder: Path, split: str) -> pd.DataFrame:
 READERS: dict[str, Callable[[Path, Path, int], Listing]] = {
     "folder": _read_folder,
     "ucf101": _read_ucf101,
-    "hmdb51": _read_hmdb51,
+    "hmdb51": read_hmdb51,
+    "jhmdb": read_jhmdb,
     "kinetics400": _kinetics_reader(400),
     "kinetics600": _kinetics_reader(600),
     "ava": _read_ava,

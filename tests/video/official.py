@@ -72,6 +72,24 @@ def hmdb51(root: Path, make: Make = touch, classes: int = 2) -> dict:
     return {"dataset": "hmdb51", "root": root / "hmdb51", "annotations": lists}
 
 
+def jhmdb(root: Path, make: Make = touch, classes: int = 2) -> dict:
+    """Eight clips per class, of four titles; the first title is the test set of split 1, and so on.
+
+    The lists name .avi files, and the videos are .mp4, as in a set that was encoded again.
+    """
+    titles = ("[HD]_Part_#1", "Rock_&_Roll;_live!", "A_wave_(2)_clap", "Two words_@home_300+_*?")
+    for split in (1, 2, 3):
+        for label, name in enumerate(("brush_hair", "wave", "clap")[:classes]):
+            lines = []
+            for clip in range(8):
+                stem = f"{titles[clip // 2]}_{name}_f_{'cm' if clip % 2 else 'nm'}_np1_le_med_{clip}"
+                if split == 1:
+                    make_file(make, root / "ReCompress_Videos" / name / f"{stem}.mp4", label, label * 8 + clip)
+                lines.append(f"{stem}.avi {2 if clip // 2 == split - 1 else 1}")
+            write_lines(root / "splits" / f"{name}_test_split{split}.txt", lines)
+    return {"dataset": "jhmdb", "root": root / "ReCompress_Videos", "annotations": root / "splits"}
+
+
 def kinetics(root: Path, make: Make = touch, classes: int = 2, layout: str = "split/class") -> dict:
     """Four training and two validation clips per class, named and placed as by the usual download scripts."""
     lists, index = root / "annotations", 0
@@ -107,4 +125,4 @@ def ava(root: Path, make: Make = touch) -> dict:
     return {"dataset": "ava", "root": root / "videos", "annotations": lists}
 
 
-SETS = {"folder": folder, "ucf101": ucf101, "hmdb51": hmdb51, "kinetics400": kinetics}
+SETS = {"folder": folder, "ucf101": ucf101, "hmdb51": hmdb51, "jhmdb": jhmdb, "kinetics400": kinetics}

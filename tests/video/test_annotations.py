@@ -280,6 +280,7 @@ def test_malformed_annotations_raise_an_error_that_says_what_was_expected(tmp_pa
         ("ucf101", TEST, r"no testlist01.txt in '.*': it is UCF101's test list of split 1"),
         ("ucf101", f"{LISTS}/classInd.txt", r"no classInd.txt in .*UCF101's list of classes"),
         ("hmdb51", CODE, r"no wave_test_split1.txt in .*, though root has a class 'wave'"),
+        ("jhmdb", "splits/wave_test_split1.txt", r"no wave_test_split1.txt in .*, though root has a class 'wave'"),
         ("ava", "ava_v2.1/ava_val_excluded_timestamps_v2.1.csv", r"no ava_val_excluded_timestamps_v2.1.csv in"),
         (
             "ava",
@@ -308,12 +309,13 @@ def test_wrong_folders_are_named(tmp_path):
         read("ucf101", tmp_path, annotations=tmp_path / "absent")
     for name, message in [
         ("kinetics400", "no train.csv or val.csv"),
-        ("hmdb51", r"no \*_test_split1.txt"),
+        ("hmdb51", r"no \*_test_split1.txt .*: HMDB51 has one per class"),
+        ("jhmdb", r"no \*_test_split1.txt .*: JHMDB has one per class"),
         ("ava", "must hold one"),
     ]:
         with pytest.raises(FileNotFoundError, match=message):
             read(name, tmp_path)
-    assert set(DATASETS) == {"folder", "ucf101", "hmdb51", "kinetics400", "kinetics600", "ava", "table"}
+    assert set(DATASETS) == {"folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "ava", "table"}
 
 
 @pytest.mark.parametrize("name", [*official.SETS, "ava"])
