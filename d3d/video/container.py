@@ -267,7 +267,7 @@ class VideoFile:
         return self._decode()
 
     def _seconds(self, frame: av.VideoFrame, expected: float) -> float:
-        """A frame's seconds since the first, `expected` where it has no time; the file's first frame sets the origin."""
+        """A frame's seconds since the first, `expected` if it has no time; the first of all sets the origin."""
         ticks = frame.dts if self.uses_dts or frame.pts is None else frame.pts
         absolute = expected + (self.origin or 0.0) if ticks is None else float(ticks * frame.time_base)
         if self.origin is None:
