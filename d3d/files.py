@@ -1,9 +1,15 @@
-"""Writes files atomically."""
+"""Writes files atomically, and names them in messages."""
 
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def printable(path: str | Path) -> str:
+    """A path as it can be printed on one line: what is no text, or a control character, is escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:

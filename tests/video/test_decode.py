@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from d3d.video import decode as videos
+from d3d.video.container import VideoFile
 from d3d.video.decode import VideoError, check, read_clip, read_frames
 
 
@@ -223,20 +223,9 @@ def test_a_clip_starts_with_the_frame_on_screen(pyramid):
 
 def test_only_necessary_frames_are_decoded_and_converted(pyramid, monkeypatch):
     decoded, converted = [], []
-    decode = videos._VideoFile._decode
-    monkeypatch.setattr(
-        videos._VideoFile, "_decode", lambda video: (decoded.append(pair[0]) or pair for pair in decode(video))
-    )
-
-    class CountingReformatter:
-        def __init__(self):
-            self.inner = VideoReformatter()
-
-        def reformat(self, *args, **kwargs):
-            converted.append(args)
-            return self.inner.reformat(*args, **kwargs)
-
-    monkeypatch.setattr(videos, "VideoReformatter", CountingReformatter)
+    decode, convert = VideoFile._decode, VideoFile.to_image
+    monkeypatch.setattr(VideoFile, "_decode", lambda video: (decoded.append(pair[0]) or pair for pair in decode(video)))
+    monkeypatch.setattr(VideoFile, "to_image", lambda *args: converted.append(args) or convert(*args))
     assert numbers(read_frames(pyramid, frames=4, start=52 / 25)) == [52, 53, 54, 55]
     # From key frame 48 on, one more for the end of the last frame, and the file's first for its time.
     assert len(decoded) <= 1 + (55 - 48 + 1) + 1
