@@ -14,6 +14,7 @@ from d3d.data.views import ViewSpec, first_frames, negate_x
 from d3d.data.workers import Failure, begin, failure, pack, read_in_workers, track_progress, unpack
 from d3d.flow.cache import read_fields
 from d3d.video.decode import VideoError, iter_frames, looped, resize
+from d3d.video.repeats import find_repeats
 
 T = TypeVar("T", bound=Sequence)
 
@@ -63,8 +64,8 @@ class _Reader(Dataset):
         """Returns V crops by input, uint8 (V, T, H, W, C), or whole frames (T, H, W, C), the same in each input."""
         clip = {name: values[window.row] for name, values in self.columns.items()}
         if window.corners is None:
-            read = {"rgb": self._rgb, "flow": self._flow}
-            return {name: read[stream](clip, 0, clip["frames"]) for name, stream in window.inputs.items()}
+            read = {"rgb": self._whole_rgb, "flow": lambda clip: self._flow(clip, 0, clip["frames"])}
+            return {name: read[stream](clip) for name, stream in window.inputs.items()}
         frames = {stream: self._looped(stream, clip, window.first) for stream in set(window.inputs.values())}
         return {name: self._crop(frames[stream], window, stream) for name, stream in window.inputs.items()}
 
@@ -84,7 +85,22 @@ class _Reader(Dataset):
             frames = iter_frames(clip["path"], fps=view.fps, start=(offset + t) / view.fps)
             return _resized(islice(frames, count), view.short_side)
 
-        frames = torch.cat(_read_window(read, first, count)).permute(0, 2, 3, 1)
+        return self._of_known_size(torch.cat(_read_window(read, first, count)).permute(0, 2, 3, 1), clip)
+
+    def _whole_rgb(self, clip: dict[str, Any]) -> Tensor:
+        """Reads all frames of a clip that the view keeps, resized, uint8 (T, H, W, 3)."""
+        view = self.view
+        if view.repeats == "keep":
+            return self._rgb(clip, 0, clip["frames"])
+        # At the rate of the file, so that each of its frames is read once.
+        start, stride = clip["offset"] / view.fps, max(1, round(clip["fps"] / view.fps))
+        count = max(1, round(clip["frames"] / view.fps * clip["fps"]))
+        images = islice(iter_frames(clip["path"], fps=clip["fps"], start=start), count)
+        frames = torch.cat(_resized(images, view.short_side))
+        unique = frames[~find_repeats(frames)]
+        return self._of_known_size(unique[::stride][: clip["frames"]].permute(0, 2, 3, 1), clip)
+
+    def _of_known_size(self, frames: Tensor, clip: dict[str, Any]) -> Tensor:
         if frames.shape[1:3] != (clip["height"], clip["width"]):
             raise VideoError(
                 f"{clip['path']} has resized frames of {frames.shape[1]} x {frames.shape[2]} pixels, its table says "
@@ -157,7 +173,7 @@ def read_clips(
     Raises:
         ChildProcessError: a worker died; names the file that it was reading.
     """
-    columns = {name: table[name].to_numpy() for name in ("path", "flow") if name in table}
+    columns = {name: table[name].to_numpy() for name in ("path", "flow", "fps") if name in table}
     columns |= {"offset": first_frames(table, view)} | dict(zip(("frames", "height", "width"), sizes.T, strict=True))
     in_progress = track_progress(workers)
     reader = _Reader(columns, view, in_progress)

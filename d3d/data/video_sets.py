@@ -30,7 +30,7 @@ def check_videos(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Opens every video of a table and counts its packets, without decoding it.
 
-    A table that has `seconds`, `height` and `width` for every row was checked before and is returned as it is.
+    A table that has `seconds`, `fps`, `height` and `width` for every row was checked before and is returned as it is.
 
     Args:
         table: one row per clip, with `path`.
@@ -41,7 +41,7 @@ def check_videos(
         The rows of complete files, with columns seconds, fps, height and width; and a mapping from the path of every
         other file to the reason.
     """
-    facts = ["seconds", "height", "width"]
+    facts = ["seconds", "fps", "height", "width"]
     if set(facts) <= set(table) and table[facts].notna().all(axis=None):
         return table, {}
 
@@ -96,7 +96,7 @@ def load_videos(
     view = ViewSpec(
         frames=config.clip.frames, size=config.clip.size, fps=files.fps,
         short_side=files.short_side or config.clip.size, bound=config.flow.bound, clips=files.view_clips,
-        crops=files.view_crops,
+        crops=files.view_crops, repeats=files.repeated_frames,
     )  # fmt: skip
     listing = annotations.read(files.dataset, root, annotations=files.annotations, split=files.split)
     table, refused = check_videos(listing.table, damaged=files.damaged, report=report)
@@ -117,6 +117,11 @@ def load_videos(
             kept = memory.add_flow(kept, np.flatnonzero(flow_rows), table, view, workers=workers, report=report)
         refused |= {table["path"].iat[row]: reason for row, reason in kept.refused.items()}
         table = table.assign(row=np.arange(len(table))).drop(index=list(kept.refused)).reset_index(drop=True)
+    elif view.repeats == "drop":
+        raise ValueError(
+            "repeated_frames 'drop' needs the clips in memory, which is too small: use a smaller short_side or fps, or "
+            "repeated_frames 'keep'"
+        )
     elif needs_flow and not config.flow.flow_cache:
         raise ValueError(
             "the temporal stream needs flow_cache: the folder that "

@@ -36,6 +36,10 @@ class ViewSpec:
         bound: flow is clipped to ± bound pixels per frame.
         clips: number of test clips, spaced evenly in time; 1: the middle of the video.
         crops: number of square crops of each test clip, spaced evenly along the long side; 1: the centre.
+        repeats: "keep" samples the frames of the file at `fps`. "drop" leaves out those that repeat the one before and
+            takes every k-th of the rest, k being the file's rate divided by `fps`, rounded. Repeats come from the
+            conversion of frame rates; flow is about zero there, which tells the flow stream, but hardly the RGB
+            stream, what rate the source had. Dropping makes a clip's motion even, and the clip shorter.
     """
 
     frames: int
@@ -45,6 +49,7 @@ class ViewSpec:
     bound: float
     clips: int = 1
     crops: int = 1
+    repeats: str = "keep"
 
     @property
     def flow(self) -> FlowSpec:

@@ -52,9 +52,7 @@ class FlowConfig(Group):
     )
     bound: float = parameter(5.0, "flow is clipped to ± bound pixels and divided by bound", above=0)
     flow_cache: str = parameter(
-        "",
-        "folder that keeps TV-L1 flow; video files: filled by `d3d flow` at this fps, short_side and bound, or empty: "
-        "computed at the start, in memory",
+        "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow`; empty: computed at the start, in memory"
     )
 
 
@@ -82,9 +80,13 @@ class FilesConfig(Group):
     )
     memory: str = parameter(
         "auto",
-        "video files: yes (decoded once and kept in memory) | no (decoded in every epoch) | auto (yes if they take at "
-        "most half of the free memory)",
+        "video files: yes (decoded once, kept in memory) | no | auto (yes if half of the memory suffices)",
         choices=("auto", "yes", "no"),
+    )
+    repeated_frames: str = parameter(
+        "keep",
+        "video files: frames that repeat the one before: keep (as in the paper) | drop (in memory)",
+        choices=("keep", "drop"),
     )
     damaged: str = parameter(
         "skip", "video files that cannot be decoded: skip (the record lists them) | raise", choices=("skip", "raise")
@@ -98,6 +100,8 @@ class FilesConfig(Group):
             raise ValueError(
                 f"dataset {self.dataset!r} needs root: the folder of its videos, or for dataset 'table' the CSV file"
             )
+        if self.repeated_frames == "drop" and self.memory == "no":
+            raise ValueError("repeated_frames 'drop' needs memory 'yes' or 'auto': it looks at whole clips")
         for name in ("root", "annotations"):
             if self.dataset in RENDERED_DATASETS and getattr(self, name):
                 raise ValueError(f"{name} is only for video files, not for dataset {self.dataset!r}")
@@ -114,8 +118,7 @@ class DataConfig(Group):
     test_clips: int = parameter(256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES)
     augment: str = parameter(
         "none",
-        "sprites: none | roll (in every epoch each training clip is shifted on its torus, RGB and flow alike); video "
-        "files are always cropped and mirrored at random",
+        "sprites: none | roll (every epoch shifts each training clip on its torus, RGB and flow alike)",
         choices=("none", "roll"),
     )
 
@@ -124,6 +127,11 @@ class DataConfig(Group):
             raise ValueError(f"augment {self.augment!r} is for sprites only, not for dataset {self.files.dataset!r}")
         if self.files.dataset in FILE_DATASETS and self.flow.flow == "exact":
             raise ValueError(f"flow 'exact' exists for sprites only: dataset {self.files.dataset!r} needs flow 'tvl1'")
+        if self.files.repeated_frames == "drop" and self.flow.flow_cache:
+            raise ValueError(
+                "repeated_frames 'drop' needs an empty flow_cache, which has the flow between all frames: it is "
+                "computed at the start"
+            )
         if self.files.short_side and self.files.short_side < self.clip.size:
             raise ValueError(
                 f"short_side must be 0 (size) or at least size ({self.clip.size}), not {self.files.short_side}"
@@ -139,6 +147,7 @@ class DataConfig(Group):
             spec |= {"bound": self.flow.bound, "flow": self.flow.flow}
         if self.files.dataset in FILE_DATASETS:
             spec |= {"fps": self.files.fps, "short_side": self.files.short_side or self.clip.size}
+            spec |= {"repeated_frames": self.files.repeated_frames}
         return spec
 
 
@@ -182,8 +191,7 @@ class DistillationConfig(Group):
     student: str = parameter("", "checkpoint of the initial weights, trained here or imported; empty: random weights")
     outputs: str = parameter(
         "clip",
-        "teacher's outputs that the student learns: clip (of the same clip) | class_mean (mean over the training clips "
-        "of its class) | shuffled (of another training clip of its class)",
+        "teacher's outputs: clip (of the same clip) | class_mean | shuffled (of another clip of its class)",
         choices=("clip", "class_mean", "shuffled"),
     )
     lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0)

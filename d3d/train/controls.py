@@ -14,7 +14,7 @@ def class_means(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         outputs: (N, D), a teacher's outputs for the training clips.
         labels: (N,).
     """
-    return pd.DataFrame(outputs).groupby(labels).transform("mean").to_numpy(np.float32)
+    return pd.DataFrame(outputs).groupby(labels).transform("mean").to_numpy(np.float32, copy=True)
 
 
 def draw_partners(labels: np.ndarray, classes: Sequence[str], seed: int) -> np.ndarray:
