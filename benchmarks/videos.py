@@ -62,15 +62,18 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
     return work, metrics
 
 
-def write_texture_video(path: Path, seed: int) -> dict:
-    """Writes ten seconds of a camera panning over a smooth random texture, and returns its row of the table."""
-    rng = np.random.default_rng(seed)
-    texture = F.interpolate(torch.from_numpy(rng.random((1, 3, 40, 50), np.float32)), (400, 840), mode="bicubic")[0]
+def write_texture_video(path: Path, seed: int, *, frames: int = 250, size: tuple[int, int] = (256, 340)) -> dict:
+    """Writes a camera panning over a smooth random texture at 25 frames per second; returns its row of the table."""
+    rng, (height, width) = np.random.default_rng(seed), size
+    canvas = height + frames // 2 + 20, width + 2 * frames
+    coarse = rng.random((1, 3, canvas[0] // 10, canvas[1] // 17), np.float32)
+    texture = F.interpolate(torch.from_numpy(coarse), canvas, mode="bicubic")[0]
     texture = (texture + 0.1 * torch.from_numpy(rng.random(texture.shape, np.float32))).clamp(0, 1)
     texture = (texture * 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    frames = np.stack([texture[i // 2 : i // 2 + 256, 2 * i : 2 * i + 340] for i in range(250)])
-    path.write_bytes(videos.encode(frames, fps=25))
-    return {"path": str(path), "start": 0.0, "end": math.nan, "seconds": 10.0, "height": 256, "width": 340}
+    film = np.stack([texture[i // 2 : i // 2 + height, 2 * i : 2 * i + width] for i in range(frames)])
+    path.write_bytes(videos.encode(film, fps=25))
+    row = {"path": str(path), "start": 0.0, "end": math.nan, "seconds": frames / 25}
+    return row | {"height": height, "width": width}
 
 
 def time_items(items: Iterator, warm_up: int) -> float:
