@@ -21,6 +21,11 @@ BatchRequest = tuple[np.ndarray, tuple[int, ...]]
 PARTNER = "partner_"
 
 
+def divide(x: Tensor, by: float) -> Tensor:
+    """Divides x, float32, in place; a GPU divides by a plain number less exactly than a CPU, but not by a tensor."""
+    return x.div_(torch.full((), by, dtype=x.dtype, device=x.device))
+
+
 @dataclass(frozen=True)
 class Batch:
     """Network inputs and labels of a batch of views.
@@ -170,7 +175,8 @@ class Clips(ClipsInMemory):
         return self._scaled(stream, (self.rgb if stream == "rgb" else self.flow)[index])
 
     def _scaled(self, stream: str, x: Tensor) -> Tensor:
-        return x.float() / 255 if stream == "rgb" else x.float().clamp(-self.bound, self.bound) / self.bound
+        x = x.float()
+        return divide(x, 255) if stream == "rgb" else divide(x.clamp_(-self.bound, self.bound), self.bound)
 
     def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
         """Returns the row and, if clips are rolled, how many pixels down and to the right: (B, 1) or (B, 3)."""

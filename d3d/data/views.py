@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from d3d.data.clips import divide
 from d3d.data.draws import CounterRng
 from d3d.flow.cache import STEPS, ZERO, FlowSpec
 from d3d.video.decode import resized_size
@@ -128,6 +129,4 @@ def to_input(levels: Tensor, stream: str) -> Tensor:
     Channels stay innermost in memory, as files store them and as the network reads them.
     """
     zero, steps = (0, 255) if stream == "rgb" else (ZERO, STEPS)
-    # By a tensor, since a GPU divides by a plain number less exactly.
-    x = levels.float().sub_(zero).div_(torch.full((), steps, dtype=torch.float32, device=levels.device))
-    return x.permute(0, 4, 1, 2, 3)
+    return divide(levels.float().sub_(zero), steps).permute(0, 4, 1, 2, 3)
