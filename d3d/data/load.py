@@ -116,7 +116,7 @@ def _hold_out(table: pd.DataFrame) -> pd.Series:
 
     The split depends on the file names alone, so that it is the same for every seed and on every machine.
     """
-    order = table["path"].map(lambda path: crc32(Path(path).name.encode()))
+    order = table["path"].map(lambda path: crc32(os.fsencode(Path(path).name)))
     rank = order.groupby(table["label"]).rank(method="first")
     size = order.groupby(table["label"]).transform("size")
     test_count = (size / 5).round().clip(lower=1).where(size > 1, 0)
