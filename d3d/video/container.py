@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice, pairwise
+from math import inf
 from pathlib import Path
 
 import av
@@ -31,7 +32,7 @@ INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 DECODING_TIME_FORMATS = ("avi", "asf", "asf_o")
 # Seconds before the requested time to seek to, tried in turn: an index may mark frames as key frames that are not.
 SEEK_MARGINS = (0.0, 2.0, 10.0, 60.0)
-# Frames per second above which a rate is only the reciprocal of the time base.
+# Frames per second from which on a rate is only the reciprocal of the time base.
 MAX_RATE = 1000
 # Codecs of cover pictures, and the number of packets among which a film has a second picture.
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls", "ljpeg", "apng", "jpegxl")
@@ -66,7 +67,7 @@ class VideoFile:
         # If the time base is finer than a frame, rounded times may be off by up to one tick; otherwise they are exact.
         tick = float(self.stream.time_base)
         rates = (self.stream.average_rate, self.stream.guessed_rate)
-        self.rate = float(next((rate for rate in rates if rate and rate <= MAX_RATE), 25))
+        self.rate = float(next((rate for rate in rates if rate and rate < MAX_RATE), 25))
         self.tolerance = 0.75 * tick if tick < 0.25 / self.rate else 1e-6
         self.indexed = name in INDEXED_FORMATS
         flags = self.container.format.flags
@@ -93,6 +94,7 @@ class VideoFile:
         """
         self.container = self._open_container()
         self.furthest = 0.0  # the latest end of any stream that was read, seconds in the file
+        self.gap = 0.0  # the longest time between two packets of the stream
         try:
             if self.index is None:
                 self.index = self._choose_stream()
@@ -164,7 +166,10 @@ class VideoFile:
         Raises:
             VideoError: If a frame is damaged or the file ends before the duration in its header.
         """
-        timed = self._decode_from_key_frame(start) if self.indexed and start > 1 / self.rate else self._decode()
+        # What lies beyond the stated duration is in no index.
+        stated = (self.container.duration or inf) / av.time_base
+        indexed = self.indexed and 1 / self.rate < start < stated
+        timed = self._decode_from_key_frame(start) if indexed else self._decode()
         damaged = False
         for (seconds, frame), (end, _) in pairwise(chain(timed, [(None, None)])):
             # Damage spreads to all frames up to the next key frame.
@@ -213,18 +218,21 @@ class VideoFile:
     def _packets(self) -> Iterator[av.Packet]:
         """Demuxes the stream from the current position; where times restart or jump, moves all that follow."""
         tick = self.stream.time_base
-        continuous = Continuous(tick, self.rate, jumps=self.jumps)
+        last, continuous = None, Continuous(tick, jumps=self.jumps)
         for packet in self.container.demux() if self._states_file_duration() else self.container.demux(self.stream):
             if times := [ticks for ticks in (packet.pts, packet.dts) if ticks is not None]:
                 self.furthest = max(self.furthest, float(max(times) * packet.time_base) + self._duration(packet))
             elif packet.size:
-                self.furthest = float("inf")  # nothing is known of packets without times
+                self.furthest = inf  # nothing is known of packets without times
             # A packet without data stands for an image that is shown again; to a decoder it would be the end.
             if packet.stream.index != self.index or (not packet.size and packet.dts is not None):
                 continue
             # The pieces of an edit list overlap in packets that are not shown.
             if not self.edited:
                 continuous.adjust(packet, packet.duration or round(1 / self.rate / tick))
+            if packet.dts is not None:
+                self.gap = max(self.gap, float((packet.dts - (packet.dts if last is None else last)) * tick))
+                last = packet.dts
             yield packet
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -288,7 +296,8 @@ class VideoFile:
         stated, read = self._stream_duration(), self.furthest
         if self._states_file_duration():
             stated = self.container.duration / av.time_base
-        if read < MIN_COMPLETE * stated - 0.1:
+        # The header may count how long the last frame stays on screen, which is not always stored.
+        if read + self.gap < MIN_COMPLETE * stated - 0.1:
             raise VideoError(
                 f"{self.path} is truncated: it has {read:.1f} of the {stated:.1f} seconds that its header states"
             )

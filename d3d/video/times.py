@@ -1,10 +1,11 @@
 """Times of packets and frames where a file does not state them well.
 
-continuous, shown = Continuous(tick, rate, jumps=True), ShownTicks()
+continuous, shown = Continuous(tick, jumps=True), ShownTicks()
 continuous.adjust(packet, step)                           # before decoding
 ticks = shown.of(frame)                                   # after decoding
 """
 
+from collections import deque
 from fractions import Fraction
 
 import av
@@ -12,39 +13,45 @@ import av
 # Seconds by which a time may fall before the one before it, and may exceed it where a format lets times jump; beyond
 # them the film is continued without a gap, as by the ffmpeg command.
 MAX_BACKWARD, MAX_FORWARD = 0.1, 10.0
-# Frames by which decoding times that FFmpeg guesses may be wrong after a seek: codecs reorder at most 16.
-MAX_REORDERED = 32
+# Packets by which decoding times that FFmpeg guesses may be out of order: codecs reorder at most 16.
+MAX_REORDERED = 16
 
 
 class Continuous:
     """Moves the times of packets that follow a restart or a jump, as in recordings that were joined.
 
+    The ffmpeg command does so in formats that let times jump. In others it shows the frames after a restart late or not
+    at all; here they follow too, for a film is to be seen whole.
+
     Args:
         tick: Seconds per tick of the stream.
-        rate: Frames per second.
         jumps: Whether the format lets times jump; in others a gap is a frame that stays on screen, and a small step
             back a wrong guess.
     """
 
-    def __init__(self, tick: Fraction, rate: float, *, jumps: bool) -> None:
+    def __init__(self, tick: Fraction, *, jumps: bool) -> None:
         self.tick, self.jumps = tick, jumps
-        self.max_backward = MAX_BACKWARD if jumps else 1 + MAX_REORDERED / rate
-        self.shift, self.last, self.expected = 0, None, 0
+        self.shift, self.expected = 0, 0
+        self.recent: deque[int] = deque(maxlen=MAX_REORDERED + 1)
 
     def adjust(self, packet: av.Packet, step: int) -> None:
         """Changes a packet's times; `step` is its duration in ticks."""
         if packet.dts is not None:
             dts = packet.dts + self.shift
-            if self.last is not None and (
-                (dts - self.last) * self.tick < -self.max_backward
-                or (self.jumps and (dts - self.expected) * self.tick > MAX_FORWARD)
-            ):
+            if self.recent and self._breaks(dts):
                 self.shift += self.expected - dts
                 dts = self.expected
-            self.last, self.expected = dts, dts + step
+            self.recent.append(dts)
+            self.expected = dts + step
         if self.shift:
             packet.dts = None if packet.dts is None else packet.dts + self.shift
             packet.pts = None if packet.pts is None else packet.pts + self.shift
+
+    def _breaks(self, dts: int) -> bool:
+        if not self.jumps:
+            return len(self.recent) > MAX_REORDERED and dts < min(self.recent)
+        backward, forward = self.recent[-1] - dts, dts - self.expected
+        return backward * self.tick > MAX_BACKWARD or forward * self.tick > MAX_FORWARD
 
 
 class ShownTicks:

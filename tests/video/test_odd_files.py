@@ -472,6 +472,40 @@ def test_times_that_restart_continue(tmp_path, suffix, codec):
     assert check(path).seconds == pytest.approx(len(images) / 25, abs=0.2)
 
 
+def test_matroska_files_joined_byte_by_byte_are_one_film(tmp_path):
+    """Unlike the ffmpeg command, which leaves the second at the times of the first."""
+    parts = [encode(tmp_path / f"{i}.mkv", EVEN, "libx264", start=20 * i, bf=0) for i in range(2)]
+    path = tmp_path / "joined.mkv"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    images = list(iter_frames(path))
+    assert numbers(images) == list(range(40))
+    assert check(path).seconds == pytest.approx(4)
+    assert numbers(iter_frames(path, fps=5)) == list(range(0, 40, 2))
+    for first in (15, 25, 35):
+        assert numbers(read_frames(path, frames=2, start=first / RATE)) == [first, first + 1]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("wmv", "wmv2"), ("mkv", "libx264"), ("mp4", "mpeg4"), ("webm", "libvpx")]
+)
+def test_films_of_few_slow_frames_are_complete(tmp_path, suffix, codec):
+    for rate, times in ((Fraction(1, 10), [0.0, 10.0, 20.0, 30.0]), (RATE, [0.0, 10.0]), (RATE, [0.0, 0.1, 0.2, 60.0])):
+        assert_right(encode(tmp_path / f"a.{suffix}", times, codec, rate=rate, tick=Fraction(1, 10)), times=times)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_broadcast_that_starts_in_the_middle_is_read_from_its_first_whole_frame(tmp_path, codec):
+    path = encode(tmp_path / "a.ts", [i / 25 for i in range(60)], codec, rate=25, g=12, bf=2)
+    content = path.read_bytes()
+    path.write_bytes(content[188 * (len(content) // 188 // 4) :])
+    assert 30 < len(assert_right(path)) < 60
+
+
+def test_a_rate_that_is_a_time_base_is_none(tmp_path):
+    path = encode(tmp_path / "a.dv", EVEN, "dvvideo", size=(720, 576), rate=25)
+    assert check(path).fps == 25
+
+
 @pytest.mark.parametrize(("suffix", "jumps"), [("ts", True), ("mkv", False), ("mp4", False)])
 def test_a_long_gap_is_a_jump_in_a_broadcast_and_a_still_image_elsewhere(tmp_path, suffix, jumps):
     times = [*EVEN, *(500 + t for t in EVEN)]
