@@ -222,8 +222,6 @@ class VideoFile:
         for packet in self.container.demux() if self._states_file_duration() else self.container.demux(self.stream):
             if times := [ticks for ticks in (packet.pts, packet.dts) if ticks is not None]:
                 self.furthest = max(self.furthest, float(max(times) * packet.time_base) + self._duration(packet))
-            elif packet.size:
-                self.furthest = inf  # nothing is known of packets without times
             # A packet without data stands for an image that is shown again; to a decoder it would be the end.
             if packet.stream.index != self.index or (not packet.size and packet.dts is not None):
                 continue

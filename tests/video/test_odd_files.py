@@ -501,6 +501,43 @@ def test_a_broadcast_that_starts_in_the_middle_is_read_from_its_first_whole_fram
     assert 30 < len(assert_right(path)) < 60
 
 
+def write_packets(path, codec, ticks, *, empty_after=()):
+    """Writes one frame per entry of `ticks`, tenths of seconds; after some of them a packet without data."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for i, tick in enumerate(ticks):
+            packets = stream.encode(av.VideoFrame.from_ndarray(picture(i), format="rgb24"))
+            if i in empty_after:
+                packets.append(av.Packet(b""))
+            for k, packet in enumerate(packets):
+                packet.stream, packet.time_base = stream, Fraction(1, RATE)
+                packet.pts = packet.dts = tick + k
+                container.mux(packet)
+    return path
+
+
+def test_frames_at_the_same_time_are_all_read(tmp_path):
+    path = write_packets(tmp_path / "a.mkv", "ffv1", [0, 0, 1, 2, 2, 3])
+    assert numbers(assert_right(path)) == list(range(6))
+
+
+def test_packets_without_data_do_not_end_a_film(tmp_path):
+    path = write_packets(tmp_path / "a.nut", "mpeg4", [0, 2, 4, 6, 8], empty_after=(1, 2))
+    with av.open(str(path)) as container:
+        assert sum(packet.size == 0 and packet.pts is not None for packet in container.demux()) == 2
+    images = list(iter_frames(path))
+    assert len(images) == 5
+    assert check(path).seconds == pytest.approx(0.9)
+
+
+def test_a_duration_that_ffmpeg_estimates_from_the_bit_rate_is_not_believed(tmp_path):
+    path = encode(tmp_path / "a.m1v", EVEN, "mpeg1video", rate=25, b=4000, maxrate=4000, bufsize=4000)
+    with av.open(str(path)) as container:
+        assert container.duration > 3 * av.time_base
+    assert_right(path)
+
+
 def test_a_rate_that_is_a_time_base_is_none(tmp_path):
     path = encode(tmp_path / "a.dv", EVEN, "dvvideo", size=(720, 576), rate=25)
     assert check(path).fps == 25
