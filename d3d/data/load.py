@@ -72,7 +72,7 @@ RENDERERS = {"sprites": _load_sprites}
 def check_videos(
     table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Opens every video of a table and counts its packets, without decoding it.
+    """Opens every video of a table and checks it as `d3d.video.check` does.
 
     A table that has `seconds` for every row was checked before and is returned as it is.
 
