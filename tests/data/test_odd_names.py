@@ -53,11 +53,19 @@ def test_a_table_has_the_names_that_were_checked(root, tmp_path, capsys):
 
 
 def test_blanks_that_are_not_part_of_a_name_are_ignored(root):
+    shutil.copy(f"{root}/odd:class/-e.mkv", f"{root}/odd:class/end.mkv ")
     with open("table.csv", "w") as file:
         file.write("class, path, label, split\n")
-        file.write(f"a, {root}/odd:class/-e.mkv , 0, train\nb, {root}/odd:class/ blank .mkv, 1, train\n")
+        file.write(f"a, {root}/odd:class/-e.mkv , 0, train\nb,{root}/odd:class/end.mkv , 1, train\n")
     listing = read_table("table.csv")
-    assert [os.path.basename(path) for path in listing.table["path"]] == ["-e.mkv", " blank .mkv"]
+    assert [os.path.basename(path) for path in listing.table["path"]] == ["-e.mkv", "end.mkv "]
+
+
+def test_a_missing_name_can_be_printed(root, capsys):
+    with open("table.csv", "wb") as file:
+        file.write(b"path,class,label,split\nvideos/odd:class/-e.mkv,a,0,train\n\xff.mkv,a,0,train\n")
+    main(["--dataset", "table", "--root", "table.csv"])
+    assert "missing: \\xff.mkv" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("start", ["inf", "1e308", "nan", "-1"])
