@@ -6,6 +6,7 @@ with VideoFile("swim.mp4") as video:
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice, pairwise
@@ -155,10 +156,10 @@ class VideoFile:
         turn = orientation(frame)
         height, width = (self.width, self.height) if turn.transposed else (self.height, self.width)
         scaled = (height, width) != (frame.height, frame.width)
-        image = self.reformatter.reformat(
-            frame, width, height, pixel_format, interpolation="BICUBIC" if scaled else None
-        )  # fmt: skip
-        return turn.apply(image.to_ndarray())
+        interpolation = "BICUBIC" if scaled else None
+        with self._errors_named():
+            image = self.reformatter.reformat(frame, width, height, pixel_format, interpolation=interpolation)
+            return turn.apply(image.to_ndarray())
 
     def frames_from(self, start: float) -> Iterator[tuple[av.VideoFrame, float]]:
         """Yields the frames that are on screen at `start` seconds or later, each with the time at which it ends.
@@ -186,16 +187,17 @@ class VideoFile:
     def measure_duration(self) -> float:
         """Seconds from the first frame to the end of the last, of a file at its start.
 
-        An indexed file is not decoded beyond its first frame: its packets have the times of its frames. Files of other
-        formats are decoded.
+        The first frame is converted. An indexed file is not decoded further: its packets have the times of its frames.
+        Files of other formats are decoded.
 
         Raises:
             VideoError: If no frame can be decoded, a packet is damaged or the file ends before the duration in its
                 header.
         """
         if not self.indexed:
-            for _ in self.frames_from(0.0):
-                pass
+            for i, (frame, _) in enumerate(self.frames_from(0.0)):
+                if i == 0:
+                    self.to_image(frame, "rgb24")
         else:
             last, delay, flushed = 0.0, -1, False
             with self._errors_named():
@@ -204,6 +206,7 @@ class VideoFile:
                         delay, flushed = delay + 1, packet.dts is None
                         for frame in packet.decode():
                             self._seconds(frame, frame.dts if self.uses_dts else ShownTicks().of(frame), 0.0)
+                            self.to_image(frame, "rgb24")
                     if (ticks := self._ticks(packet)) is not None and not packet.is_discard:
                         last = max(last, float(ticks * packet.time_base) + self._duration(packet))
             self.end = last - (self.origin or 0.0)
@@ -321,7 +324,7 @@ class VideoFile:
             end = seconds + float((stream.start_time or 0) * stream.time_base)
             file_end = ((self.container.start_time or 0) + (self.container.duration or 0)) / av.time_base
             return seconds if self.indexed or abs(end - file_end) > 0.1 else 0.0
-        if tag := stream.metadata.get("DURATION"):
-            hours, minutes, seconds = tag.split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, tag.groups())
+            return 3600 * hours + 60 * minutes + seconds
         return 0.0

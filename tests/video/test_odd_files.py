@@ -538,6 +538,14 @@ def test_a_duration_that_ffmpeg_estimates_from_the_bit_rate_is_not_believed(tmp_
     assert_right(path)
 
 
+def test_a_duration_tag_without_a_duration_is_ignored(tmp_path):
+    path = encode(tmp_path / "a.mkv", EVEN, "ffv1")
+    content = path.read_bytes()
+    assert content.count(b"00:00:02.000000000") == 1
+    path.write_bytes(content.replace(b"00:00:02.000000000", b"two seconds or so "))
+    assert_right(path)
+
+
 def test_a_rate_that_is_a_time_base_is_none(tmp_path):
     path = encode(tmp_path / "a.dv", EVEN, "dvvideo", size=(720, 576), rate=25)
     assert check(path).fps == 25
