@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from d3d.data.views import ViewSpec, first_frames, negate_x
 from d3d.data.workers import Failure, begin, failure, pack, read_in_workers, track_progress, unpack
+from d3d.files import printable
 from d3d.flow.cache import read_fields
 from d3d.video.decode import VideoError, iter_frames, looped, resize
 from d3d.video.repeats import find_repeats
@@ -103,7 +104,7 @@ class _Reader(Dataset):
     def _of_known_size(self, frames: Tensor, clip: dict[str, Any]) -> Tensor:
         if frames.shape[1:3] != (clip["height"], clip["width"]):
             raise VideoError(
-                f"{clip['path']} has resized frames of {frames.shape[1]} x {frames.shape[2]} pixels, its table says "
+                f"{printable(clip['path'])} has resized frames of {frames.shape[1]} x {frames.shape[2]} pixels, its table says "
                 f"{clip['height']} x {clip['width']}: write the table again with `d3d data`"
             )
         return frames
@@ -116,7 +117,7 @@ class _Reader(Dataset):
         )
         if not len(fields):
             raise VideoError(
-                f"{clip['path']} has fewer than two frames from {offset / view.fps:g} s on at {view.fps:g} fps; "
+                f"{printable(clip['path'])} has fewer than two frames from {offset / view.fps:g} s on at {view.fps:g} fps; "
                 "flow needs two: use a higher fps or leave the clip out"
             )
         return torch.from_numpy(fields).permute(0, 2, 3, 1)

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 from d3d.data.video_sets import check_videos
+from d3d.files import printable
 from d3d.video import annotations
 from d3d.video.tables import write_table
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(str(error))
     print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} unreadable")
     for line in [
-        *(f"missing: {name}" for name in listing.missing[:20]),
+        *(f"missing: {printable(name)}" for name in listing.missing[:20]),
         *(f"unreadable: {reason}" for reason in refused.values()),
     ]:
         print(line)

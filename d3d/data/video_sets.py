@@ -16,6 +16,7 @@ from d3d.data import memory
 from d3d.data.clips import ClipSet, Data
 from d3d.data.file_clips import FileClips
 from d3d.data.views import ViewSpec, clip_sizes
+from d3d.files import printable
 from d3d.flow.cache import fields_path, open_cache, refusals, summary
 from d3d.flow.opencv import cores
 from d3d.progress import Progress
@@ -28,7 +29,7 @@ from d3d.video.tables import Listing
 def check_videos(
     table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Opens every video of a table and counts its packets, without decoding it.
+    """Opens every video of a table and checks it as `d3d.video.check` does.
 
     A table that has `seconds`, `fps`, `height` and `width` for every row was checked before and is returned as it is.
 
@@ -70,7 +71,7 @@ def _hold_out(table: pd.DataFrame) -> pd.Series:
 
     The split depends on the file names alone, so that it is the same for every seed and on every machine.
     """
-    order = table["path"].map(lambda path: crc32(Path(path).name.encode()))
+    order = table["path"].map(lambda path: crc32(os.fsencode(Path(path).name)))
     rank = order.groupby(table["label"]).rank(method="first")
     size = order.groupby(table["label"]).transform("size")
     test_count = (size / 5).round().clip(lower=1).where(size > 1, 0)
@@ -177,7 +178,7 @@ def _find_flow(
     reasons = refusals(cache)
     for path in table.loc[lacks_flow, "path"]:
         name = os.path.relpath(path, video_root)  # the video's name in the logs of the cache
-        refused[path] = reasons.get(name, f"{path} has no flow in {cache}: run `d3d flow` again")
+        refused[path] = reasons.get(name, f"{printable(path)} has no flow in {cache}: run `d3d flow` again")
     return table[~lacks_flow].reset_index(drop=True)
 
 

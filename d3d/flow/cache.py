@@ -115,7 +115,7 @@ def fields_path(cache: str | Path, root: str | Path, video: str | Path) -> Path:
         ValueError: If the video does not lie below root.
     """
     relative = os.path.relpath(video, root)
-    if relative.startswith(".."):
+    if relative.split(os.sep)[0] == os.pardir:
         raise ValueError(f"{video} does not lie below root {root}: a flow cache has the folders of its root")
     return Path(cache, f"{relative}.mkv")
 
@@ -184,7 +184,8 @@ class FieldsWriter:
 
     def __init__(self, path: Path, fps: float) -> None:
         self.path, self.rate, self.stream = path, Fraction(fps).limit_denominator(100_000), None
-        self.container = av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"})
+        # Without the protocol, FFmpeg would take what precedes a colon in a name as one.
+        self.container = av.open(f"file:{path}", "w", format="matroska", options={"fflags": "+bitexact"})
 
     def __enter__(self) -> "FieldsWriter":
         return self

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from d3d.files import printable
 from d3d.flow.cache import FieldsWriter, FlowSpec, dequantise, fields_path, open_cache, quantise, summary
 from d3d.flow.estimate import CHUNK_PIXELS, tvl1
 from d3d.progress import Progress
@@ -81,12 +82,15 @@ def extract(
                 lambda statistics: append_to_log({"video": name} | statistics),
             )  # fmt: skip
         except BlockingIOError:
-            report(f"skipped, another process is computing it: {name}")
+            report(f"skipped, another process is computing it: {printable(name)}")
         except VideoError as error:
             if damaged == "raise":
                 raise
             append_to_log({"video": name, "refused": str(error)})
             report(f"unreadable video skipped: {error}")
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            reason = f"the flow of {printable(video)} could not be computed: {type(error).__name__}: {error}"
+            raise RuntimeError(reason) from error
         with lock:
             progress.update(fields=num_fields)
 
@@ -134,7 +138,9 @@ def _extract_video(
                         grey_frames = quantised.flatten(1, 2).cpu().numpy()  # x above y
                     writer.add(grey_frames)
             if not errors:
-                raise VideoError(f"{video} has one frame only, at {spec.fps:g} frames per second: flow needs two")
+                raise VideoError(
+                    f"{printable(video)} has one frame only, at {spec.fps:g} frames per second: flow needs two"
+                )
             with open(partial_path, "rb+") as file:
                 os.fsync(file.fileno())
             mean_squares, maxima, counts = map(np.array, zip(*errors, strict=True))

@@ -6,9 +6,11 @@ with VideoFile("swim.mp4") as video:
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice, pairwise
+from math import inf
 from pathlib import Path
 
 import av
@@ -19,6 +21,7 @@ from av.video.reformatter import VideoReformatter
 
 from d3d.files import printable
 from d3d.video.orientation import orientation
+from d3d.video.times import Continuous, ShownTicks
 
 # A file that lasts less than this fraction of the duration in its header is truncated.
 MIN_COMPLETE = 0.95
@@ -26,13 +29,12 @@ MIN_COMPLETE = 0.95
 NON_VIDEO_FORMATS = ("tty", "image2", "_pipe")
 # Formats whose packets have exact times and can be sought; files of others are decoded from their first frame.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
-# Formats that state a duration for each stream which is that of the whole file.
-FILE_DURATION_FORMATS = ("asf", "asf_o")
+# Formats that store decoding times only: FFmpeg guesses presentation times wrongly if a codec reorders frames.
+DECODING_TIME_FORMATS = ("avi", "asf", "asf_o")
 # Seconds before the requested time to seek to, tried in turn: an index may mark frames as key frames that are not.
 SEEK_MARGINS = (0.0, 2.0, 10.0, 60.0)
-# Seconds by which a time may fall before the one before it, and may exceed it where a format lets times jump; beyond
-# them the file is continued without a gap, as the ffmpeg command does.
-MAX_BACKWARD, MAX_FORWARD = 0.1, 10.0
+# Frames per second from which on a rate is only the reciprocal of the time base.
+MAX_RATE = 1000
 # Codecs of cover pictures, and the number of packets among which a film has a second picture.
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls", "ljpeg", "apng", "jpegxl")
 FILM_PACKETS = 200
@@ -65,7 +67,8 @@ class VideoFile:
         name = self.container.format.name
         # If the time base is finer than a frame, rounded times may be off by up to one tick; otherwise they are exact.
         tick = float(self.stream.time_base)
-        self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)
+        rates = (self.stream.average_rate, self.stream.guessed_rate)
+        self.rate = float(next((rate for rate in rates if rate and rate < MAX_RATE), 25))
         self.tolerance = 0.75 * tick if tick < 0.25 / self.rate else 1e-6
         self.indexed = name in INDEXED_FORMATS
         flags = self.container.format.flags
@@ -73,8 +76,7 @@ class VideoFile:
         self.jumps = bool(flags & Flags.ts_discont.value)
         # Of files without times or an index FFmpeg guesses the duration from the last time or the bit rate.
         self.estimated = self.jumps or bool(flags & Flags.generic_index.value)
-        # AVI stores no presentation times, and FFmpeg guesses them wrongly if a codec reorders frames.
-        self.uses_dts = name == "avi"
+        self.uses_dts = name in DECODING_TIME_FORMATS
         self.origin: float | None = None
         self.height, self.width, self.end = 0, 0, 0.0
         self.reformatter = VideoReformatter()
@@ -93,6 +95,7 @@ class VideoFile:
         """
         self.container = self._open_container()
         self.furthest = 0.0  # the latest end of any stream that was read, seconds in the file
+        self.gap = 0.0  # the longest time between two packets of the stream
         try:
             if self.index is None:
                 self.index = self._choose_stream()
@@ -130,10 +133,10 @@ class VideoFile:
 
     def _is_picture(self, stream: av.VideoStream) -> bool:
         """Whether a stream beside others is a single picture."""
-        if stream.codec_context.name not in PICTURE_CODECS or stream.frames > 1:
+        if stream.frames:
+            return stream.frames == 1
+        if stream.codec_context.name not in PICTURE_CODECS:
             return False
-        if stream.frames == 1:
-            return True
         with self._open_container() as container:
             packets = islice(container.demux(video=list(range(len(container.streams.video)))), FILM_PACKETS)
             return sum(p.stream_index == stream.index and p.size > 0 for p in packets) < 2
@@ -153,10 +156,10 @@ class VideoFile:
         turn = orientation(frame)
         height, width = (self.width, self.height) if turn.transposed else (self.height, self.width)
         scaled = (height, width) != (frame.height, frame.width)
-        image = self.reformatter.reformat(
-            frame, width, height, pixel_format, interpolation="BICUBIC" if scaled else None
-        )  # fmt: skip
-        return turn.apply(image.to_ndarray())
+        interpolation = "BICUBIC" if scaled else None
+        with self._errors_named():
+            image = self.reformatter.reformat(frame, width, height, pixel_format, interpolation=interpolation)
+            return turn.apply(image.to_ndarray())
 
     def frames_from(self, start: float) -> Iterator[tuple[av.VideoFrame, float]]:
         """Yields the frames that are on screen at `start` seconds or later, each with the time at which it ends.
@@ -164,13 +167,16 @@ class VideoFile:
         Raises:
             VideoError: If a frame is damaged or the file ends before the duration in its header.
         """
-        timed = self._decode_from_key_frame(start) if self.indexed and start > 1 / self.rate else self._decode()
+        # What lies beyond the stated duration is in no index.
+        stated = (self.container.duration or inf) / av.time_base
+        indexed = self.indexed and 1 / self.rate < start < stated
+        timed = self._decode_from_key_frame(start) if indexed else self._decode()
         damaged = False
         for (seconds, frame), (end, _) in pairwise(chain(timed, [(None, None)])):
             # Damage spreads to all frames up to the next key frame.
             damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if end is None:
-                self.end = end = seconds + self._frame_duration(frame)
+                self.end = end = seconds + self._duration(frame)
             # From the start on, frames that are on screen for no time count too.
             if end > start + self.tolerance or not start:
                 if damaged:
@@ -181,28 +187,32 @@ class VideoFile:
     def measure_duration(self) -> float:
         """Seconds from the first frame to the end of the last, of a file at its start.
 
-        An indexed file is not decoded beyond its first frame: its packets have the times of its frames. Files of other
-        formats are decoded.
+        The first frame is converted. An indexed file is not decoded further: its packets have the times of its frames.
+        Files of other formats are decoded.
 
         Raises:
             VideoError: If no frame can be decoded, a packet is damaged or the file ends before the duration in its
                 header.
         """
         if not self.indexed:
-            for _ in self.frames_from(0.0):
-                pass
+            for i, (frame, _) in enumerate(self.frames_from(0.0)):
+                if i == 0:
+                    self.to_image(frame, "rgb24")
         else:
-            last = 0.0
+            last, delay, flushed = 0.0, -1, False
             with self._errors_named():
                 for packet in self._packets():
                     if self.origin is None:
+                        delay, flushed = delay + 1, packet.dts is None
                         for frame in packet.decode():
-                            self._seconds(frame, 0.0)
-                    ticks = packet.dts if self.uses_dts or packet.pts is None else packet.pts
-                    if ticks is not None and not packet.is_discard:
-                        duration = packet.duration * packet.time_base if packet.duration else 1 / self.rate
-                        last = max(last, float(ticks * packet.time_base + duration))
+                            self._seconds(frame, frame.dts if self.uses_dts else ShownTicks().of(frame), 0.0)
+                            self.to_image(frame, "rgb24")
+                    if (ticks := self._ticks(packet)) is not None and not packet.is_discard:
+                        last = max(last, float(ticks * packet.time_base) + self._duration(packet))
             self.end = last - (self.origin or 0.0)
+            if self.uses_dts:
+                # A frame has the time of a packet further on, and those that come last have none.
+                self.end = delay / self.rate + (0.0 if flushed else self.end)
             self._require_complete()
         if self.origin is None:
             raise VideoError(f"{self.path} has no frame that can be decoded")
@@ -211,39 +221,33 @@ class VideoFile:
     def _packets(self) -> Iterator[av.Packet]:
         """Demuxes the stream from the current position; where times restart or jump, moves all that follow."""
         tick = self.stream.time_base
-        shift, last, expected = 0, None, None
+        last, continuous = None, Continuous(tick, jumps=self.jumps)
         for packet in self.container.demux() if self._states_file_duration() else self.container.demux(self.stream):
-            if packet.pts is not None:
-                self.furthest = max(self.furthest, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if times := [ticks for ticks in (packet.pts, packet.dts) if ticks is not None]:
+                self.furthest = max(self.furthest, float(max(times) * packet.time_base) + self._duration(packet))
             # A packet without data stands for an image that is shown again; to a decoder it would be the end.
             if packet.stream.index != self.index or (not packet.size and packet.dts is not None):
                 continue
             # The pieces of an edit list overlap in packets that are not shown.
-            if packet.dts is not None and not self.edited:
-                step = packet.duration or round(1 / self.rate / tick)
-                dts = packet.dts + shift
-                if last is not None and (
-                    (dts - last) * tick < -MAX_BACKWARD or (self.jumps and (dts - expected) * tick > MAX_FORWARD)
-                ):
-                    shift += expected - dts
-                    dts = expected
-                last, expected = dts, dts + step
-            if shift:
-                packet.dts = None if packet.dts is None else packet.dts + shift
-                packet.pts = None if packet.pts is None else packet.pts + shift
+            if not self.edited:
+                continuous.adjust(packet, packet.duration or round(1 / self.rate / tick))
+            if packet.dts is not None:
+                self.gap = max(self.gap, float((packet.dts - (packet.dts if last is None else last)) * tick))
+                last = packet.dts
             yield packet
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decodes from the current position, each frame with its seconds since the file's first frame."""
-        end, previous = 0.0, None
+        end, previous, shown = 0.0, None, ShownTicks()
         with self._errors_named():
             for packet in self._packets():
                 for frame in packet.decode():
-                    seconds = self._seconds(frame, end)
+                    ticks = frame.dts if self.uses_dts else shown.of(frame)
+                    seconds = self._seconds(frame, ticks, end)
                     # Decoders give frames in the order in which they are shown, whatever their times say.
                     previous = seconds = seconds if previous is None else max(previous, seconds)
                     yield seconds, frame
-                    end = seconds + self._frame_duration(frame)
+                    end = seconds + self._duration(frame)
 
     def _decode_from_key_frame(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decodes from a key frame at or before `start`."""
@@ -266,9 +270,8 @@ class VideoFile:
         self._open()
         return self._decode()
 
-    def _seconds(self, frame: av.VideoFrame, expected: float) -> float:
+    def _seconds(self, frame: av.VideoFrame, ticks: int | None, expected: float) -> float:
         """A frame's seconds since the first, `expected` if it has no time; the first of all sets the origin."""
-        ticks = frame.dts if self.uses_dts or frame.pts is None else frame.pts
         absolute = expected + (self.origin or 0.0) if ticks is None else float(ticks * frame.time_base)
         if self.origin is None:
             self.origin, self.height, self.width = absolute, frame.height, frame.width
@@ -276,8 +279,11 @@ class VideoFile:
                 self.height, self.width = self.width, self.height
         return absolute - self.origin
 
-    def _frame_duration(self, frame: av.VideoFrame) -> float:
-        return float(frame.duration * frame.time_base) if frame.duration and not self.uses_dts else 1 / self.rate
+    def _ticks(self, item: av.Packet) -> int | None:
+        return item.dts if self.uses_dts or item.pts is None else item.pts
+
+    def _duration(self, item: av.Packet | av.VideoFrame) -> float:
+        return float(item.duration * item.time_base) if item.duration and not self.uses_dts else 1 / self.rate
 
     @contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -288,10 +294,11 @@ class VideoFile:
             raise VideoError(f"{self.path} is damaged: {error.strerror}") from None
 
     def _require_complete(self) -> None:
-        stated, read = self._stream_duration(), self.end
+        stated, read = self._stream_duration(), self.furthest
         if self._states_file_duration():
-            stated, read = self.container.duration / av.time_base, self.furthest
-        if read < MIN_COMPLETE * stated - 0.1:
+            stated = self.container.duration / av.time_base
+        # The header may count how long the last frame stays on screen, which is not always stored.
+        if read + self.gap < MIN_COMPLETE * stated - 0.1:
             raise VideoError(
                 f"{self.path} is truncated: it has {read:.1f} of the {stated:.1f} seconds that its header states"
             )
@@ -301,17 +308,23 @@ class VideoFile:
         return bool(self.container.duration) and not self.estimated and not self._stream_duration()
 
     def _stream_duration(self) -> float:
-        """Seconds of video according to the header, 0 if it states none; audio may last longer."""
+        """Seconds of video according to the header, 0 if it states none; audio may last longer.
+
+        Some formats count from the first frame, others from zero, which may be earlier.
+        """
         stream = self.stream
         if self.estimated:
             return 0.0
         # For a truncated AVI, FFmpeg reports the remaining seconds but the original number of frames.
         if self.uses_dts and stream.frames:
             return stream.frames / self.rate
-        if stream.duration and self.container.format.name not in FILE_DURATION_FORMATS:
-            return float(stream.duration * stream.time_base)
-        # Matroska stores the end time counted from zero, not from the first frame.
-        if tag := stream.metadata.get("DURATION"):
-            hours, minutes, seconds = tag.split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - (self.origin or 0.0)
+        if stream.duration:
+            seconds = float(stream.duration * stream.time_base)
+            # A stream that ends with the file may have been given the file's end by FFmpeg.
+            end = seconds + float((stream.start_time or 0) * stream.time_base)
+            file_end = ((self.container.start_time or 0) + (self.container.duration or 0)) / av.time_base
+            return seconds if self.indexed or abs(end - file_end) > 0.1 else 0.0
+        if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = map(float, tag.groups())
+            return 3600 * hours + 60 * minutes + seconds
         return 0.0

@@ -30,8 +30,8 @@ class VideoInfo:
     Attributes:
         seconds: Duration.
         fps: Average frames per second.
-        height: Pixels, after rotation.
-        width: Pixels, after rotation.
+        height: Pixels of every frame, upright.
+        width: Pixels of every frame, upright.
     """
 
     seconds: float
@@ -79,7 +79,7 @@ def read_clip(
         crop: Height and width of the centre crop.
 
     Returns:
-        float32 (3, T, crop, crop), RGB in [0, 1], rotated upright as the file's metadata says.
+        float32 (3, T, crop, crop), RGB in [0, 1], turned and mirrored as the file's metadata says.
 
     Raises:
         VideoError: If the file cannot be read, holds no video, is truncated or damaged within the clip, or ends before
@@ -144,6 +144,7 @@ def iter_frames(
     """Yields the frames of a file from the one on screen at `start` to the last.
 
     Decodes only from the key frame before `start` to the last frame taken, and converts only frames that it yields.
+    All frames have the size of the file's first; others are scaled to it, as the ffmpeg command does.
 
     Args:
         path: A video file.
@@ -180,7 +181,8 @@ def iter_frames(
 def check(path: str | Path) -> VideoInfo:
     """Checks that a video file is complete and returns its duration, frame rate and size.
 
-    Reads all packets, but decodes only the first frame.
+    The duration is that of the frames which `iter_frames` yields, and each has this height and width. An MP4, Matroska
+    or AVI file is not decoded beyond its first frame; a file of another format is.
 
     Raises:
         VideoError: If the file cannot be read, holds no video or ends before the duration in its header.

@@ -24,6 +24,8 @@ import pandas as pd
 from d3d.files import write_atomic
 
 COLUMNS = ("path", "class", "label", "split", "start", "end", "group")
+# No film is longer.
+MAX_SECONDS = 1e9
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def write_table(path: str | Path, listing: Listing) -> None:
     """Writes a listing as CSV for `read_table`, with paths relative to the CSV's folder."""
     path = Path(path)
     table = listing.table.assign(path=[os.path.relpath(p, path.parent) for p in listing.table["path"]])
-    write_atomic({path: table.to_csv(index=False).encode()})
+    write_atomic({path: table.to_csv(index=False).encode(errors="surrogateescape")})
 
 
 def read_table(path: str | Path) -> Listing:
@@ -65,7 +67,8 @@ def read_table(path: str | Path) -> Listing:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: `d3d data … --out {path}` writes one")
-    (_, header), *rows = read_rows(path, "a table") or [(1, [])]
+    (_, header), *rows = read_rows(path, "a table", names=True) or [(1, [])]
+    header = [cell.strip() for cell in header]
     if absent := [name for name in COLUMNS[:4] if name not in header]:
         raise ValueError(f"{path} has no column {absent[0]!r}: its header must name {', '.join(COLUMNS[:4])}")
     for number, cells in rows:
@@ -73,6 +76,8 @@ def read_table(path: str | Path) -> Listing:
             raise line_error(path, number, ",".join(cells), f"{len(header)} cells, {','.join(header)}")
     numbers = [number for number, _ in rows]
     table = pd.DataFrame([cells for _, cells in rows], index=numbers, columns=header, dtype=str)
+    stated = table["path"]
+    table = table.apply(lambda column: column.str.strip())
     if table.empty:
         raise ValueError(f"{path} lists no clip")
     blank = pd.Series("", index=table.index)
@@ -85,7 +90,8 @@ def read_table(path: str | Path) -> Listing:
     for expected, invalid in {
         "a path and a class": (paths == "") | (table["class"] == ""),
         "a label from 0 on": numeric["label"] < 0,
-        "seconds, a start from 0 on before its end": ~(numeric["start"] >= 0) | (numeric["start"] >= numeric["end"]),
+        "seconds, a start from 0 on before its end": ~numeric["start"].between(0, MAX_SECONDS)
+        | (numeric["start"] >= numeric["end"]),
         "each file in one split only": split.groupby(paths).transform("first") != split,
         "a split for all clips or for none": (split == "") & (split != "").any(),
     }.items():
@@ -101,8 +107,11 @@ def read_table(path: str | Path) -> Listing:
     if unknown := set(table["split"]) - {"train", "val", "test", ""}:
         raise ValueError(f"{path}: a split is train, val, test or empty, not {min(unknown)!r}")
     listed = len(table)
-    table["path"] = [os.path.normpath(path.parent / p) for p in table["path"]]
-    exists = table["path"].isin(_list_folders(table["path"]))
+    stated, stripped = ([os.path.normpath(path.parent / p) for p in paths] for paths in (stated, table["path"]))
+    files = _list_folders([*stated, *stripped])
+    # A name may begin or end with blanks, which may also have been typed for the eye.
+    table["path"] = [a if a in files else b for a, b in zip(stated, stripped, strict=True)]
+    exists = table["path"].isin(files)
     missing = tuple(dict.fromkeys(table.loc[~exists, "path"]))
     return Listing(table[exists].reset_index(drop=True), tuple(classes["class"]), missing, listed)
 
@@ -131,25 +140,30 @@ def _list_folders(paths: Iterable[str]) -> set[str]:
     return {os.path.join(f, name) for f in folders if os.path.isdir(f or ".") for name in os.listdir(f or ".")}
 
 
-def read_rows(path: Path, description: str) -> list[tuple[int, list[str]]]:
+def read_rows(path: Path, description: str, *, names: bool = False) -> list[tuple[int, list[str]]]:
     """Reads the rows of a CSV file that are not blank, each with its line number, its cells stripped.
 
     Args:
         path: The CSV file.
         description: What the file is, for error messages.
+        names: Whether cells are names of files, which may be any bytes and are not stripped.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not UTF-8 text.
     """
-    reader = csv.reader(io.StringIO(_read_text(path, description)))
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    return [(number, row) for number, row in rows if any(row)]
+    text = _read_text(path, description, errors="surrogateescape" if names else "strict")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    rows = [(reader.line_num, [cell if names else cell.strip() for cell in row]) for row in reader]
+    return [(number, row) for number, row in rows if any(cell.strip() for cell in row)]
 
 
-def _read_text(path: Path, description: str) -> str:
+def _read_text(path: Path, description: str, errors: str = "strict") -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise ValueError(f"{path} is no text: it must be {description}")
+        return content.decode("utf-8-sig", errors)
     except FileNotFoundError:
         raise FileNotFoundError(f"no {path.name} in {str(path.parent)!r}: it is {description}") from None
     except UnicodeDecodeError:
