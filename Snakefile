@@ -249,6 +249,7 @@ rule book:
         [str(p) for folder in ("_static", "_ext", "_extra") for p in sorted(Path("book", folder).rglob("*.*"))],
         sorted(map(str, Path("results/executed").glob("*.ipynb"))),
         "d3d/report/pages.py",
+        "d3d/report/jhmdb.py",
     output:
         "book/_build/html/index.html",
     shell:

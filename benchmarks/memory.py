@@ -15,6 +15,7 @@ from d3d.data.load import load
 from d3d.data.views import FIRST
 from d3d.flow.cache import FlowSpec
 from d3d.flow.extract import extract
+from d3d.flow.opencv import cores
 from d3d.study.experiments import make_config
 from d3d.study.schema import changed
 from d3d.train.networks import build_network
@@ -35,7 +36,7 @@ def bench_memory() -> tuple[dict, dict[str, float]]:
     Both use all cores of the machine where they decode, draw the same views and take turns.
     """
     scale, videos, epochs, runs = (WORK, 256, 10, 3) if CUDA else (TOY, 16, 2, 1)
-    work = {"device": DEVICE, "videos": videos, "epochs": epochs, "runs": runs, **scale}
+    work = {"device": DEVICE, "cores": cores(), "videos": videos, "epochs": epochs, "runs": runs, **scale}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         root, cache = Path(name, "videos"), Path(name, "flow")

@@ -104,8 +104,8 @@ class _Reader(Dataset):
     def _of_known_size(self, frames: Tensor, clip: dict[str, Any]) -> Tensor:
         if frames.shape[1:3] != (clip["height"], clip["width"]):
             raise VideoError(
-                f"{printable(clip['path'])} has resized frames of {frames.shape[1]} x {frames.shape[2]} pixels, its table says "
-                f"{clip['height']} x {clip['width']}: write the table again with `d3d data`"
+                f"{printable(clip['path'])} has resized frames of {frames.shape[1]} x {frames.shape[2]} pixels, its "
+                f"table says {clip['height']} x {clip['width']}: write the table again with `d3d data`"
             )
         return frames
 
@@ -117,8 +117,8 @@ class _Reader(Dataset):
         )
         if not len(fields):
             raise VideoError(
-                f"{printable(clip['path'])} has fewer than two frames from {offset / view.fps:g} s on at {view.fps:g} fps; "
-                "flow needs two: use a higher fps or leave the clip out"
+                f"{printable(clip['path'])} has fewer than two frames from {offset / view.fps:g} s on at "
+                f"{view.fps:g} fps; flow needs two: use a higher fps or leave the clip out"
             )
         return torch.from_numpy(fields).permute(0, 2, 3, 1)
 

@@ -16,7 +16,7 @@ from d3d.report.ledger import Condition, Finding, Verdict, measure, verdict_of
 from d3d.report.stats import Interval, interval, paired_difference, proportion_interval
 from d3d.study import archive, records
 from d3d.study.arms import ARMS, Arm
-from d3d.study.plan import REGIME, SETTLED, TRAINED, TUNING
+from d3d.study.plan import JHMDB, REGIME, SETTLED, TRAINED, TUNING
 
 # The exploration (book/plan.md) looked at these seeds; its later seeds confirm.
 EXPLORATION_SEEDS = range(5)
@@ -204,7 +204,7 @@ def score_table(table: pd.DataFrame, *, arms: Sequence[str], metrics: Sequence[s
 
 
 def compute_table(results: str | Path) -> pd.DataFrame:
-    """Sums runs and their hours by device and experiment; each search, and the exploration, is one row.
+    """Sums runs and their hours by device and experiment; each search, the exploration and the pilot are one row each.
 
     Several records of one run have the same start and parameters: the run is counted once, with its longest time.
 
@@ -213,7 +213,7 @@ def compute_table(results: str | Path) -> pd.DataFrame:
     """
     search = {"search for the knobs": REGIME, "search for the students' schedule": TUNING}
     records_by_name = {"": records.read_all(results)} | {name: records.read_all(path) for name, path in search.items()}
-    records_by_name["exploration"] = records.read_all(SETTLED)
+    records_by_name |= {"exploration": records.read_all(SETTLED), "pilot on JHMDB": records.read_all(JHMDB)}
     seconds_by_run: dict[tuple, float] = {}
     for name, studied in records_by_name.items():
         for r in studied:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from d3d.report import cost, front, plots
+from d3d.report import cost, front, jhmdb, plots
 from d3d.report.comparisons import network_answers, undetectable_differences
 from d3d.report.labels import NEEDS_DATA, label, number_text
 from d3d.report.ledger import Finding, Verdict, read_claims, verdicts
 from d3d.study import records, staleness
 from d3d.study.experiments import EXPERIMENTS, field_of
-from d3d.study.plan import BENCH, PUBLISHED, REGIME, SMOKE, TRAINED, TUNING, book_results, main_student
+from d3d.study.plan import BENCH, JHMDB, PUBLISHED, REGIME, SMOKE, TRAINED, TUNING, book_results, main_student
 
 GENERATED = Path("book/generated")
 EVIDENCE = """# The evidence
@@ -139,6 +139,7 @@ def write_pages() -> None:
         hide_injected(path)
     (GENERATED / "status.md").write_text(f"{STATUS}\n{status_text()}")
     (GENERATED / "cost.md").write_text(cost.page(BENCH))
+    (GENERATED / "jhmdb.md").write_text(jhmdb.text(JHMDB))
     plots.cost(cost.kernel_times(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
 
 

@@ -188,16 +188,16 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     files = [p for p in (path, records.arrays_path(path)) if p.is_file()]
-    packed = [record for cell in records.read_cells(path).values() for record in cell]
+    packed = [(cell, record) for cell, cell_records in records.read_cells(path).items() for record in cell_records]
     size = sum(p.stat().st_size for p in files)
     print(f"{len(packed)} records -> {', '.join(map(str, files))}, {size / 2**20:.2f} MiB")
-    networks = [record for record in packed if record.experiment in (*TRAINED, "fuse")]
-    if missing := sum(not _has_predictions(path, record) for record in networks):
+    networks = [(cell, record) for cell, record in packed if record.experiment in (*TRAINED, "fuse")]
+    if missing := sum(not _has_predictions(path, record, cell) for cell, record in networks):
         print(f"{missing} networks have no predictions next to their records: only their metrics are published")
 
 
-def _has_predictions(path: Path, record: Record) -> bool:
+def _has_predictions(path: Path, record: Record, cell: str) -> bool:
     try:
-        return any(name.startswith("prediction/") for name in records.read_arrays(path, record))
+        return any(name.startswith("prediction/") for name in records.read_arrays(path, record, cell=cell))
     except FileNotFoundError:
         return False

@@ -52,7 +52,7 @@ class FlowConfig(Group):
     )
     bound: float = parameter(5.0, "flow is clipped to ± bound pixels and divided by bound", above=0)
     flow_cache: str = parameter(
-        "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow`; empty: computed at the start, in memory"
+        "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow`, or empty: computed in memory"
     )
 
 

@@ -20,7 +20,8 @@ REGIME = Path("results/regime.jsonl")  # the search for the study's parameters: 
 TUNING = Path("results/lambda.jsonl")  # the search for the students' learning rate and lambda: one folder per round
 # An exploration beside the study (book/plan.md): streams trained until the accuracy of RGB has settled.
 SETTLED = Path("results/settled.jsonl")
-ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED)
+JHMDB = Path("results/jhmdb.jsonl")  # a pilot on real video: a folder per official split, with and without repeats
+ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED, JHMDB)
 
 
 def arms_of(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
@@ -136,8 +137,10 @@ def overrides(
         params |= {"arm": name, "stream": arm.stream}
         if experiment == "distill":
             params |= {"student": weights_path(results, arm.start, seed) if arm.start else ""} | profile["students"]
-            params |= {"teacher": weights_path(results, arm.teacher, seed)} if arm.teacher else {"lambda_": 0.0}
-            params |= {"outputs": arm.outputs}
+            if arm.teacher:
+                params |= {"teacher": weights_path(results, arm.teacher, seed), "outputs": arm.outputs}
+            else:
+                params |= {"lambda_": 0.0}
             if not arm.start:
                 # As many epochs, in total, as a stream and the student that starts from it.
                 params |= {"epochs": profile["epochs"] + params.pop("epochs", profile["epochs"])}

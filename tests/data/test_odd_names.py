@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from d3d.data.command import main
-from d3d.data.load import _hold_out, load
+from d3d.data.load import load
+from d3d.data.video_sets import _hold_out
 from d3d.flow.cache import FlowSpec, fields_path, refusals, summary
 from d3d.flow.extract import extract
 from d3d.study.parameters import ClipConfig, DataConfig, FilesConfig, FlowConfig

@@ -138,12 +138,15 @@ def test_a_run_that_writes_several_records_is_counted_once(tmp_path, monkeypatch
     record("train", "rgb", 100, 360.0, {"arm": "rgb"}, "regime/a1")
     record("distill", "d3d", 100, 720.0, {"arm": "d3d"}, "lambda/first")
     record("train", "rgb", 0, 180.0, {"arm": "rgb"}, "settled")
-    for name, folder in {"REGIME": "regime", "TUNING": "lambda", "SETTLED": "settled"}.items():
+    record("train", "rgb", 100, 36.0, {"arm": "rgb"}, "jhmdb/keep-split1")
+    folders = {"REGIME": "regime", "TUNING": "lambda", "SETTLED": "settled", "JHMDB": "jhmdb"}
+    for name, folder in folders.items():
         monkeypatch.setattr(comparisons, name, archive.pack(tmp_path / folder))
     computed = comparisons.compute_table(tmp_path / "h200").set_index("experiment")
     search, schedule = "search for the knobs", "search for the students' schedule"
-    assert computed["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1, "exploration": 1}
-    hours = {"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2, "exploration": 0.05}
+    others = {"exploration": 1, "pilot on JHMDB": 1}
+    assert computed["runs"].to_dict() == {"probe": 1, "train": 2, search: 1, schedule: 1} | others
+    hours = {"probe": 1.0, "train": 0.5, search: 0.1, schedule: 0.2, "exploration": 0.05, "pilot on JHMDB": 0.01}
     assert computed["hours"].to_dict() == pytest.approx(hours)
 
 

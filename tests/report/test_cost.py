@@ -45,6 +45,8 @@ def folder(tmp_path):
     training |= {"two_runs__largest_logit_difference": 0.25, "two_runs__top1_difference": 0.002}
     bench(tmp_path, "training", {"curve_steps": 40}, **training)
     bench(tmp_path, "sharing", **{f"runs{n}__clips_per_second": 8000.0 + n for n in (1, 2, 4)})
+    memory = {f"{s}__memory__clips_per_second": n for s, n in (("rgb", 2287.0), ("flow", 2345.0))}
+    bench(tmp_path, "memory", **memory, rgb__ratio=14.78, flow__ratio=13.23)
     bench(tmp_path, "start", to_first_step__seconds=6.24, import__torch__seconds=3.3)
     return tmp_path
 
@@ -57,6 +59,8 @@ def test_the_page_quotes_the_records(folder):
     assert "in bfloat16 on one a GPU" in text
     assert "it is 4.0 and 2.0 times as many" in text
     assert "16 worker processes deliver 111 training clips of 64 × 224 × 224 per second" in text
+    assert "in memory trains at 2,287 clips per second** of 16 × 112 × 112 (RGB; flow 2,345), 14.8 times as" in text
+    assert "a worker per core (flow 13.2 times)" in text
     assert "1.50 times the rate at which PyAV alone decodes" in text
     assert "with one process it is 0.97 times, with two 1.25 times" in text
     assert "900 fields per second at short side 256, from file to file: 90% of the rate of TV-L1" in text
