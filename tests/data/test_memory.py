@@ -84,13 +84,14 @@ def test_an_unreadable_partner_leaves_the_clip_out_and_is_named(tmp_path):
     assert list(files.refused) == [files.table["path"][2]]
 
 
-def test_tvl1_in_memory_equals_that_of_the_cache(tmp_path):
+def test_tvl1_in_memory_equals_that_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("d3d.data.video_sets.cores", lambda: 0)  # without worker processes
     root = tmp_path / "videos"
     make_folder(root, lambda path, label, index: noise_video(path, "mpeg4"), each=3)
-    options = {"dataset": "folder", "root": str(root), "frames": 4, "size": 32, "fps": 10.0, "bound": 3.0}
-    extract(sorted(root.rglob("*.mp4")), root, tmp_path / "flow", FlowSpec(fps=10, short_side=32, bound=3))
+    options = {"dataset": "folder", "root": str(root), "frames": 4, "size": 32, "fps": 5.0, "bound": 3.0}
+    extract(sorted(root.rglob("*.mp4")), root, tmp_path / "flow", FlowSpec(fps=5, short_side=32, bound=3))
     loaded = {
-        name: load(configs.data(**options, **more), seed=0, streams=("flow",), workers=1, report=SILENT)
+        name: load(configs.data(**options, **more), seed=0, streams=("flow",), workers=0, report=SILENT)
         for name, more in {
             "decoded": {"memory": "no", "flow_cache": str(tmp_path / "flow")},
             "cached": {"memory": "yes", "flow_cache": str(tmp_path / "flow")},
@@ -132,7 +133,8 @@ def test_the_memory_required_is_the_memory_taken(tmp_path):
     assert 10**8 < memory.free_bytes("cpu") < 10**14
 
 
-def test_files_that_cannot_be_decoded_are_left_out_and_named(tmp_path):
+def test_files_that_cannot_be_decoded_are_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("d3d.data.video_sets.cores", lambda: 0)
     root = tmp_path / "videos"
     make_folder(root, lambda path, label, index: noise_video(path, "mpeg4"))
     damaged = root / "swim" / "swim0.mp4"
@@ -142,14 +144,14 @@ def test_files_that_cannot_be_decoded_are_left_out_and_named(tmp_path):
     )
     damaged.write_bytes(content)
     options = {"dataset": "folder", "root": str(root), "frames": 4, "size": 32, "memory": "yes"}
-    data = load(configs.data(**options), seed=0, report=SILENT)
+    data = load(configs.data(**options), seed=0, workers=0, report=SILENT)
     assert list(data.refused) == [str(damaged)]
     assert "is damaged" in data.refused[str(damaged)]
     paths = [path for clips in data.splits.values() for path in clips.table["path"]]
     assert len(paths) == 11
     assert str(damaged) not in paths
     with pytest.raises(VideoError, match=r"swim0.mp4 is damaged"):
-        load(configs.data(**options, damaged="raise"), seed=0, report=SILENT)
+        load(configs.data(**options, damaged="raise"), seed=0, workers=0, report=SILENT)
 
 
 def test_repeated_frames_can_be_dropped(tmp_path):

@@ -56,7 +56,7 @@ def program(folder, action="pass"):
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
         pytest.param("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, marks=pytest.mark.slow),
-        ("raise RuntimeError('an error of a training step')", 1),
+        pytest.param("raise RuntimeError('an error of a training step')", 1, marks=pytest.mark.slow),
         pytest.param("os._exit(3)", 3, marks=pytest.mark.slow),
         pytest.param("sys.exit(4)", 4, marks=pytest.mark.slow),
     ],
@@ -77,6 +77,7 @@ def with_shared_memory(size, command):
     return run([*mount, *command])
 
 
+@pytest.mark.slow
 def test_clips_larger_than_the_shared_memory_are_read(tmp_path):
     process = with_shared_memory("1m", program(tmp_path))  # a clip has 1.8 MB
     assert process.stdout == "batch\n" * 8, process.stderr

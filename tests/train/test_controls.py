@@ -59,6 +59,12 @@ def test_class_means_by_hand():
     assert means.tolist() == [[2, 4], [5, 0], [2, 4], [5, 0]]
 
 
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch):
+    """Decodes in the process of the test."""
+    monkeypatch.setattr("d3d.data.video_sets.cores", lambda: 0)
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     root = tmp_path_factory.mktemp("videos")
@@ -74,7 +80,7 @@ def options(request):
 
 def load_training(options, **more):
     config = configs.training(**options, **more).data
-    return load(config, seed=0, streams=("rgb", "flow"), workers=1, report=lambda line: None)
+    return load(config, seed=0, streams=("rgb", "flow"), workers=0, report=lambda line: None)
 
 
 def save_flow_stream(options, data, path):
@@ -134,10 +140,10 @@ def test_students_learn_alike_from_memory_and_from_files(videos, tmp_path, outpu
         options = videos | {"memory": memory, "flow_cache": str(cache)}
         path = tmp_path / "flow-seed0.safetensors"
         config = configs.distilling(**options, teacher=str(path), outputs=outputs, lambda_=3.0)
-        data = load(config.data, seed=0, streams=("rgb",), teacher=("flow",), workers=1, report=lambda line: None)
+        data = load(config.data, seed=0, streams=("rgb",), teacher=("flow",), workers=0, report=lambda line: None)
         assert data.splits["train"].in_memory == (memory == "yes")
         if memory == "yes":
-            save_flow_stream(options, load(config.data, seed=0, streams=("rgb", "flow"), workers=1), path)
+            save_flow_stream(options, load(config.data, seed=0, streams=("rgb", "flow"), workers=0), path)
         model = build_network(config, data)
         history = fit(model, config, data, teacher=load_teacher(config, data), report=lambda line: None)
         states.append((model.state_dict(), history))
@@ -196,7 +202,7 @@ def on_cpu(clips):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_views_have_the_same_bits_on_a_gpu(options):
     config = configs.training(**options).data
-    clips = load(config, seed=0, streams=("rgb", "flow"), workers=1, device="cuda").splits["train"]
+    clips = load(config, seed=0, streams=("rgb", "flow"), workers=0, device="cuda").splits["train"]
     request = np.arange(8), (0, 0, 3)
     a, b = (next(c.batches([request], ("rgb", "flow"))) for c in (clips, on_cpu(clips)))
     assert all(torch.equal(a.inputs[stream].cpu(), b.inputs[stream]) for stream in ("rgb", "flow"))
@@ -206,7 +212,7 @@ def test_views_have_the_same_bits_on_a_gpu(options):
 @pytest.mark.parametrize("outputs", ["clip", "shuffled"])
 def test_a_captured_step_cuts_the_views_of_an_eager_one(options, tmp_path, outputs):
     config = configs.training(**options).data
-    data = load(config, seed=0, streams=("rgb", "flow"), workers=1, device="cuda", report=lambda line: None)
+    data = load(config, seed=0, streams=("rgb", "flow"), workers=0, device="cuda", report=lambda line: None)
     path = tmp_path / "flow-seed0.safetensors"
     save_flow_stream(options, data, path)
     config = configs.distilling(**options, teacher=str(path), outputs=outputs, dropout=0.0)
