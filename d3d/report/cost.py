@@ -72,7 +72,7 @@ rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits 
 
 ## What could be wrong
 
-This is one run on one machine. The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no
+Every comparison is one run on one machine. The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no
 longer grows, 32 for training, and 16 with TF32, where launches already slow our network down. `torch.compile` of
 torchvision's network is not in the comparison. Decoding was measured on videos that this study encoded itself, which
 are cheaper to decode than many of the field's.

@@ -21,13 +21,13 @@ seeds are from 100 up, and no claim rests on it.
 
 *Top-1 on the official test clips: for each split the mean over seeds; over three splits the mean over the seeds that
 have all of them, with its 95 % interval (Student's t). Camera: the same, for clips whose name says that the camera
-stands still or moves. The networks see 16 frames, every second of the file, at 112 × 112 pixels. They train for 60
-epochs of about {train_clips} clips, as `val` is held out, in {seconds:.0f} s; students train for 20 epochs more with
-λ = {lambda_:g}. Made at commit {commit} with `-f notebooks/params/jhmdb.yaml`.*
+stands still or moves. The networks see {frames} frames, every second of the file, at {size} × {size} pixels. They train
+for {epochs} epochs of about {train_clips} clips, as `val` is held out, in {seconds:.0f} s; students train for
+{more_epochs} epochs more with λ = {lambda_:g}. Made at commit {commit} with `-f notebooks/params/jhmdb.yaml`.*
 
-With all frames, flow − RGB is {lead}. About a fifth of the frames of JHMDB repeat the one before, since slower videos
-were converted: flow is nearly zero there, and how often that happens differs between sources, and so between classes.
-With the repeats dropped (`-p repeated_frames drop`), for both streams alike, flow − RGB is {lead_dropped}. Clips are
+With all frames, flow − RGB is {lead}. Many frames of JHMDB repeat the one before, since slower videos were converted:
+flow is nearly zero there, and how often that happens differs between sources, and so between classes. With the repeats
+dropped (`-p repeated_frames drop`), for both streams alike, flow − RGB is {lead_dropped}. Clips are
 then shorter too, so this is not the effect of the repeats alone.
 """
 
@@ -44,7 +44,7 @@ def text(archive: Path) -> str:
     cells = records.read_cells(archive)
     everything = [record for cell in cells.values() for record in cell]
     streams = [record for record in everything if record.experiment == "train"]
-    (weight,) = {record.params["lambda_"] for record in everything if record.params.get("lambda_")}
+    (student, *_) = [record for record in everything if record.params.get("lambda_")]
     labels = records.read_arrays(archive, cells["keep-split1"][0], cell="keep-split1")
     test_labels, val_labels = (labels[f"labels/jhmdb/{split}"] for split in ("test", "val"))
     return TEXT.format(
@@ -54,7 +54,9 @@ def text(archive: Path) -> str:
         networks=len(everything),
         table=_table(cells),
         train_clips=streams[0].files["decoded"] - len(test_labels) - len(val_labels),
-        lambda_=weight,
+        **{name: streams[0].params[name] for name in ("frames", "size", "epochs")},
+        more_epochs=student.params["epochs"],
+        lambda_=student.params["lambda_"],
         seconds=sum(record.metrics["seconds/train"] for record in streams) / len(streams),
         device=streams[0].provenance["device"],
         commit=streams[0].provenance["commit"][:10],

@@ -8,15 +8,15 @@ from d3d.study import archive, records
 from d3d.study.plan import JHMDB
 from d3d.study.records import Record
 
+PARAMS = {"frames": 16, "size": 112, "epochs": 60}
+
 
 def write(folder, cell, arm, seed, top1, lambda_=0.0):
     metrics = {"jhmdb/test/top1": top1, "jhmdb/test/still/top1": top1 + 0.1, "jhmdb/test/moving/top1": top1 - 0.1}
     provenance = {"started": "2026-01-01", "seconds": 60.0, "device": "a GPU", "commit": "0123456789abcdef"}
     experiment = "distill" if lambda_ else "train"
-    record = Record(
-        experiment, arm, seed, {"lambda_": lambda_}, metrics | {"seconds/train": 20.0 + seed}, False, provenance,
-        files={"decoded": 30},
-    )  # fmt: skip
+    params, metrics = PARAMS | {"lambda_": lambda_}, metrics | {"seconds/train": 20.0 + seed}
+    record = Record(experiment, arm, seed, params, metrics, False, provenance, files={"decoded": 30})
     labels = np.arange(10) % 5
     logits = np.eye(5)[labels]
     arrays = {
@@ -44,7 +44,7 @@ def test_the_text_quotes_the_records(pilot):
     assert "These are 22 networks of a pilot" in text
     assert "With all frames, flow − RGB is +0.250 [" in text
     assert "flow − RGB is +0.100 (one value)" in text
-    assert "60 epochs of about 10 clips" in text
+    assert "for 60 epochs of about 10 clips" in text
     assert "λ = 0.3. Made at commit 0123456789" in text
     rows = {
         tuple(cell.strip() for cell in line.split("|")[1:4]): line
