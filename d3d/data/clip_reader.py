@@ -116,10 +116,7 @@ class _Reader(Dataset):
             lambda t: read_fields(clip["flow"], first=offset + t, count=count - 1, spec=view.flow), first, count - 1
         )
         if not len(fields):
-            raise VideoError(
-                f"{printable(clip['path'])} has fewer than two frames from {offset / view.fps:g} s on at "
-                f"{view.fps:g} fps; flow needs two: use a higher fps or leave the clip out"
-            )
+            raise VideoError(too_few_frames(clip["path"], offset / view.fps, view.fps))
         return torch.from_numpy(fields).permute(0, 2, 3, 1)
 
     def _crop(self, x: Tensor, window: Window, stream: str) -> Tensor:
@@ -137,6 +134,14 @@ def _read_window(read: Callable[[int], T], first: int, count: int) -> T:
     """Reads `count` items from `first`, or the last `count` where the video is shorter than its header says."""
     items = read(first)
     return items if len(items) >= count or first == 0 else read(max(0, first - (count - len(items))))
+
+
+def too_few_frames(path: str, start: float, fps: float) -> str:
+    """Says that a clip from `start` seconds on has no flow."""
+    return (
+        f"{printable(path)} has fewer than two frames from {start:g} s on at {fps:g} fps; flow needs two: use a higher "
+        "fps or leave the clip out"
+    )
 
 
 def _resized(images: Iterable[np.ndarray], short_side: int) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """Decodes a set of videos once into the memory of a device, and computes its TV-L1 flow there."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from d3d.data.clip_reader import Window, read_clips
+from d3d.data.clip_reader import Window, read_clips, too_few_frames
 from d3d.data.memory_clips import MemoryClips
-from d3d.data.views import ViewSpec, clip_sizes
+from d3d.data.views import ViewSpec, clip_sizes, first_frames
 from d3d.flow.cache import quantise
 from d3d.flow.estimate import CHUNK_PIXELS, tvl1
 from d3d.progress import Progress
@@ -61,6 +62,8 @@ def free_bytes(device: torch.device | str) -> int:
     """Returns the free memory of a device, in bytes; for a CPU that of the machine or of its container."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    if not Path("/proc/meminfo").is_file():  # not Linux: half of the machine's memory
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
@@ -171,18 +174,25 @@ def add_flow(
 
     Args:
         memory: the decoded clips.
-        rows: (B,), the clips whose flow is added, each of at least two frames.
+        rows: (B,), the clips whose flow is added, if they could be decoded.
         table: the table that was decoded.
         view: rate and short side of the frames, and the bound of the flow.
         workers: number of processes that read; 0: this process reads.
         report: receives lines about the progress.
 
     Returns:
-        The memory with the stream flow. Clips whose flow cannot be read are added to `refused`.
+        The memory with the stream flow. Clips of one frame, and those whose flow cannot be read, are added to
+        `refused`.
     """
+    rows = rows[~np.isin(rows, list(memory.refused))]
+    short = memory.sizes[rows, 0] < 2
+    starts = first_frames(table, view) / view.fps
+    refused = memory.refused | {
+        int(row): too_few_frames(table["path"].iat[row], starts[row], view.fps) for row in rows[short]
+    }
+    rows = rows[~short]
     kept = np.isin(np.arange(len(table)), rows)
     store = PixelStore.empty("flow", memory.sizes, kept, memory.stores["rgb"].pixels.device)
-    refused = memory.refused
     if "flow" in table:
         refused = refused | _fill(store, "flow", table, view, memory.sizes, rows, workers, report)
     else:

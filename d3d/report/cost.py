@@ -72,10 +72,10 @@ rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits 
 
 ## What could be wrong
 
-Every comparison is one run on one machine. The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no
-longer grows, 32 for training, and 16 with TF32, where launches already slow our network down. `torch.compile` of
-torchvision's network is not in the comparison. Decoding was measured on videos that this study encoded itself, which
-are cheaper to decode than many of the field's.
+Every comparison is one run on one machine. The batch sizes are limited: 32 and 64 clips for inference, where
+torchvision's rate no longer grows, 32 for training, and 16 with TF32, where launches already slow our network down.
+`torch.compile` of torchvision's network is not in the comparison. Videos were measured that this study encoded itself,
+which are cheaper to decode than many of the field's.
 """
 # The numbers of the section on training, each with the arm and the metric of its record.
 TRAINING = {

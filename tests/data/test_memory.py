@@ -154,6 +154,17 @@ def test_files_that_cannot_be_decoded_are_left_out_and_named(tmp_path, monkeypat
         load(configs.data(**options, damaged="raise"), seed=0, workers=0, report=SILENT)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_clip_of_one_frame_has_no_flow(tmp_path, cached):
+    table = table_of(tmp_path)
+    table.loc[2, "end"] = 1 / 25
+    table = table if cached else table.drop(columns="flow")
+    kept = memory.decode_all(table, VIEW, device="cpu", workers=0, report=SILENT)
+    kept = memory.add_flow(kept, np.arange(4), table, VIEW, workers=0, report=SILENT)
+    assert list(kept.refused) == [2]
+    assert kept.refused[2].startswith(f"{table['path'][2]} has fewer than two frames from 0 s on at 25 fps; flow needs")
+
+
 def test_repeated_frames_can_be_dropped(tmp_path):
     """A video at 10 frames per second of which every third frame is shown twice."""
     shown = [t for t in range(12) for _ in range(2 if t % 3 == 2 else 1)]
