@@ -133,7 +133,7 @@ def test_the_commands_of_the_book_one_by_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "the temporal stream needs flow_cache: the folder that `d3d flow --dataset folder"),
+        ({"memory": "no"}, "the temporal stream needs flow_cache: the folder that `d3d flow --dataset folder"),
         ({"flow_cache": "FLOW", "bound": 20.0}, "was made with bound 4 instead of 20.0"),
         ({"flow_cache": "FLOW", "fps": 12.5}, "was made with fps 25 instead of 12.5"),
         ({"flow_cache": "absent"}, "no flow cache at absent"),

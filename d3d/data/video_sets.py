@@ -108,6 +108,7 @@ def load_videos(
     needs_flow = "flow" in (*streams, *teacher)
     if needs_flow and config.flow.flow_cache:
         table = _find_flow(config, table, view, refused, in_all_splits="flow" in streams)
+        _require_every_class(config, listing, table, refused)
     in_train = table["split"].isin(["train", ""])  # a clip without a split may become a training clip
     flow_rows = np.full(len(table), needs_flow) & ("flow" in streams or in_train.to_numpy())
     required = memory.required_bytes(clip_sizes(table, view), flow_rows)

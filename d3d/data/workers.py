@@ -121,7 +121,7 @@ def read_in_workers(
         yield from map(_checked, map(reader.__getitem__, keys))
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "d3d.data.file_clips"])
+    context.set_forkserver_preload(["__main__", type(reader).__module__])
     # Nobody writes to this pipe. It breaks when this process ends, in whatever way.
     parent_ended, lifeline = context.Pipe(duplex=False)
     loader = DataLoader(

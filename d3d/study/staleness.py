@@ -133,7 +133,9 @@ def _module_hash(code: _Code, module: str) -> str:
     if module.split(".")[1] in code.not_hashed:
         return "not hashed"
     path = _path(code.root, module)
-    # A module may name itself, to run in another process.
+    if code.not_hashed and path in _files_in_progress[:-1]:
+        raise ValueError(f"{path} is named by a module that it imports: the hash would depend on which comes first")
+    # A module may name itself, to run in another process; those of chapters name each other.
     return "itself" if path in _files_in_progress else _file_hash(code, path)
 
 

@@ -164,6 +164,16 @@ def test_importing_another_function_under_the_same_name_counts(tree):
     assert {"train", "distill"} <= stale(before)
 
 
+def test_modules_that_name_each_other_are_refused(tree):
+    """Their hashes would depend on which of them is read first."""
+    with open(tree / "d3d/data/workers.py", "a") as file:
+        file.write('\nPRELOADED = "d3d.data.file_clips"\n')
+    with pytest.raises(
+        ValueError, match=r"\w+.py is named by a module that it imports: the hash would depend on which"
+    ):
+        hashes()
+
+
 def test_the_code_of_a_chapter_counts_and_its_text_does_not(tree):
     path = tree / "notebooks/chapters/streams.ipynb"
     before = staleness.notebook_hash("notebooks/chapters/streams.ipynb")
