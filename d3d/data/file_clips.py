@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from d3d.data.clip_reader import ReadKey, Window, read_clips
-from d3d.data.clips import PARTNER, Batch, BatchRequest, ClipSet
-from d3d.data.views import FIRST, LEFT, MIRRORED, ROW, TOP, ViewSpec, clip_sizes, groups_of, to_input
+from d3d.data.clips import PARTNER, Batch, BatchRequest
+from d3d.data.views import FIRST, LEFT, MIRRORED, ROW, TOP, VideoClips, ViewSpec, clip_sizes, to_input
 from d3d.video.decode import VideoError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileClips(ClipSet):
+class FileClips(VideoClips):
     """The clips of one split, stored in video files.
 
     Attributes:
@@ -43,16 +43,7 @@ class FileClips(ClipSet):
     workers: int = 1
     refused: dict[str, str] = field(default_factory=dict)
     partners: np.ndarray | None = None
-    augmented = True
     in_memory = False
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        return self.view.frames, self.view.size, self.view.size
-
-    @property
-    def groups(self) -> np.ndarray:
-        return groups_of(self.table)
 
     def batches(self, requests: Iterable[BatchRequest], streams: Sequence[str]) -> Iterator[Batch]:
         """Yields one batch per request, without the clips that cannot be read.
@@ -86,9 +77,6 @@ class FileClips(ClipSet):
     def sizes(self) -> np.ndarray:
         """Frames, height and width of each clip, int64 (N, 3)."""
         return clip_sizes(self.table, self.view)
-
-    def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
-        return self.view.draw(self.sizes, rows, seeds)
 
     def _read_keys(self, request: BatchRequest, streams: Sequence[str]) -> Iterator[ReadKey]:
         """Yields what must be read for one request; consecutive views of the same frames are read together."""

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from d3d.data.clips import ClipsInMemory
-from d3d.data.views import ViewSpec, groups_of, negate_x, to_input
+from d3d.data.views import VideoClips, ViewSpec, negate_x, to_input
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryClips(ClipsInMemory):
+class MemoryClips(VideoClips, ClipsInMemory):
     """The clips of one split, decoded once and kept as bytes, of any length and size.
 
     Attributes:
@@ -35,18 +35,6 @@ class MemoryClips(ClipsInMemory):
     starts: dict[str, Tensor]
     sizes_on_device: Tensor
     partners: np.ndarray | None = None
-    augmented = True
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        return self.view.frames, self.view.size, self.view.size
-
-    @property
-    def groups(self) -> np.ndarray:
-        return groups_of(self.table)
-
-    def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
-        return self.view.draw(self.sizes, rows, seeds)
 
     def _input(self, stream: str, views: Tensor) -> Tensor:
         row, first, top, left, mirrored = views.unsqueeze(-1).unbind(1)  # (V, 1) each
@@ -59,7 +47,7 @@ class MemoryClips(ClipsInMemory):
         return to_input(negate_x(levels, mirrored[:, 0].bool()) if stream == "flow" else levels, stream)
 
     def _frame_order(self, stream: str, frames: Tensor) -> Tensor:
-        """Returns the frames or fields of a view (V, T), counted from its first, as `_Reader` of file_clips loops them.
+        """Returns the frames or fields of a view (V, T), counted from its first, looped as `clip_reader` does.
 
         Args:
             stream: rgb or flow.

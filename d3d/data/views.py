@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from d3d.data.clips import divide
+from d3d.data.clips import ClipSet, divide
 from d3d.data.draws import CounterRng
 from d3d.flow.cache import STEPS, ZERO, FlowSpec
 from d3d.video.decode import resized_size
@@ -111,9 +111,29 @@ def first_frames(table: pd.DataFrame, view: ViewSpec) -> np.ndarray:
     return np.rint(table["start"].to_numpy(dtype=float) * view.fps).astype(np.int64)
 
 
-def groups_of(table: pd.DataFrame) -> np.ndarray:
-    """Returns the group of each clip (N,): whether its camera is still or moving, where the data set says so."""
-    return table["camera"].to_numpy(dtype=str) if "camera" in table else np.full(len(table), "all")
+class VideoClips(ClipSet):
+    """What sets of clips of video files have in common, in memory or not.
+
+    Attributes:
+        view: how views are cut.
+        sizes: int64 (N, 3), frames, height and width of each clip.
+    """
+
+    view: ViewSpec
+    sizes: np.ndarray
+    augmented = True
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.view.frames, self.view.size, self.view.size
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Whether the camera of each clip is still or moving (N,), where the data set says so; else "all"."""
+        return self.table["camera"].to_numpy(dtype=str) if "camera" in self.table else np.full(len(self), "all")
+
+    def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
+        return self.view.draw(self.sizes, rows, seeds)
 
 
 def negate_x(levels: Tensor, mirrored: Tensor) -> Tensor:

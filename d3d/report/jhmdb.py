@@ -14,8 +14,8 @@ TOP1, CAMERA_TOP1 = "jhmdb/test/top1", "jhmdb/test/{}/top1"
 SPLITS = ("1", "2", "3")
 REPEATED = {"keep": "kept", "drop": "dropped"}
 TEXT = """**From random weights, over the three official splits: flow {flow} top-1, RGB {rgb}; chance is {chance:.3f}.**
-These are {networks} networks of a pilot, trained through papermill, two at a time on each of four GPUs ({device}). Its
-seeds are from 100 up, and no claim rests on it.
+These are {networks} networks of a pilot, trained through papermill on {device}; several runs shared a GPU. Its seeds
+are from 100 up, and no claim rests on it.
 
 {table}
 
