@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{USAGE}\n\n`d3d COMMAND --help` describes its arguments.")
         return
     if name not in COMMANDS:
-        sys.exit(f"no command {name!r}\n{USAGE}")
+        sys.exit(f"no command {name!r}, but {', '.join(COMMANDS)}; `d3d --help` describes them")
     import_module(COMMANDS[name][0]).main(args)
 
 
