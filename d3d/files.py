@@ -1,9 +1,16 @@
-"""Writes files atomically, and names them in messages."""
+"""Writes files atomically, waits for a full disk where work would be lost, and names files in messages."""
 
 import os
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+RETRY_EVERY = 10.0  # seconds between attempts to write
+ENOUGH = 2**16  # bytes that a disk must take before work starts
+REMIND_EVERY = 600.0  # seconds between reports of a disk that is still full
 
 
 def printable(path: str | Path) -> str:
@@ -38,11 +45,39 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
         raise OSError(error.errno, reason) from None
 
 
+def write_patiently(write: Callable[[], T], report: Callable[[str], None]) -> T:
+    """Calls `write` again until it succeeds: for results of long work, which a full disk must not lose.
+
+    Args:
+        write: Writes files, or raises OSError and leaves none.
+        report: Receives a line at the first failure, every ten minutes, and at the end of the wait.
+
+    Returns:
+        What `write` returns.
+    """
+    started, reported = time.monotonic(), None
+    while True:
+        try:
+            result = write()
+            break
+        except OSError as error:
+            if reported is None or time.monotonic() - reported >= REMIND_EVERY:
+                reported = time.monotonic()
+                report(
+                    f"{error.strerror or error}; the results are kept in memory and writing is tried again every "
+                    f"{RETRY_EVERY:g} s: free space on that disk, or make the folder writable"
+                )
+            time.sleep(RETRY_EVERY)
+    if reported is not None:
+        report(f"the results are written, after {time.monotonic() - started:.0f} s of waiting")
+    return result
+
+
 def check_writable(folder: str | Path) -> None:
     """Raises OSError naming the folder if no file can be written in it; for use before hours of computation."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ENOUGH))
     except OSError as error:
         raise OSError(error.errno, f"results cannot be written to {folder}: {error.strerror}") from None

@@ -1,6 +1,12 @@
-"""Progress of long work: a bar in a terminal, a line every ten seconds in a log, and metrics per step in a file."""
+"""Progress of long work: a bar in a terminal, a line every ten seconds in a log, and metrics per step in a file.
 
+None of it ends the work: a line or a row for which the disk is too full is left out.
+"""
+
+import errno
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +18,26 @@ from tqdm import tqdm
 from d3d.files import write_atomic
 
 LOG_INTERVAL = 10.0  # seconds
+
+
+def print_line(line: str) -> None:
+    """Prints a line at once, or later if its disk is full; if nobody reads it, sends this process SIGTERM."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.kill(os.getpid(), signal.SIGTERM)
+    except OSError:
+        pass  # the line stays in the buffer
+
+
+def close_output() -> None:
+    """Gives up lines that still cannot be printed, which would change the exit status; for the end of a process."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 class Progress:
@@ -84,20 +110,38 @@ class MetricsFile:
         path: File to write.
         last_step: Step from which the run resumes: rows of later steps and an incomplete line are dropped. 0 starts an
             empty file.
+        report: Receives a line when rows cannot be written, and when they can be again.
+
+    Raises:
+        OSError: The file cannot be started.
     """
 
-    def __init__(self, path: str | Path, *, last_step: int = 0) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, last_step: int = 0, report: Callable[[str], None] = print) -> None:
+        self.path, self.report, self.left_out = Path(path), report, 0
         rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= last_step] if last_step else []
         write_atomic({self.path: "".join(json.dumps(row) + "\n" for row in rows).encode()})
 
     def append(self, row: dict[str, Any]) -> None:
-        """Appends a row; raises OSError naming the file if it cannot be written."""
+        """Appends a row, or leaves it out if it cannot be written, as on a full disk."""
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"time": round(time.time(), 3)} | row) + "\n")
+            self._append(json.dumps({"time": round(time.time(), 3)} | row) + "\n")
         except OSError as error:
-            raise OSError(error.errno, f"{self.path} cannot be written: {error.strerror}") from None
+            if not self.left_out:
+                self.report(f"{self.path} cannot be written: {error.strerror}; work continues without its rows")
+            self.left_out += 1
+            return
+        if self.left_out:
+            self.report(f"{self.path} is written again, without {self.left_out} rows")
+            self.left_out = 0
+
+    def _append(self, line: str) -> None:
+        """Writes the whole line or nothing."""
+        content = line.encode()
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(content) < len(content):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -129,14 +129,21 @@ def read_in_workers(
         prefetch_factor=AHEAD, generator=torch.Generator(), collate_fn=_unchanged,
         worker_init_fn=partial(_end_with_parent, parent_ended),
     )  # fmt: skip
+    others = set(multiprocessing.active_children())
+
+    def end_workers() -> None:
+        lifeline.close()
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # one that hangs in a file does not see the pipe
+
     # Runs before the exit handler of multiprocessing, which was registered earlier and waits for the workers.
-    atexit.register(lifeline.close)
+    atexit.register(end_workers)
     try:
         yield from map(_checked, _iterate(loader, in_progress, paths))
     finally:
-        lifeline.close()
+        end_workers()
         parent_ended.close()
-        atexit.unregister(lifeline.close)
+        atexit.unregister(end_workers)
 
 
 def _iterate(loader: DataLoader, in_progress: Tensor, paths: Sequence[str]) -> Iterator[Any]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from d3d.files import write_patiently
+from d3d.progress import print_line
 from d3d.study import records
 from d3d.study.experiments import from_namespace, make_config, params_of
 from d3d.study.plan import made_from
@@ -87,8 +89,8 @@ class Run:
             | {"made_from": made_from(self.experiment, arm)},
         )
         self.seconds.clear()
-        path = records.write(params["results"], record, arrays)
-        print(records.headline(record), f"-> {path}")
+        path = write_patiently(lambda: records.write(params["results"], record, arrays), print_line)
+        print_line(f"{records.headline(record)} -> {path}")
         return record
 
 

@@ -17,13 +17,16 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from d3d.progress import close_output
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
@@ -31,6 +34,8 @@ from d3d.study.profiles import read_profile, read_yaml
 from d3d.train.loop import Stopped
 from d3d.train.run import run
 from d3d.train.team import join_team
+
+PROG = "d3d train"
 
 
 def read_config(
@@ -63,18 +68,22 @@ def _read_parameters(path: Path) -> dict[str, Any]:
 
 def _stop_after(pid: int) -> None:
     """Sends this process SIGTERM once process `pid` has ended."""
+    is_parent = os.getppid() == pid
     while True:
         time.sleep(1)
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+            ended = is_parent and os.getppid() != pid  # one that nobody has waited for still takes signals
+        except OSError:
+            ended = True
+        if ended:
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
 
 def _parser() -> argparse.ArgumentParser:
     """The parser, with one flag per parameter of `train` and `distill`, generated from the schema."""
-    parser = argparse.ArgumentParser(prog="d3d train", description="Trains or distils one network.")
+    parser = argparse.ArgumentParser(prog=PROG, description="Trains or distils one network.")
     parser.add_argument("--config", help="YAML file: experiment (train or distill) and its parameters, or a profile")
     parser.add_argument("--experiment", choices=plan.TRAINED, help="default: the one in --config, or else train")
     for name, default in defaults("distill").items():
@@ -98,9 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     args = vars(parser.parse_args(argv))
     path, experiment = args.pop("config"), args.pop("experiment")
-    # A notebook sets this to the process id of its kernel.
-    if kernel_pid := os.environ.get("D3D_FOLLOWER"):
-        threading.Thread(target=_stop_after, args=(int(kernel_pid),), daemon=True).start()
+    # A notebook sets D3D_FOLLOWER to the process id of its kernel; torchrun is the parent of its processes.
+    followed = os.environ.get("D3D_FOLLOWER"), os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    for pid in filter(None, followed):
+        threading.Thread(target=_stop_after, args=(int(pid),), daemon=True).start()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _raise_stopped)
     try:
@@ -112,16 +122,22 @@ def main(argv: list[str] | None = None) -> None:
         with join_team() as team:
             run(experiment, config, team=team)
     except Stopped as stopped:
-        _exit(128 + stopped.signum, f"{parser.prog}: {stopped}")
+        _exit(128 + stopped.signum, str(stopped))
     except torch.OutOfMemoryError:
         optimiser = config.optimiser
         _exit(
             1,
-            f"{parser.prog}: the GPU's memory is too small for batch_size {optimiser.batch_size} with accumulate "
+            f"the GPU's memory is too small for batch_size {optimiser.batch_size} with accumulate "
             f"{optimiser.accumulate}: raise accumulate",
         )
     except (ValueError, OSError, FloatingPointError) as error:
-        _exit(1, f"{parser.prog}: {error}")
+        _exit(1, str(error))
+    except SystemExit as ended:
+        _exit(ended.code)
+    except BaseException as error:
+        traceback.print_exc()
+        _exit(1, f"unexpected {type(error).__name__}: {error}; run the same command again to resume")
+    close_output()
 
 
 def _raise_stopped(signum: int, _: object) -> None:
@@ -129,8 +145,12 @@ def _raise_stopped(signum: int, _: object) -> None:
     raise Stopped(signum, f"stopped by {signal.Signals(signum).name}; run the same command again to resume")
 
 
-def _exit(code: int, message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+def _exit(code: int, message: str = "") -> None:
+    """Ends the process with a sentence for the user, if any."""
+    if message:
+        with suppress(OSError):
+            print(f"{PROG}: {message}", file=sys.stderr, flush=True)
+    close_output()
     if "WORLD_SIZE" in os.environ:
         # Leaving the process group can block if another process is gone; torchrun ends the others.
         os._exit(code)

@@ -28,9 +28,12 @@ from d3d.train.states import States
 from d3d.train.step import COUNTS, StepMetrics, TrainStep, effective_batch_size, steps_per_epoch
 from d3d.train.team import SINGLE_PROCESS, Team
 
+# One Ctrl-C or end of a job can reach a process twice; seconds later it is meant.
+PATIENCE = 10.0
+
 
 class Stopped(Exception):
-    """A signal stopped the run, after its state was saved."""
+    """A signal stopped the run, after its state was saved unless the message says otherwise."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -116,7 +119,7 @@ def fit(
     training = _Training(config, data, train_step, team, states, report)
     start_step = training.resume()
     if metrics_path:
-        training.metrics_file = MetricsFile(metrics_path, last_step=start_step)
+        training.metrics_file = MetricsFile(metrics_path, last_step=start_step, report=report)
         training.metrics_file.append(
             {"event": "start", "step": start_step, "params": flatten(config), "processes": team.size}
         )
@@ -306,12 +309,28 @@ def _check_clips(
 
 @contextmanager
 def _catch_signals(enabled: bool) -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list instead of letting them end the process."""
+    """Collects SIGTERM and SIGINT in a list, after which the run stops when its step is done.
+
+    Raises:
+        Stopped: for a signal `PATIENCE` seconds after the first, since the step seems to hang.
+    """
     received: list[int] = []
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield received
         return
-    handlers = {s: signal.signal(s, lambda signum, _: received.append(signum)) for s in (signal.SIGTERM, signal.SIGINT)}
+    started: list[float] = []
+
+    def receive(signum: int, _: object) -> None:
+        received.append(signum)
+        started.append(time.monotonic())
+        if started[-1] - started[0] > PATIENCE:
+            raise Stopped(
+                signum,
+                f"stopped by a second {signal.Signals(signum).name} before the step ended, without a new state; run "
+                "the same command again to resume",
+            )
+
+    handlers = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:

@@ -1,10 +1,9 @@
 """One training run of an RGB or flow network, with or without a teacher: loads, trains, evaluates and writes."""
 
+import glob
 import hashlib
-import os
-import signal
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from d3d import files
 from d3d.data.file_clips import FileClips
 from d3d.data.load import Data, load
+from d3d.progress import print_line
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import S3DG
-from d3d.study import plan
+from d3d.study import plan, records
 from d3d.study.experiments import params_of
 from d3d.study.parameters import CHANGEABLE_ON_RESUME, TrainConfig
 from d3d.study.records import Record
@@ -26,15 +26,6 @@ from d3d.train.loop import fit, no_report
 from d3d.train.networks import build_network, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
 from d3d.train.team import SINGLE_PROCESS, Team
-
-
-def _print(line: str) -> None:
-    """Prints a line; if nobody reads the output any more, sends this process SIGTERM."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def evaluate_splits(
@@ -92,7 +83,7 @@ def history_arrays(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def run(
-    experiment: str, config: TrainConfig, *, team: Team = SINGLE_PROCESS, report: Callable[[str], None] = _print
+    experiment: str, config: TrainConfig, *, team: Team = SINGLE_PROCESS, report: Callable[[str], None] = print_line
 ) -> Record | None:
     """Loads the data, trains and evaluates the network, and writes weights and record.
 
@@ -161,13 +152,16 @@ def run(
         metrics, arrays = evaluate_splits(model, data, config.network.stream, team=team)
     if not team.is_main:
         return None
-    save_checkpoint(
+    provenance["run"] = states.run_id
+    save_weights = partial(
+        save_checkpoint,
         f"{path}.safetensors",
         model,
         stream=config.network.stream,
         classes=data.classes,
         input=config.data.input_spec(config.network.stream),
     )
+    files.write_patiently(save_weights, report)
     arrays |= history_arrays(history) | {"classes": np.array(data.classes)}
     if data.siblings:  # for the accuracy within pairs of classes
         arrays["siblings"] = np.array(data.siblings)
@@ -213,11 +207,12 @@ def _run_settings(experiment: str, config: TrainConfig, data: Data, source: str,
 
 
 def _open_states(path: Path, settings: dict[str, Any], report: Callable[[str], None]) -> States:
-    """Opens the states of a run; deletes those of a finished run, and half-written results."""
-    states = States(f"{path}.state", settings, report)
-    record = Path(f"{path}.json")
-    if states.paths() and record.is_file() and record.stat().st_mtime >= states.paths()[0].stat().st_mtime:
-        states.delete_states()  # the run that saved them was killed after it wrote its record
-    for unfinished in path.parent.glob(f".{path.name}.*"):
+    """Opens the states of a run, and deletes half-written results."""
+    try:
+        finished_run = records.read(f"{path}.json").provenance.get("run")
+    except (ValueError, OSError):
+        finished_run = None
+    states = States(f"{path}.state", settings, report, finished_run=finished_run)
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*"):
         unfinished.unlink()  # half-written when a process was killed
     return states

@@ -10,6 +10,7 @@ state = states.latest()                          # the newest undamaged one, or 
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,13 +49,26 @@ class States:
         folder: where the states are, created if it does not exist.
         settings: what must be equal for a run to resume, such as its parameters.
         report: receives one line per warning.
+        finished_run: `run_id` of the run whose record exists; its states, which were left when it was killed after it
+            wrote the record, are deleted if this run has other settings.
+
+    Attributes:
+        run_id: of this run and those that it resumes.
 
     Raises:
         OSError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any], report: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        report: Callable[[str], None] = print,
+        *,
+        finished_run: str | None = None,
+    ) -> None:
         self.folder, self.report = Path(folder), report
+        self.finished_run, self.run_id = finished_run, secrets.token_hex(8)
         self.settings = json.loads(json.dumps(dict(settings)))
         self._lock_fd = self._lock()
         for unfinished in self.folder.glob(".*"):  # half-written when a process was killed
@@ -81,7 +95,7 @@ class States:
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Writes a state, then deletes all but the last two; raises OSError if it cannot be written."""
         path = self.folder / f"step{step:09d}.safetensors"
-        header = {"step": step, "fixed": self.settings, "about": dict(metadata)}
+        header = {"step": step, "run": self.run_id, "fixed": self.settings, "about": dict(metadata)}
         write_atomic({path: to_safetensors(FORMAT, tensors, header)})
         for old in self.paths()[MAX_STATES:]:
             old.unlink()
@@ -104,6 +118,9 @@ class States:
                 damaged.append((path, error))
                 continue
             saved = header["fixed"]
+            if self.finished_run and header.get("run") == self.finished_run and saved != self.settings:
+                self._delete()
+                return None
             if saved.get(CODE) != self.settings.get(CODE):
                 self._set_aside(path)
                 return None
@@ -118,6 +135,7 @@ class States:
             for newer, error in damaged:
                 self.report(f"{error}; resuming from the previous state")
                 newer.rename(newer.with_name(f"damaged-{newer.name}"))
+            self.run_id = header["run"]
             return SavedState(header["step"], tensors, header["about"])
         if damaged:
             raise CheckpointError(
@@ -138,7 +156,7 @@ class States:
         """Names the newest state, for a message."""
         return next((f"the last saved state is {path}" for path in self.paths()), "no state was saved")
 
-    def delete_states(self) -> None:
+    def _delete(self) -> None:
         """Deletes the states but keeps the folder and its lock."""
         for path in self.paths():
             path.unlink()

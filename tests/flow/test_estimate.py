@@ -89,7 +89,7 @@ def test_direction_and_scale_follow_the_convention():
     assert flow[0, :, 40:, :8].norm(dim=0).mean() < 0.2
 
 
-def test_worker_processes_do_not_change_the_flow(monkeypatch):
+def test_threads_do_not_change_the_flow(monkeypatch):
     monkeypatch.setattr(tvl1_cpu, "CHUNK_PIXELS", 2 * 32 * 32)
     clip = sprites.render(configs.clip(size=32, frames=2), "iid", range(5)).rgb
     a, b = clip[:, :, 0], clip[:, :, 1]

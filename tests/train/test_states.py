@@ -56,6 +56,30 @@ class TestStates:
             ):
                 states.latest()
 
+    def test_those_of_a_finished_run_do_not_keep_other_settings_from_training(self, tmp_path):
+        """Its record is written, and it was killed before it could delete its states."""
+        first = States(tmp_path, SETTINGS)
+        first.save(5, tensors(5), {})
+        os.close(first._lock_fd)
+        with pytest.raises(CheckpointError, match=r"was saved with seed 3; this run has seed 4"):
+            self.of_other_settings(tmp_path, finished_run="another").latest()
+        assert self.of_other_settings(tmp_path, finished_run=first.run_id).latest() is None
+        assert not list(tmp_path.glob("step*"))
+
+    def of_other_settings(self, folder, finished_run):
+        states = States(folder, SETTINGS | {"seed": 4}, finished_run=finished_run)
+        os.close(states._lock_fd)
+        return states
+
+    def test_a_run_that_resumes_keeps_its_id(self, tmp_path):
+        first = States(tmp_path, SETTINGS)
+        first.save(5, tensors(5), {})
+        os.close(first._lock_fd)
+        second = States(tmp_path, SETTINGS, finished_run=first.run_id)
+        assert second.run_id != first.run_id
+        assert second.latest().step == 5
+        assert second.run_id == first.run_id
+
     def test_other_settings_are_refused_by_name(self, tmp_path):
         first = States(tmp_path, SETTINGS)
         first.save(5, tensors(5), {})

@@ -181,7 +181,7 @@ def test_a_run_killed_after_its_last_step_is_not_trained_again(tmp_path, uninter
     start(path, patch=patch).communicate()
     assert (tmp_path / "run/train/rgb-seed0.json").exists() == (patch is KILLED_AFTER_RECORD)
     out = finish(path)
-    assert resumed_at(out) == ([] if patch is KILLED_AFTER_RECORD else [STEPS])
+    assert resumed_at(out) == [STEPS]
     assert without_params(outcome(tmp_path)) == without_params(uninterrupted)
 
 
@@ -287,25 +287,47 @@ def test_a_damaged_state_is_skipped(tmp_path, uninterrupted):
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_no_state(tmp_path, uninterrupted):
-    """A run whose states cannot be written trains to the end, and the next one resumes from the last saved state."""
+@pytest.mark.parametrize("then", ["freed", "stopped"])
+def test_a_full_disk_loses_nothing(tmp_path, uninterrupted, then):
+    """A run whose states cannot be written trains to the end and waits until the disk has space or it is stopped."""
     folder = stop_in_second_epoch(tmp_path)
     newest = sorted(folder.iterdir())[-1].name
     max_bytes = 100_000  # a third of a state
 
     def limit_file_size():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, resource.RLIM_INFINITY))
 
     run = start(write_config(tmp_path), preexec_fn=limit_file_size)
-    out, err = run.communicate()
-    assert run.returncode == 1
+    out = ""
+    for line in run.stdout:
+        out += line
+        if "the results are kept in memory" in line:
+            assert not list((tmp_path / "run").rglob("*.json"))
+            if then == "stopped":
+                run.terminate()
+            else:
+                resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    _, err = run.communicate()
+    assert run.returncode == (0 if then == "freed" else 128 + signal.SIGTERM), err
     assert "could not be written and any previous file is untouched: File too large; " in out
     assert "File too large; training continues, the last saved state is " in out
     assert newest in out
-    assert "rgb-seed0.safetensors could not be written and any previous file is untouched" in err.splitlines()[-1]
-    assert newest in {p.name for p in folder.iterdir()}
-    assert not list((tmp_path / "run").rglob("*.json"))
-    assert resumed_at(finish(write_config(tmp_path)))
+    assert "rgb-seed0.safetensors could not be written and any previous file is untouched: File too large; " in out
+    if then == "freed":
+        assert "the results are written, after 10 s of waiting" in out
+    else:
+        assert err.splitlines()[-1] == "d3d train: stopped by SIGTERM; run the same command again to resume"
+        assert newest in {p.name for p in folder.iterdir()}
+        assert resumed_at(finish(write_config(tmp_path)))
+    assert outcome(tmp_path) == uninterrupted
+
+
+@pytest.mark.slow
+def test_a_run_prints_into_a_full_disk(tmp_path, uninterrupted):
+    with open("/dev/full", "w") as full:
+        command_line = [sys.executable, "-m", "d3d.train", "--config", write_config(tmp_path)]
+        run = subprocess.run(command_line, env=os.environ | ONE_THREAD, stdout=full, stderr=full, check=False)
+    assert run.returncode == 0
     assert outcome(tmp_path) == uninterrupted
 
 
@@ -371,6 +393,69 @@ def test_a_run_stops_with_its_kernel(tmp_path):
     assert "stopped by SIGTERM after step" in err
 
 
+UNEXPECTED = """
+from d3d.train import step
+call = step.TrainStep.__call__
+def fail(self, position, *args, **kwargs):
+    if position == 5:
+        raise RuntimeError('CUDA error: unspecified launch failure')
+    return call(self, position, *args, **kwargs)
+step.TrainStep.__call__ = fail
+"""
+
+
+@pytest.mark.parametrize("dataset", ["sprites", pytest.param("folder", marks=pytest.mark.slow)])
+def test_an_unexpected_error_ends_the_run_with_a_sentence(tmp_path, dataset):
+    """The output ends too: it would not while a worker process lives."""
+    parameters = {}
+    if dataset == "folder":
+        for label in range(2):
+            for i in range(6):
+                moving_video(tmp_path / f"videos/{label}/{i}.avi", label + 1, frames=8)
+        parameters = {"dataset": "folder", "root": str(tmp_path / "videos"), "workers": 2, "batch_size": 4}
+        parameters |= {"flow": "tvl1", "memory": "no"}
+    run = start(write_config(tmp_path, **parameters), patch=UNEXPECTED)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "Traceback" in err
+    sentence = err.strip().splitlines()[-1]
+    assert sentence == (
+        "d3d train: unexpected RuntimeError: CUDA error: unspecified launch failure; run the same command again to "
+        "resume"
+    )
+    assert list((tmp_path / "run/train/rgb-seed0.state").glob("step*"))
+
+
+HANGING_STEP = """
+from d3d.train import loop, step
+loop.PATIENCE = 1.0
+call = step.TrainStep.__call__
+def hang(self, position, *args, **kwargs):
+    while position == 5:
+        print('hangs', flush=True)
+        signal.pause()
+    return call(self, position, *args, **kwargs)
+step.TrainStep.__call__ = hang
+"""
+
+
+def test_a_second_signal_ends_a_step_that_hangs(tmp_path):
+    run = start(write_config(tmp_path), patch=HANGING_STEP)
+    hangs = (line for line in run.stdout if line == "hangs\n")
+    next(hangs)
+    run.terminate()
+    next(hangs)  # the first signal waits for the end of the step
+    run.terminate()  # and so does the same signal sent twice
+    next(hangs)
+    time.sleep(1.1)
+    run.terminate()
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert err.strip().endswith(
+        "stopped by a second SIGTERM before the step ended, without a new state; run the same command again to resume"
+    )
+
+
 class TestTeam:
     def differences(self, a, b):
         """The largest difference of two runs' logits and losses by name; not of top-1, since where classes are about
@@ -428,6 +513,17 @@ class TestTeam:
         assert run.returncode != 0
         assert time.monotonic() - began < 60
         assert ("exitcode  : -9" if how == "killed" else "is not finite at step") in err
+
+    @pytest.mark.slow
+    def test_processes_end_with_torchrun(self, tmp_path):
+        run = start(write_config(tmp_path, epochs=4000, save_every=1e6), processes=2)
+        for line in run.stdout:
+            if line.startswith("epoch   2/"):
+                break
+        run.kill()
+        out, _ = run.communicate(timeout=120)  # the output ends with the last process
+        assert "epoch 4000/" not in out
+        assert list((tmp_path / "run/train/rgb-seed0.state").glob("step*"))
 
     @pytest.mark.slow
     def test_a_dead_process_ends_the_other_host(self, tmp_path):
