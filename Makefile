@@ -15,9 +15,14 @@ BIN := .venv/bin
 # incomplete. flock replaces Snakemake's own lock, because it is released when its holder is killed.
 FLAGS := --quiet host reason rules --rerun-triggers mtime --rerun-incomplete --nolock
 LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 --close .venv/lock)
+# A variable's value as one word of the shell, whatever it holds: make expands nothing in it, nor does the shell.
+quoted = '$(subst ','\'',$(value $(1)))'
+# Recipes get their variables from make, which would expand their values again to export them.
+unexport PROFILE SEEDS CORES RUNS
+SMOKE := smoke
 define snakemake
 set -o pipefail; \
-  $(LOCK) $(BIN)/snakemake --cores $(CORES) $(if $(filter-out smoke,$(1)),--resources gpu=$(RUNS)) $(FLAGS) --config profile=$(1) $(if $(SEEDS),"seeds=$(SEEDS)") -- $(2) 2>&1 \
+  $(LOCK) $(BIN)/snakemake --cores $(call quoted,CORES) $(if $(filter-out smoke,$(value $(1))),--resources gpu=$(call quoted,RUNS)) $(FLAGS) --config profile=$(call quoted,$(1)) $(if $(value SEEDS),seeds=$(call quoted,SEEDS)) -- $(2) 2>&1 \
   | $(BIN)/python -m d3d.study.follow || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it or stop it"; exit 1; }
 endef
@@ -42,12 +47,12 @@ help: ## list the targets
 	@cp requirements.lock $@
 
 book: .venv/lock ## run missing and stale experiments of the smoke study, execute the chapters, build book/_build/html
-	@$(call snakemake,smoke,book)
+	@$(call snakemake,SMOKE,book)
 	@$(BIN)/python -m d3d report claims
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
 study: .venv/lock ## run missing and stale experiments of PROFILE=smoke|h200|portable|settled (default smoke), into results/PROFILE
-	@$(call snakemake,$(PROFILE),study)
+	@$(call snakemake,PROFILE,study)
 
 test: .venv/lock ## run the fast tests, as before every commit
 	@$(PYTEST) -m "not slow"

@@ -8,28 +8,34 @@ A run is stale if its record was made with other parameters than today's, or by 
 Published studies are archives: they are no targets here and never stale.
 """
 
+import re
 import shlex
 from pathlib import Path
 
-from d3d.files import write_atomic
+from d3d.files import check_folder, one_line, write_atomic
 from d3d.study import plan, profiles, staleness
-from d3d.study.experiments import EXPERIMENTS, with_defaults
+from d3d.study.experiments import EXPERIMENTS, make_config, with_defaults
+from d3d.study.schema import shown
 
 PROFILE = config.get("profile", "smoke")
+# It names folders and files, and stands in commands.
+if not isinstance(PROFILE, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.+-]{,99}", PROFILE, re.ASCII):
+    raise WorkflowError(
+        f"profile must be the name of a file in notebooks/params without its ending .yaml, of letters, digits and "
+        f"any of _ . + -, such as smoke, not {shown(PROFILE)}"
+    )
 PROFILE_PATH = f"notebooks/params/{PROFILE}.yaml"
 try:
     STUDY = profiles.read_profile(PROFILE_PATH)
 except (ValueError, OSError) as error:
-    raise WorkflowError(str(error)) from None
+    raise WorkflowError(one_line(error)) from None
 RESULTS = f"results/{PROFILE}"
 STAMP_FOLDER = Path(".snakemake/plan")
 # The profile merged with those that it extends, which papermill cannot do itself.
 MERGED_PROFILE = f"{RESULTS}/profile.yaml"
-if not Path(MERGED_PROFILE).is_file() or Path(MERGED_PROFILE).read_text() != profiles.dump(STUDY):
-    write_atomic({Path(MERGED_PROFILE): profiles.dump(STUDY).encode()})
 REQUESTED_SEEDS = str(config.get("seeds", "")).split()
 if unknown := set(REQUESTED_SEEDS) - {str(seed) for seed in STUDY["seeds"]}:
-    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PROFILE_PATH}, not {min(unknown)!r}")
+    raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PROFILE_PATH}, not {shown(min(unknown))}")
 SEEDS = [int(seed) for seed in REQUESTED_SEEDS] or STUDY["seeds"]
 # TV-L1 has no seeds, so a request for some seeds leaves it out.
 STUDY_EXPERIMENTS = [name for name in EXPERIMENTS if not (REQUESTED_SEEDS and name == "tvl1")]
@@ -66,6 +72,20 @@ def weights_of(experiment, seed):
     return [plan.weights_path(RESULTS, arm, seed) for arm in plan.arms_of(experiment, STUDY) if arm in TRAINED_ARMS]
 
 
+def check_params():
+    """Checks the parameters of every run, before anything is written."""
+    for experiment in EXPERIMENTS:
+        for arm, seed in runs_of(experiment):
+            params = STUDY | overrides(experiment, arm if experiment in plan.TRAINED else None, seed)
+            try:
+                make_config(experiment, params)
+                for name in ("student", "teacher"):
+                    if set("{}") & set(params.get(name, "")):  # Snakemake would take the braces for a wildcard
+                        raise ValueError(f"{name} must be a path without {{ and }}, not {shown(params[name])}")
+            except ValueError as error:
+                raise WorkflowError(f"{PROFILE_PATH}: {error} ({experiment} {arm})") from None
+
+
 def stamp(experiment, arm=None, seed=None, seeds=None):
     """Writes the stamp of a run, which is newer than the run's records if one of them is stale; returns its path."""
     params = STUDY | overrides(experiment, arm, seed)
@@ -83,6 +103,15 @@ if unplanned:
         f"move it elsewhere (records like this: {len(unplanned)})"
     )
 
+check_params()
+try:
+    for experiment in EXPERIMENTS:
+        check_folder(f"{RESULTS}/{experiment}")
+    if not Path(MERGED_PROFILE).is_file() or Path(MERGED_PROFILE).read_text() != profiles.dump(STUDY):
+        write_atomic({Path(MERGED_PROFILE): profiles.dump(STUDY).encode()})
+except OSError as error:
+    raise WorkflowError(str(error)) from None
+
 # These must be written before Snakemake reads the age of any file.
 STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, seed in runs_of(n)}
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINING for s in plan.seeds_of(n, STUDY)}
@@ -99,13 +128,15 @@ CHAPTER_STAMPS = {
 def papermill(notebook, out, params, threads=1, profile=""):
     """The command that runs a notebook, on one thread and with `threads` worker processes, since runs share the cores."""
     flags = [part for k, v in params.items() for part in ("-r" if isinstance(v, str) else "-p", k, str(v))]
-    log = Path(out).with_suffix(".log")
+    log = str(Path(out).with_suffix(".log"))
     profile_flags = ["-f", profile] if profile else []
     command = ["papermill", "--no-progress-bar", "--log-output", notebook, out, *profile_flags, *flags]
+    quoted = shlex.quote(log)
     return (
-        f"mkdir -p {log.parent} && OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
-        f"{shlex.join(command)} > {log} 2>&1 "
-        f"|| {{ grep . {log} | tail -n 1; echo 'failed: see {out} and {log}'; exit 1; }}"
+        f"mkdir -p {shlex.quote(str(Path(log).parent))} && "
+        f"OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
+        f"{shlex.join(command)} > {quoted} 2>&1 "
+        f"|| {{ grep . {quoted} | tail -n 1; echo {shlex.quote(f'failed: see {out} and {log}')}; exit 1; }}"
     )
 
 
@@ -116,7 +147,7 @@ def job(experiment):
         params = overrides(experiment, wildcards.get("arm"), int(wildcards.get("seed", 0)))
         out = str(Path(output[0]).with_suffix(".ipynb"))
         run = papermill(f"notebooks/experiments/{experiment}.ipynb", out, params, threads, MERGED_PROFILE)
-        return f"SECONDS=0; {run} && echo finished {output[0]} $SECONDS"
+        return f"SECONDS=0; {run} && echo finished {shlex.quote(output[0])} $SECONDS"
 
     return command
 

@@ -1,9 +1,11 @@
 """Writes files atomically, waits for a full disk where work would be lost, and names files in messages."""
 
+import errno
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +19,13 @@ def printable(path: str | Path) -> str:
     """A path as it can be printed on one line: what is no text, or a control character, is escaped."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: object, longest: int = 600) -> str:
+    """A message as one line for a terminal: what cannot be printed is escaped, and a long middle is left out."""
+    line = printable(str(text))
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:
@@ -40,8 +49,9 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
             os.replace(temporary, path)
     except OSError as error:
         for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
-        reason = f"{path} could not be written and any previous file is untouched: {error.strerror}"
+            with suppress(OSError):
+                temporary.unlink()
+        reason = f"{printable(path)} could not be written and any previous file is untouched: {error.strerror}"
         raise OSError(error.errno, reason) from None
 
 
@@ -73,11 +83,31 @@ def write_patiently(write: Callable[[], T], report: Callable[[str], None]) -> T:
     return result
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raises NotADirectoryError if a file or a link to nothing stands where a folder is or will be.
+
+    Args:
+        folder: a folder that may be missing.
+    """
+    for path in (Path(folder), *Path(folder).parents):
+        if os.path.lexists(path) and not path.is_dir():
+            kind = "a file" if path.exists() else "a link to nothing"
+            raise NotADirectoryError(errno.ENOTDIR, f"{printable(path)} is {kind}, but it must be a folder")
+
+
+def check_file(path: str | Path) -> None:
+    """Raises IsADirectoryError if a folder stands where a file is or will be."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, f"{printable(path)} is a folder, but it must be a file")
+
+
 def check_writable(folder: str | Path) -> None:
     """Raises OSError naming the folder if no file can be written in it; for use before hours of computation."""
     try:
+        check_folder(folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(ENOUGH))
     except OSError as error:
-        raise OSError(error.errno, f"results cannot be written to {folder}: {error.strerror}") from None
+        reason = f"results cannot be written to {printable(folder)}: {error.strerror}"
+        raise OSError(error.errno, reason) from None

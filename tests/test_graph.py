@@ -242,3 +242,143 @@ def test_runs_use_the_gpu_one_at_a_time(finished, monkeypatch):
     spans = sorted((datetime.fromisoformat(p["started"]).timestamp(), p["seconds"]) for p in provenances)
     # Starting times are rounded to seconds.
     assert all(start + seconds <= after + 1 for (start, seconds), (after, _) in pairwise(spans))
+
+
+TOY = {"seeds": [0], "arms": ["rgb", "rgb_longer"], "flow": "exact", "frames": 4, "size": 16, "width": 0.1}
+TOY |= {"train_clips": 64, "test_clips": 64, "epochs": 1, "batch_size": 16, "steps": 2, "clips": 4, "leak_clips": 16}
+RAN = "ran"  # a file that a text makes if it runs
+TEXTS = [
+    f"it's $(touch {RAN})", f"`touch {RAN}`", f'"; touch {RAN}; "', f"'; touch {RAN}; '", f"two\nlines; touch {RAN}",
+    "{x} {{y}} {params.command} {input}", "back\\slash \\n \\' $HOME ~ *", "-p", "--version", "True", "None", "1e3",
+    "007", "[1]", "&|<>#!", "ünï ☃", " ", "a\tb",
+]  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The files of the graph, with a papermill that writes its arguments and nothing else."""
+    root = tmp_path / "checkout"
+    (root / "bin").mkdir(parents=True)
+    for name in ("d3d", "notebooks", "book", "Snakefile"):
+        (root / name).symlink_to(ROOT / name)
+    (root / "notebooks").unlink()
+    (root / "notebooks/params").mkdir(parents=True)
+    for name in ("experiments", "chapters"):
+        (root / "notebooks" / name).symlink_to(ROOT / "notebooks" / name)
+    program = root / "bin/papermill"
+    program.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {root}/arguments\nfor end in json safetensors; do\n'
+                       '  touch "${4%.ipynb}.$end"\ndone\n')  # fmt: skip
+    program.chmod(0o755)
+    return root
+
+
+def run_graph(root, *arguments: str, config: tuple[str, ...] = ("profile=toy",), target: str = "study"):
+    """Runs Snakemake in a checkout and returns its exit status and output."""
+    command = [*snakemake()[:-2], *arguments, "--config", *config, "--", target]
+    path = f"{root}/bin:{environment(root)['PATH']}"
+    process = subprocess.run(
+        command, cwd=root, env=environment(root) | {"PATH": path, "PYTHONPATH": str(ROOT)}, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    return process.returncode, process.stdout
+
+
+def write_toy(root, name: str = "toy", **changes) -> None:
+    (root / f"notebooks/params/{name}.yaml").write_text(yaml.safe_dump(TOY | changes))
+
+
+def files_of(root) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if ".snakemake" not in path.parts}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_of_a_profile_reaches_the_notebook_as_it_is_and_runs_nothing(checkout, text):
+    write_toy(checkout, overrides={"rgb": {"flow_cache": text}})
+    code, output = run_graph(checkout, target="results/toy/train/rgb-seed0.json")
+    assert code == 0, output
+    arguments = (checkout / "arguments").read_bytes().decode().split("\0")[:-1]
+    place = arguments.index("flow_cache")
+    # -r: papermill would take the text of -p for a number, a truth value or None where it can.
+    assert arguments[place - 1 : place + 2] == ["-r", "flow_cache", text]
+    assert not list(checkout.rglob(RAN))
+
+
+def test_a_path_of_a_profile_is_a_file_or_missing_and_runs_nothing(checkout):
+    name = f"it's $(touch {RAN}) `touch {RAN}` & ; weights"
+    write_toy(checkout, students={"student": name})
+    target = "results/toy/distill/rgb_longer-seed0.json"
+    code, output = run_graph(checkout, target=target)
+    assert (code, "MissingInputException" in output) == (1, True), output
+    (checkout / name).touch()
+    code, output = run_graph(checkout, target=target)
+    assert code == 0, output
+    arguments = (checkout / "arguments").read_bytes().decode().split("\0")
+    assert arguments[arguments.index("student") + 1] == name
+    assert not list(checkout.rglob(RAN))
+    write_toy(checkout, students={"student": "{arm}"})
+    assert "student must be a path without { and }, not '{arm}' (distill rgb_longer)" in run_graph(checkout)[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"x;touch {RAN};", f"$(touch {RAN})", f"`touch {RAN}`", "-x", "--version", ".hidden", "..", "../toy", "/tmp/x",
+        "a/b", "a b", "*", "t?y", "{toy}", "", "1", "1e3", "[toy]", "a" * 300, "\x1b[31m", "ä", "toy\nx", "'toy'; x",
+    ],
+)  # fmt: skip
+def test_a_profile_that_is_no_name_is_refused_and_writes_nothing(checkout, name):
+    write_toy(checkout)
+    before = files_of(checkout)
+    code, output = run_graph(checkout, config=(f"profile={name}",))
+    assert code == 1
+    assert re.search(r"^profile must be the name of a file in notebooks/params .*, such as smoke, not ", output, re.M)
+    assert "\x1b" not in output
+    assert files_of(checkout) == before
+
+
+@pytest.mark.parametrize("seeds", [f"0; touch {RAN}", f"$(touch {RAN})", "7", "-1", "True", "[0", "0,1", "9" * 40])
+def test_seeds_that_the_profile_lacks_are_refused_and_write_nothing(checkout, seeds):
+    write_toy(checkout)
+    before = files_of(checkout)
+    code, output = run_graph(checkout, config=("profile=toy", f"seeds={seeds}"))
+    assert (code, "seeds must be some of [0] of notebooks/params/toy.yaml, not " in output) == (1, True), output
+    assert files_of(checkout) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 10**12}, "epochs must be at most 1000000, not 1000000000000"),
+        ({"overrides": {"rgb": {"fps": 1e-300}}}, "fps must be at least 0.001, not 1e-300 (train rgb)"),
+        ({"students": {"batch_size": 10**12}}, "batch_size must be at most 100000000, .* (distill rgb_longer)"),
+        ({"pairs": 10**12}, "pairs must be at most 100000000, .* (tvl1 default)"),
+        ({"train_clips": 10**400}, "train_clips must be at most 100000000, not an integer of about 401 digits"),
+        ({"arms": ["../../up"]}, "arms names '../../up', which is not one of the trained arms"),
+        ({"arms": ["*"]}, "arms names '*', which is not one of the trained arms"),
+        ({"arms": [f"$(touch {RAN})"]}, f"arms names '$(touch {RAN})', which is not one of the trained arms"),
+        ({"overrides": {"*": {}}}, "overrides names '*', which is not one of the trained arms"),
+    ],
+)
+def test_a_profile_is_checked_before_anything_is_written(checkout, changes, message):
+    write_toy(checkout, **changes)
+    before = files_of(checkout)
+    code, output = run_graph(checkout)
+    pattern = re.escape(message).replace(r"\.\*", ".*")
+    assert (code, bool(re.search(pattern, output))) == (1, True), output
+    assert files_of(checkout) == before
+
+
+@pytest.mark.parametrize("place", ["results", "results/toy", "results/toy/train", "results/toy/probe"])
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing"])
+def test_what_stands_in_place_of_a_folder_of_results_is_named(checkout, place, kind):
+    write_toy(checkout)
+    path = checkout / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "a file":
+        path.touch()
+    else:
+        path.symlink_to("nowhere")
+    before = files_of(checkout)
+    code, output = run_graph(checkout)
+    assert (code, f"{place} is {kind}, but it must be a folder" in output) == (1, True), output
+    assert files_of(checkout) == before

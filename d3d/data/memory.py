@@ -1,9 +1,7 @@
 """Decodes a set of videos once into the memory of a device, and computes its TV-L1 flow there."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +15,7 @@ from d3d.data.views import ViewSpec, clip_sizes, first_frames
 from d3d.flow.cache import quantise
 from d3d.flow.estimate import CHUNK_PIXELS, tvl1
 from d3d.progress import Progress
+from d3d.study.machine import free_bytes
 
 CHANNELS = {"rgb": 3, "flow": 2}
 # A set is kept without being asked if it leaves this fraction of the free memory to the network.
@@ -56,20 +55,6 @@ def required_bytes(sizes: np.ndarray, flow_rows: np.ndarray) -> int:
     """
     pixels = sizes.prod(1)
     return int(CHANNELS["rgb"] * pixels.sum() + CHANNELS["flow"] * pixels[flow_rows].sum())
-
-
-def free_bytes(device: torch.device | str) -> int:
-    """Returns the free memory of a device, in bytes; for a CPU that of the machine or of its container."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if not Path("/proc/meminfo").is_file():  # not Linux: half of the machine's memory
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
 
 
 def keep_in_memory(

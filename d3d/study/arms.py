@@ -3,9 +3,13 @@
 To add an arm, write its entry here and name it in a profile. No other code changes, and no record becomes stale.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+# The names of arms begin the names of files.
+NAME = re.compile(r"[a-z]\w{,99}(\.\d{1,9})?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,10 @@ class Arm:
     members: tuple[str, ...] = ()
     fused_by: str = "softmax"
     examined_by: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"an arm's name has lower-case letters, digits and _, such as d3d_mine, not {self.name!r}")
 
     @property
     def fuses_two_seeds(self) -> bool:

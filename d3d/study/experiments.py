@@ -25,7 +25,7 @@ from d3d.study.parameters import (
     TrainConfig,
     Tvl1Config,
 )
-from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown
+from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown, shown
 
 # Keys of a profile that are not parameters: they say which runs the study has.
 PROFILE_KEYS = (
@@ -196,19 +196,21 @@ def from_namespace(experiment: str, namespace: Mapping[str, Any]) -> dict[str, A
     overrides = _plain_values(namespace)
     if "extends" in overrides:
         raise ParameterError(
-            f"the profile extends {overrides['extends']!r}, which papermill does not follow: pass it the output of "
-            "`d3d profile FILE` instead"
+            f"the profile extends {shown(overrides['extends'])}, which papermill does not follow: pass it the output "
+            "of `d3d profile FILE` instead"
         )
     if "seeds" in overrides:
         refuse_unknown_keys(overrides)
     else:
         refuse_unknown(overrides, EXPERIMENTS[experiment].names, f"parameter of {experiment!r}")
+    # A parameter of any other type is refused too, such as a date of a YAML file.
+    overrides |= {name: namespace[name] for name in EXPERIMENTS[experiment].names if name in namespace}
     for name, default in defaults(experiment).items():
         value = overrides.get(name, default)
         if isinstance(default, str) and isinstance(value, bool | int | float | NoneType):
             raise ParameterError(
-                f"{name} must be of type str, but arrived as {value!r} ({type(value).__name__}): papermill may have "
-                f"guessed this type, so pass it with `-r {name} VALUE` instead of `-p`, or quote it in a YAML file"
+                f"{name} must be of type str, but arrived as {shown(value)} ({type(value).__name__}): papermill may "
+                f"have guessed this type, so pass it with `-r {name} VALUE` instead of `-p`, or quote it in a YAML file"
             )
     return with_defaults(experiment, overrides)
 

@@ -20,7 +20,8 @@ import yaml
 from d3d import files
 from d3d.progress import read_metrics
 from d3d.study import plan, records
-from d3d.study.experiments import from_namespace
+from d3d.study.experiments import from_namespace, make_config
+from d3d.study.machine import check_processes
 from d3d.study.records import Record
 
 MODULE = "d3d.train"
@@ -46,10 +47,15 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
 
     Raises:
         ParameterError: for an unknown parameter or a value of the wrong type.
+        ValueError: for a value out of range, naming the parameter.
+        OSError: if the results cannot be written.
         TrainingError: if training failed, with the error that it printed.
     """
     params = from_namespace(experiment, namespace)
+    make_config(experiment, params)
+    check_processes(params["processes"])
     path = plan.run_path(experiment, params)
+    files.check_writable(path.parent)
     config = Path(f"{path}.yaml")
     files.write_atomic({config: yaml.safe_dump({"experiment": experiment} | params, sort_keys=False).encode()})
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "D3D_FOLLOWER": str(os.getpid())}

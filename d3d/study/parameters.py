@@ -5,11 +5,11 @@ book's parameter table are all made from these declarations. Groups are composed
 parameter names are unique over all groups, so notebooks and records list them without groups.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
-from d3d.study.schema import Group, parameter
+from d3d.study.arms import NAME
+from d3d.study.schema import Group, parameter, shown
 
 STREAMS = ("rgb", "flow")
 RENDERED_DATASETS = ("sprites",)
@@ -19,6 +19,8 @@ MAX_SEED = 1000
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
 CHANGEABLE_ON_RESUME = ("results", "workers", "save_every")
 SPRITE_CLASSES = 16
+# More than any data set of videos has.
+MAX_CLIPS = 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,8 @@ class ClipConfig(Group):
     rho: float = parameter(
         0.5, "sprites: probability that a clip of a motion class has its typical appearance, in [0, 1]", low=0, high=1
     )
-    frames: int = parameter(8, "frames per clip, at least 2", low=2)
-    size: int = parameter(32, "height and width of a clip in pixels, at least 16", low=16)
+    frames: int = parameter(8, "frames per clip, at least 2", low=2, limit=10_000)
+    size: int = parameter(32, "height and width of a clip in pixels, at least 16", low=16, limit=10_000)
     # Up to 0.28, even the largest sprite, enlarged by √2, does not overlap itself around the torus.
     extent: float = parameter(
         0.18,
@@ -37,10 +39,12 @@ class ClipConfig(Group):
         low=0.05,
         high=0.28,
     )
-    amplitude: float = parameter(1.5, "sprites: speed of the target, pixels per frame", low=0)
+    amplitude: float = parameter(1.5, "sprites: speed of the target, pixels per frame", low=0, limit=1000)
     contrast: float = parameter(1.0, "sprites: contrast of texture and colour, in (0, 1]", above=0, high=1)
-    camera: float = parameter(0.3, "sprites: maximum speed of the background, pixels per frame", low=0)
-    noise: float = parameter(0.05, "sprites: standard deviation of the sensor noise, for pixel values in [0, 1]", low=0)
+    camera: float = parameter(0.3, "sprites: maximum speed of the background, pixels per frame", low=0, limit=1000)
+    noise: float = parameter(
+        0.05, "sprites: standard deviation of the sensor noise, for pixel values in [0, 1]", low=0, limit=100
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,9 @@ class FlowConfig(Group):
     flow: str = parameter(
         "tvl1", "optical flow: tvl1 (as in the paper) | exact (sprites only)", choices=("tvl1", "exact")
     )
-    bound: float = parameter(5.0, "flow is clipped to ± bound pixels and divided by bound", above=0)
+    bound: float = parameter(
+        5.0, "flow is clipped to ± bound pixels and divided by bound", above=0, least=0.0001, limit=10_000
+    )
     flow_cache: str = parameter(
         "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow`, or empty: computed in memory"
     )
@@ -70,13 +76,18 @@ class FilesConfig(Group):
     )
     annotations: str = parameter("", "video files: folder of the data set's annotation files; empty: root")
     split: int = parameter(1, "ucf101, hmdb51 and jhmdb: official split, 1, 2 or 3", low=1, high=3)
-    fps: float = parameter(25.0, "video files: frames per second of a clip", above=0)
+    fps: float = parameter(25.0, "video files: frames per second of a clip", above=0, least=0.001, limit=1000)
     short_side: int = parameter(
-        0, "video files: pixels of the short side after resizing, before a size x size crop; 0: size", low=0
+        0,
+        "video files: pixels of the short side after resizing, before a size x size crop; 0: size",
+        low=0,
+        limit=10_000,
     )
-    view_clips: int = parameter(1, "video files: clips per test video, over which predictions are averaged", low=1)
+    view_clips: int = parameter(
+        1, "video files: clips per test video, over which predictions are averaged", low=1, limit=1000
+    )
     view_crops: int = parameter(
-        1, "video files: crops per clip of a test video, 1 (centre) or more along the long side", low=1
+        1, "video files: crops per clip of a test video, 1 (centre) or more along the long side", low=1, limit=1000
     )
     memory: str = parameter(
         "auto",
@@ -91,7 +102,7 @@ class FilesConfig(Group):
     damaged: str = parameter(
         "skip", "video files that cannot be decoded: skip (the record lists them) | raise", choices=("skip", "raise")
     )
-    workers: int = parameter(0, "video files: decoding processes; 0: one per core", low=0)
+    workers: int = parameter(0, "video files: decoding processes; 0: one per core", low=0, limit=1024)
 
     def check(self) -> None:
         if self.dataset == "ava":
@@ -114,8 +125,12 @@ class DataConfig(Group):
     clip: ClipConfig = ClipConfig()
     flow: FlowConfig = FlowConfig()
     files: FilesConfig = FilesConfig()
-    train_clips: int = parameter(512, "sprites: number of training clips, at least 16", low=SPRITE_CLASSES)
-    test_clips: int = parameter(256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES)
+    train_clips: int = parameter(
+        512, "sprites: number of training clips, at least 16", low=SPRITE_CLASSES, limit=MAX_CLIPS
+    )
+    test_clips: int = parameter(
+        256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES, limit=MAX_CLIPS
+    )
     augment: str = parameter(
         "none",
         "sprites: none | roll (every epoch shifts each training clip on its torus, RGB and flow alike)",
@@ -158,7 +173,9 @@ class NetworkConfig(Group):
     stream: str = parameter(
         "rgb", "input of the network: rgb (spatial stream) | flow (temporal stream)", choices=STREAMS
     )
-    width: float = parameter(0.25, "multiplies the channels of S3D-G; 1.0: the paper's network", above=0)
+    width: float = parameter(
+        0.25, "multiplies the channels of S3D-G; 1.0: the paper's network", above=0, least=0.001, limit=64
+    )
     dropout: float = parameter(0.2, "dropout probability before the classifier, in [0, 1)", low=0, below=1)
 
 
@@ -166,12 +183,16 @@ class NetworkConfig(Group):
 class OptimiserConfig(Group):
     """SGD with momentum; the learning rate warms up, then follows half a cosine."""
 
-    epochs: int = parameter(8, "passes over the training clips", low=1)
-    batch_size: int = parameter(32, "clips per step over all processes, at least 2 because of batch norm", low=2)
-    accumulate: int = parameter(1, "micro-batches per step and process, computed in turn to save memory", low=1)
-    learning_rate: float = parameter(0.03, "peak learning rate, reached after the warm-up", above=0)
+    epochs: int = parameter(8, "passes over the training clips", low=1, limit=10**6)
+    batch_size: int = parameter(
+        32, "clips per step over all processes, at least 2 because of batch norm", low=2, limit=MAX_CLIPS
+    )
+    accumulate: int = parameter(
+        1, "micro-batches per step and process, computed in turn to save memory", low=1, limit=MAX_CLIPS // 2
+    )
+    learning_rate: float = parameter(0.03, "peak learning rate, reached after the warm-up", above=0, limit=1e30)
     momentum: float = parameter(0.9, "momentum of SGD, in [0, 1)", low=0, below=1)
-    weight_decay: float = parameter(0.0001, "weight decay of SGD", low=0)
+    weight_decay: float = parameter(0.0001, "weight decay of SGD", low=0, limit=10_000)
     warmup: float = parameter(0.1, "fraction of the steps in which the learning rate rises, in [0, 1)", low=0, below=1)
     sync_norm: bool = parameter(False, "batch norm statistics over the clips of all processes instead of per process")
 
@@ -194,13 +215,13 @@ class DistillationConfig(Group):
         "teacher's outputs: clip (of the same clip) | class_mean | shuffled (of another clip of its class)",
         choices=("clip", "class_mean", "shuffled"),
     )
-    lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0)
+    lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0, limit=10**6)
     distance: str = parameter(
         "mse",
         "distillation loss: mse (of logits, as in D3D) | kl (of predictions) | features (as in MARS)",
         choices=("mse", "kl", "features"),
     )
-    temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0)
+    temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0, least=0.0001, limit=10**6)
 
     def check(self) -> None:
         if self.lambda_ > 0 and not self.teacher:
@@ -221,14 +242,18 @@ class RunConfig(Group):
     twin: int = parameter(
         0, "1: a second run of the seed, with the same clips, but other initial weights and batch order", low=0, high=1
     )
-    processes: int = parameter(1, "processes that train one network, one per GPU; 0: all GPUs of this machine", low=0)
-    save_every: float = parameter(60.0, "seconds between saved states, from which a killed run resumes", above=0)
+    processes: int = parameter(
+        1, "processes that train one network, one per GPU; 0: all GPUs of this machine", low=0, limit=1024
+    )
+    save_every: float = parameter(
+        60.0, "seconds between saved states, from which a killed run resumes", above=0, limit=10**9
+    )
     results: str = parameter("results/local", "folder of the records, weights and predictions")
 
     def check(self) -> None:
-        if self.arm and not re.fullmatch(r"[a-z]\w*(\.\d+)?", self.arm, re.ASCII):
+        if self.arm and not NAME.fullmatch(self.arm):
             raise ValueError(
-                f"arm must be a name of lower-case letters, digits and _, such as d3d_mine, not {self.arm!r}"
+                f"arm must be a name of lower-case letters, digits and _, such as d3d_mine, not {shown(self.arm)}"
             )
 
 
@@ -270,9 +295,12 @@ class ProbeConfig(Group):
     optimiser: OptimiserConfig = OptimiserConfig()
     examined: EndpointConfig = EndpointConfig()
     decoder_epochs: int = parameter(
-        8, "passes over the training clips for training flow decoders and the network tuned for flow", low=1
+        8,
+        "passes over the training clips for training flow decoders and the network tuned for flow",
+        low=1,
+        limit=10**6,
     )
-    pictures: int = parameter(0, "number of clips whose decoded dense flow is saved", low=0)
+    pictures: int = parameter(0, "number of clips whose decoded dense flow is saved", low=0, limit=MAX_CLIPS)
 
     def check(self) -> None:
         for name in ("train_clips", "test_clips"):
@@ -295,9 +323,9 @@ class AttributionConfig(Group):
     network: NetworkConfig = NetworkConfig()
     data: DataConfig = DataConfig()
     examined: EndpointConfig = EndpointConfig()
-    clips: int = parameter(16, "number of clips to attribute, the first of split iid", low=1)
+    clips: int = parameter(16, "number of clips to attribute, the first of split iid", low=1, limit=MAX_CLIPS)
     steps: int = parameter(
-        32, "steps of integrated gradients from the clip's mean colour to the clip, at least 2", low=2
+        32, "steps of integrated gradients from the clip's mean colour to the clip, at least 2", low=2, limit=10_000
     )
 
     def check(self) -> None:
@@ -311,7 +339,10 @@ class LeakConfig(Group):
 
     train: TrainConfig = TrainConfig()
     leak_clips: int = parameter(
-        256, "number of test clips, at least 16; 16000 resolve two percentage points above chance", low=16
+        256,
+        "number of test clips, at least 16; 16000 resolve two percentage points above chance",
+        low=16,
+        limit=MAX_CLIPS,
     )
 
     def check(self) -> None:
@@ -325,4 +356,4 @@ class Tvl1Config(Group):
 
     run: RunConfig = RunConfig()
     clip: ClipConfig = ClipConfig()
-    pairs: int = parameter(32, "number of pairs of frames, one per clip", low=1)
+    pairs: int = parameter(32, "number of pairs of frames, one per clip", low=1, limit=MAX_CLIPS)

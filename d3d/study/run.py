@@ -11,14 +11,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d3d.files import write_patiently
+from d3d.files import check_writable, write_patiently
 from d3d.progress import print_line
 from d3d.study import records
 from d3d.study.experiments import from_namespace, make_config, params_of
+from d3d.study.machine import check_run
 from d3d.study.plan import made_from
 from d3d.study.records import Record
 from d3d.study.staleness import source_hash
@@ -121,7 +123,8 @@ def start(experiment: str, namespace: Mapping[str, Any]) -> Run:
 
     Raises:
         ParameterError: for an unknown parameter or a value of the wrong type.
-        ValueError: for a value out of range, naming the parameter.
+        ValueError: for a value out of range, naming the parameter, or a run that does not fit into memory.
+        OSError: if the results cannot be written.
     """
     config = make_config(experiment, from_namespace(experiment, namespace))
     # Snakemake loads this package at every start, and importing torch takes seconds.
@@ -130,4 +133,7 @@ def start(experiment: str, namespace: Mapping[str, Any]) -> Run:
     cuda = torch.cuda.is_available()
     if not cuda:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return new_run(experiment, config, "cuda" if cuda else "cpu", torch.cuda.get_device_name() if cuda else "cpu")
+    device = "cuda" if cuda else "cpu"
+    check_run(experiment, config, device=device)
+    check_writable(Path(params_of(experiment, config)["results"]) / experiment)
+    return new_run(experiment, config, device, torch.cuda.get_device_name() if cuda else "cpu")

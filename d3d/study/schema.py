@@ -5,9 +5,30 @@ class Optimiser(Group):
 """
 
 import math
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
+
+# No path of a file is longer on Linux.
+LONGEST_TEXT = 4096
+
+
+class _Shown(reprlib.Repr):
+    """Shortens values, also integers of more digits than Python writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = int(x.bit_length() * math.log10(2)) + 1
+        return repr(x) if digits < 30 else f"an integer of about {digits} digits"
+
+
+def shown(value: Any) -> str:
+    """Returns a value as messages show it: on one line and shortened."""
+    return _Shown().repr(value)
 
 
 class ParameterError(ValueError):
@@ -22,6 +43,8 @@ def parameter(
     high: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    least: float = -math.inf,
+    limit: float = math.inf,
     choices: tuple[str, ...] = (),
 ) -> Any:
     """Declares a field of a group.
@@ -33,9 +56,14 @@ def parameter(
         high: largest allowed value.
         above: exclusive lower bound.
         below: exclusive upper bound.
+        least: a smaller value is refused as a mistake; unlike `low`, no use needs it, and the help does not say it.
+        limit: a larger value is refused as a mistake, likewise.
         choices: the allowed values of a string; empty: any.
     """
-    return field(default=default, metadata={"help": help, "range": (low, high, above, below), "choices": choices})
+    bounds = (low, high, above, below)
+    return field(
+        default=default, metadata={"help": help, "range": bounds, "limits": (least, limit), "choices": choices}
+    )
 
 
 class Group:
@@ -58,18 +86,33 @@ class Group:
 def _check(f: Field, value: Any) -> None:
     (low, high, above, below), choices = f.metadata["range"], f.metadata["choices"]
     if choices and value not in choices:
-        raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {value!r}")
+        raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {shown(value)}")
+    if isinstance(value, str):
+        _check_text(f.name, value)
     if isinstance(value, float) and math.isinf(value):
         raise ValueError(f"{f.name} must be finite, not {value}")
-    if not isinstance(value, int | float) or (low <= value <= high and above < value < below):
+    if not isinstance(value, int | float):
+        return
+    if low <= value <= high and above < value < below:
+        least, limit = f.metadata["limits"]
+        if not least <= value <= limit:
+            bound = f"at least {least}" if value < least else f"at most {limit}"
+            raise ValueError(f"{f.name} must be {bound}, not {shown(value)}")
         return
     if math.isfinite(high) or math.isfinite(below):
         lower = f"({above:g}" if above > low else f"[{low:g}"
         upper = f"{below:g})" if below < high else f"{high:g}]"
-        raise ValueError(f"{f.name} must lie in {lower}, {upper}, not {value}")
+        raise ValueError(f"{f.name} must lie in {lower}, {upper}, not {shown(value)}")
     if low == 0 or above == 0:
-        raise ValueError(f"{f.name} must {'be positive' if above == 0 else 'not be negative'}, it is {value}")
-    raise ValueError(f"{f.name} must be at least {low:g}, not {value}")
+        raise ValueError(f"{f.name} must {'be positive' if above == 0 else 'not be negative'}, it is {shown(value)}")
+    raise ValueError(f"{f.name} must be at least {low:g}, not {shown(value)}")
+
+
+def _check_text(name: str, value: str) -> None:
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"{name} must have at most {LONGEST_TEXT} characters, not {len(value)}: {shown(value)}")
+    if "\0" in value:
+        raise ValueError(f"{name} must be a text without NUL characters, which no path has, not {shown(value)}")
 
 
 def parameters_of(config: type) -> Iterator[tuple[str, Field]]:
@@ -126,8 +169,8 @@ def refuse_unknown(names: Iterable[str], allowed: Iterable[str], description: st
         allowed: the names that exist.
         description: the kind of the allowed names, for the message, such as "parameter of 'train'".
     """
-    if unknown := sorted(set(names) - set(allowed)):
-        raise ParameterError(f"{unknown[0]!r} is no {description}, which takes {', '.join(sorted(allowed))}")
+    if unknown := sorted(set(names) - set(allowed), key=str):
+        raise ParameterError(f"{shown(unknown[0])} is no {description}, which takes {', '.join(sorted(allowed))}")
 
 
 def check_type(name: str, value: Any, default: Any) -> Any:
@@ -137,7 +180,10 @@ def check_type(name: str, value: Any, default: Any) -> Any:
         ParameterError: for a value of another type, naming the parameter.
     """
     if type(default) is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ParameterError(f"{name} must be finite, not {shown(value)}") from None
     if type(value) is not type(default):
-        raise ParameterError(f"{name} must be of type {type(default).__name__} like {default!r}, not {value!r}")
+        raise ParameterError(f"{name} must be of type {type(default).__name__} like {default!r}, not {shown(value)}")
     return value

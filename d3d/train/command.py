@@ -26,11 +26,13 @@ from typing import Any
 
 import torch
 
+from d3d import files
 from d3d.progress import close_output
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
+from d3d.study.schema import shown
 from d3d.train.loop import Stopped
 from d3d.train.run import run
 from d3d.train.team import join_team
@@ -51,7 +53,7 @@ def read_config(
     experiment_in_file = parameters.pop("experiment", None)
     experiment = experiment or experiment_in_file or "train"
     if experiment not in plan.TRAINED:
-        raise ValueError(f"experiment in {path} must be one of {', '.join(plan.TRAINED)}, not {experiment!r}")
+        raise ValueError(f"experiment in {path} must be one of {', '.join(plan.TRAINED)}, not {shown(experiment)}")
     return experiment, make_config(experiment, from_namespace(experiment, parameters | dict(flags or {})))
 
 
@@ -62,7 +64,7 @@ def _read_parameters(path: Path) -> dict[str, Any]:
     for name, value in parameters.items():
         plain = isinstance(value, str | bool | int | float | list | dict)
         if not isinstance(name, str) or name.startswith("_") or not plain:
-            raise ValueError(f"{path} sets {name!r} to {value!r}: it must map parameters to values")
+            raise ValueError(f"{path} sets {shown(name)} to {shown(value)}: it must map parameters to values")
     return parameters
 
 
@@ -100,7 +102,7 @@ def _parse_value(kind: type, text: str) -> Any:
     try:
         return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
     except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"it must be of type {kind.__name__}, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"it must be of type {kind.__name__}, not {shown(text)}") from None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -131,12 +133,12 @@ def main(argv: list[str] | None = None) -> None:
             f"{optimiser.accumulate}: raise accumulate",
         )
     except (ValueError, OSError, FloatingPointError) as error:
-        _exit(1, str(error))
+        _exit(1, files.one_line(error))
     except SystemExit as ended:
         _exit(ended.code)
     except BaseException as error:
         traceback.print_exc()
-        _exit(1, f"unexpected {type(error).__name__}: {error}; run the same command again to resume")
+        _exit(1, f"unexpected {type(error).__name__}: {files.one_line(error)}; run the same command again to resume")
     close_output()
 
 

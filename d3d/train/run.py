@@ -18,7 +18,8 @@ from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.s3dg.network import S3DG
 from d3d.study import plan, records
 from d3d.study.experiments import params_of
-from d3d.study.parameters import CHANGEABLE_ON_RESUME, TrainConfig
+from d3d.study.machine import check_memory, check_run
+from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.evaluate import accuracy, example_arrays, predict
@@ -97,8 +98,8 @@ def run(
         The record, in the first process; None in the others.
 
     Raises:
-        ValueError: if `processes` differs from the team's size or the settings of two processes differ; or from `load`,
-            `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
+        ValueError: if `processes` differs from the team's size or the settings of two processes differ; or from
+            `check_run`, `load`, `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
         Stopped, FloatingPointError: from `fit`.
         OSError: if the results cannot be written.
     """
@@ -110,6 +111,7 @@ def run(
         )
     params = params_of(experiment, config)
     path = plan.run_path(experiment, params)
+    check_run(experiment, config, device=team.device, processes=team.size)
     if team.is_main:
         files.check_writable(path.parent)
     device_name = torch.cuda.get_device_name() if team.device != "cpu" else "cpu"
@@ -132,6 +134,9 @@ def run(
     report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {provenance['device']}")
     for reason in data.refused.values():
         report(f"left out: {reason}")
+    if config.data.files.dataset not in RENDERED_DATASETS:  # their number is known now
+        num_clips = len(data.splits["train"])
+        check_memory(experiment, config, device=team.device, processes=team.size, train_clips=num_clips)
     model = build_network(config, data, team.device, report=report)
     with active_run.phase("teacher"):
         teacher = load_teacher(config, data, team.device)

@@ -1,6 +1,7 @@
 """The schema declares each parameter once, checks its range, and is the source of the notebooks' parameter cells."""
 
 import dataclasses
+import datetime
 import json
 from collections import Counter
 
@@ -131,6 +132,11 @@ class TestNamespace:
             ({"seed": "three"}, "seed must be of type int like 0, not 'three'"),
             ({"epochs": 2.5}, "epochs must be of type int"),
             ({"stream": 3}, "stream must be of type str"),
+            (
+                {"annotations": datetime.date(2026, 1, 2)},
+                r"annotations must be of type str .* not datetime.date\(2026",
+            ),
+            ({"epochs": (1,)}, r"epochs must be of type int like 8, not \(1,\)"),
             ({"stream": ["rgb"]}, r"stream must be of type str like 'rgb', not \['rgb'\]"),
             ({"extends": "h200", "seeds": [0]}, "the profile extends 'h200', which papermill does not follow"),
         ],
