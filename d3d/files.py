@@ -3,13 +3,27 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
 def printable(path: str | Path) -> str:
     """A path as it can be printed on one line: what is no text, or a control character, is escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escape(c) for c in str(path))
+
+
+def one_line(text: object, longest: int = 600) -> str:
+    """A message as one line for a terminal: what cannot be printed is escaped, and a long middle is left out."""
+    line = printable(str(text))
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
+def _escape(character: str) -> str:
+    r"""The escape of a character; `\xff` for a byte of a name that is no UTF-8, which Python holds as U+DCFF."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:
@@ -33,7 +47,8 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
             os.replace(temporary, path)
     except OSError as error:
         for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # its folder may be what is missing
+                temporary.unlink()
         reason = f"{path} could not be written and any previous file is untouched: {error.strerror}"
         raise OSError(error.errno, reason) from None
 
