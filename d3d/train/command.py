@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from d3d import files
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{optimiser.accumulate}: raise accumulate",
         )
     except (ValueError, OSError, FloatingPointError) as error:
-        _exit(1, f"{parser.prog}: {error}")
+        _exit(1, f"{parser.prog}: {files.one_line(error)}")
 
 
 def _raise_stopped(signum: int, _: object) -> None:

@@ -23,7 +23,7 @@ from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.evaluate import accuracy, example_arrays, predict
 from d3d.train.loop import fit, no_report
-from d3d.train.networks import build_network, load_teacher, teacher_streams
+from d3d.train.networks import build_network, check_student, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
 from d3d.train.team import SINGLE_PROCESS, Team
 
@@ -107,7 +107,7 @@ def run(
 
     Raises:
         ValueError: if `processes` differs from the team's size or the settings of two processes differ; or from `load`,
-            `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
+            `check_student`, `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
         Stopped, FloatingPointError: from `fit`.
         OSError: if the results cannot be written.
     """
@@ -117,6 +117,8 @@ def run(
             f"processes is {config.run.processes}, but the number of running processes is {team.size}: start the run "
             f"with torchrun --nproc-per-node {config.run.processes}, or leave the parameter out"
         )
+    teacher_stream = teacher_streams(config)
+    check_student(config)
     params = params_of(experiment, config)
     path = plan.run_path(experiment, params)
     if team.is_main:
@@ -132,7 +134,7 @@ def run(
             config.data,
             seed=config.run.seed,
             streams=(config.network.stream,),
-            teacher=teacher_streams(config),
+            teacher=teacher_stream,
             device=team.device,
             workers=workers,
             report=report,
