@@ -114,8 +114,10 @@ def load_checkpoint(
             f"{path} was trained on {len(info.classes)} classes ({_preview(info.classes)}), the data set has "
             f"{len(classes)} ({_preview(classes)}): give a checkpoint trained on the same classes"
         )
-    model = _describe_network(path, info).to_empty(device="cpu")
-    model.load_state_dict(state)
+    model = _describe_network(path, info)
+    # Not `to_empty`, which imports sympy: a second.
+    empty = {n: torch.empty_strided(x.size(), x.stride(), dtype=x.dtype) for n, x in model.state_dict().items()}
+    model.load_state_dict({name: tensor.copy_(state[name]) for name, tensor in empty.items()}, assign=True)
     return model.eval().to(device), info
 
 

@@ -262,7 +262,8 @@ class S3DG(nn.Module):
         self.features = nn.ModuleDict(stages)
         self.dropout = nn.Dropout(dropout)
         self.Conv2d_0c_1x1 = nn.Conv3d(channels, num_classes, 1)
-        self._initialise()
+        if not self.Conv2d_0c_1x1.weight.is_meta:  # where drawing nothing takes as long as drawing
+            self._initialise()
         for conv in [m for m in self.modules() if isinstance(m, nn.Conv3d) and math.prod(m.kernel_size) > 1]:
             conv.to(memory_format=torch.channels_last_3d)
 
@@ -376,8 +377,7 @@ def s3dg(
     Raises:
         ValueError: num_classes or in_channels is below 1, width is not positive, or one of them is above its maximum.
     """
-    sizes = {"num_classes": (num_classes, MAX_CLASSES), "in_channels": (in_channels, MAX_IN_CHANNELS)}
-    for name, (value, most) in sizes.items():
+    for name, value, most in (("num_classes", num_classes, MAX_CLASSES), ("in_channels", in_channels, MAX_IN_CHANNELS)):
         if not 1 <= value <= most:
             raise ValueError(f"{name} must be at least 1 and at most {most}, not {value}")
     if not 0 < width <= MAX_WIDTH:
