@@ -17,8 +17,7 @@ REMIND_EVERY = 600.0  # seconds between reports of a disk that is still full
 
 def printable(path: str | Path) -> str:
     """A path as it can be printed on one line: what is no text, or a control character, is escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escape(c) for c in str(path))
 
 
 def one_line(text: object, longest: int = 600) -> str:
@@ -26,6 +25,13 @@ def one_line(text: object, longest: int = 600) -> str:
     line = printable(str(text))
     half = longest // 2
     return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
+def _escape(character: str) -> str:
+    r"""The escape of a character; `\xff` for a byte of a name that is no UTF-8, which Python holds as U+DCFF."""
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:
@@ -49,7 +55,7 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
             os.replace(temporary, path)
     except OSError as error:
         for temporary in staged.values():
-            with suppress(OSError):
+            with suppress(OSError):  # its folder may be what is missing
                 temporary.unlink()
         reason = f"{printable(path)} could not be written and any previous file is untouched: {error.strerror}"
         raise OSError(error.errno, reason) from None

@@ -13,10 +13,11 @@ import pytest
 from d3d.study.records import ROOT
 
 PACKAGE = ROOT / "d3d"
-TOOLS = {"files", "progress", "public"}
+TOOLS = {"files", "npz", "progress", "public"}
 # The rooms that each room may import, besides itself.
 MAY_IMPORT = {
     "files": set(),
+    "npz": {"files"},
     "progress": {"files"},
     "public": set(),
     "video": TOOLS,

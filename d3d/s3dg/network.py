@@ -43,6 +43,8 @@ POOLS = {
 
 # The head averages features over windows of at most this size at stride 1, then averages the logits.
 HEAD_WINDOW = (2, 7, 7)
+# Far beyond any network in use: a larger number is a slip of the pen or a damaged file.
+MAX_CLASSES, MAX_IN_CHANNELS, MAX_WIDTH = 100_000, 1000, 8
 
 
 class EndpointInfo(NamedTuple):
@@ -260,7 +262,8 @@ class S3DG(nn.Module):
         self.features = nn.ModuleDict(stages)
         self.dropout = nn.Dropout(dropout)
         self.Conv2d_0c_1x1 = nn.Conv3d(channels, num_classes, 1)
-        self._initialise()
+        if not self.Conv2d_0c_1x1.weight.is_meta:  # where drawing nothing takes as long as drawing
+            self._initialise()
         for conv in [m for m in self.modules() if isinstance(m, nn.Conv3d) and math.prod(m.kernel_size) > 1]:
             conv.to(memory_format=torch.channels_last_3d)
 
@@ -372,12 +375,13 @@ def s3dg(
         The network, in training mode.
 
     Raises:
-        ValueError: num_classes or in_channels is below 1, or width is not positive.
+        ValueError: num_classes or in_channels is below 1, width is not positive, or one of them is above its maximum.
     """
-    if num_classes < 1 or in_channels < 1:
-        raise ValueError(f"num_classes and in_channels must be at least 1, not {num_classes} and {in_channels}")
-    if width <= 0:
-        raise ValueError(f"width must be positive, not {width}")
+    for name, value, most in (("num_classes", num_classes, MAX_CLASSES), ("in_channels", in_channels, MAX_IN_CHANNELS)):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be at least 1 and at most {most}, not {value}")
+    if not 0 < width <= MAX_WIDTH:
+        raise ValueError(f"width must be positive and at most {MAX_WIDTH}, not {width}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return S3DG(num_classes, in_channels, width, dropout)

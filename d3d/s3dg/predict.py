@@ -14,11 +14,14 @@ from pathlib import Path
 
 import torch
 
+from d3d.files import one_line
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import fold
 from d3d.video.decode import read_frames, to_clip
 
 FRAMES, CROP = 64, 224
+MAX_LABELS = 8 * 2**20  # bytes of a file of labels
+LONGEST_LABEL = 200  # characters that are printed
 CONVERT_HINT = "`d3d convert CKPT OUT.safetensors` makes one from a TensorFlow checkpoint"
 
 
@@ -45,13 +48,16 @@ def predict(
     Raises:
         VideoError: The video cannot be read.
         FileNotFoundError: There is no file at `weights` or `labels`.
-        ValueError: `weights` is not a checkpoint of an RGB network, or `labels` has more or fewer lines than classes.
+        ValueError: `weights` is not a checkpoint of an RGB network or gives no finite probabilities, or `labels` is no
+            text of one label per class.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model, info = load_checkpoint(weights, device=device)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no weights at {weights}: give a checkpoint of this package; {CONVERT_HINT}") from None
+        raise FileNotFoundError(
+            f"no weights at {one_line(weights)}: give a checkpoint of this package; {CONVERT_HINT}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{error}; {CONVERT_HINT}") from None
     if info.in_channels != 3:
@@ -59,26 +65,34 @@ def predict(
     names = info.classes if labels is None else _read_labels(Path(labels), len(info.classes))
     frames = read_frames(path, frames=FRAMES)
     if len(frames) < FRAMES:
-        report(f"{path} has {len(frames)} of {FRAMES} frames and is looped")
+        report(f"{one_line(path)} has {len(frames)} of {FRAMES} frames and is looped")
     clip = to_clip(frames, frames=FRAMES, short_side=CROP, crop=CROP)
     # By default cuDNN rounds the operands of float32 convolutions to TF32.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        probabilities = fold(model)(clip[None].to(device))[0].softmax(0).tolist()
+        probabilities = fold(model)(clip[None].to(device))[0].softmax(0)
+    if not probabilities.isfinite().all():
+        raise ValueError(
+            f"the weights {weights} are too large: the probabilities of {path} are not finite; give the weights of a "
+            "trained network"
+        )
+    probabilities = probabilities.tolist()
     return sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])[:top]
 
 
 def _read_labels(path: Path, num_classes: int) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no labels at {path}: give a text file with one label per line")
+    advice = "give one label per line, in the order of the classes"
+    if path.stat().st_size > MAX_LABELS:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, too many for labels: {advice}")
     try:
         labels = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text: give one label per line, in the order of the classes") from None
+        raise ValueError(f"{path} is not UTF-8 text: {advice}") from None
     if len(labels) != num_classes:
-        raise ValueError(
-            f"{path} has {len(labels)} labels, the network {num_classes} classes: "
-            "give one label per line, in the order of the classes"
-        )
+        raise ValueError(f"{path} has {len(labels)} labels, the network {num_classes} classes: {advice}")
+    if "" in labels:
+        raise ValueError(f"line {labels.index('') + 1} of {path} is empty: {advice}")
     return labels
 
 
@@ -94,6 +108,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         predictions = predict(args.video, args.weights, labels=args.labels, report=partial(print, file=sys.stderr))
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(one_line(error))
     for label, probability in predictions:
-        print(f"{probability:.4f}  {label}")
+        print(f"{probability:.4f}  {one_line(label, LONGEST_LABEL)}")

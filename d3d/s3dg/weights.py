@@ -9,14 +9,17 @@ import argparse
 import math
 import os
 import sys
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from d3d.files import one_line
+from d3d.npz import ArrayHeader, NpzFile
 from d3d.s3dg.checkpoints import CHANNELS, save_checkpoint
 from d3d.s3dg.network import MIXED, S3DG, s3dg
 
@@ -65,11 +68,20 @@ def _tf_name(stage: str, *path: str) -> str:
     return f"{stage}/{TENSORS['.'.join(path).removeprefix('spatial.')]}"
 
 
+@dataclass(frozen=True)
+class _Variables:
+    """The variables of a file, by name: types and shapes are known, values are read one by one."""
+
+    headers: dict[str, ArrayHeader]
+    read: Callable[[str], np.ndarray]
+
+
 def load_tf(source: str | Path) -> S3DG:
     """Loads a TensorFlow checkpoint as a network in eval mode.
 
-    Width, number of classes and input channels are inferred from the shapes. Variables that are not the network's (step
-    counts, optimiser slots, moving averages of weights) are ignored and reported on stderr.
+    Width, number of classes and input channels are inferred from the shapes, and no value is read before all shapes are
+    those of a network. Variables that are not the network's (step counts, optimiser slots, moving averages of weights)
+    are not read, but reported on stderr.
 
     Args:
         source: Prefix of a TensorFlow checkpoint, or an .npz with TF-slim's names.
@@ -79,41 +91,36 @@ def load_tf(source: str | Path) -> S3DG:
 
     Raises:
         FileNotFoundError: There is no checkpoint at `source`.
-        ValueError: The file cannot be read, or a variable is missing or has another shape; the message names it.
+        ValueError: The file cannot be read, or a variable is missing, has another type or shape, or is not finite; the
+            message names it.
     """
-    variables = _read_variables(Path(source))
-    scope = _find_scope(source, variables)
-    scoped = {name.removeprefix(scope): array for name, array in variables.items() if name.startswith(scope)}
-    for name in (STEM, HEAD):
-        if scoped[name].ndim != 5:
-            raise ValueError(f"{source}: {scope}{name} has shape {scoped[name].shape}, not (t, h, w, in, out)")
-    num_classes, in_channels = scoped[HEAD].shape[-1], scoped[STEM].shape[3]
-    model = s3dg(num_classes, in_channels=in_channels, width=_infer_width(source, scoped))
-    names, state = tf_names(model), model.state_dict()
-    if missing := [name for name in names.values() if name not in scoped]:
-        raise ValueError(
-            f"{source} lacks {scope}{missing[0]}"
-            + (f" and {len(missing) - 1} more" if missing[1:] else "")
-            + ": it is not a complete S3D-G"
-        )
-    for key, name in names.items():
-        state[key] = _to_tensor(f"{source}: {scope}{name}", scoped[name], state[key])
+    source = Path(source)
+    with _open_variables(source) as variables:
+        scope = _find_scope(source, variables.headers)
+        scoped = {n.removeprefix(scope): header for n, header in variables.headers.items() if n.startswith(scope)}
+        for name in (STEM, HEAD):
+            if len(scoped[name].shape) != 5:
+                raise ValueError(f"{source}: {scope}{name} has shape {scoped[name].shape}, not (t, h, w, in, out)")
+        size = (scoped[HEAD].shape[-1], scoped[STEM].shape[3], _infer_width(source, scoped))
+        names = _check_headers(source, scope, scoped, size)
+        model = _build(source, size)
+        state = model.state_dict()
+        for key, name in names.items():
+            state[key] = _to_tensor(f"{source}: {scope}{name}", variables.read(scope + name), state[key].ndim)
     model.load_state_dict(state)
-    if ignored := sorted(set(variables) - {scope + name for name in names.values()}):
-        preview = ", ".join(ignored[:5]) + (", …" if ignored[5:] else "")
-        print(f"{source}: ignored {len(ignored)} variables that are not the network's: {preview}", file=sys.stderr)
+    if ignored := sorted(set(variables.headers) - {scope + name for name in names.values()}):
+        preview = _preview(ignored, 5) + (", …" if ignored[5:] else "")
+        number = len(ignored)
+        print(f"{one_line(source)}: ignored {number} variables that are not the network's: {preview}", file=sys.stderr)
     return model.eval()
 
 
-def _read_variables(source: Path) -> Mapping[str, np.ndarray]:
+@contextmanager
+def _open_variables(source: Path) -> Iterator[_Variables]:
     if source.suffix == ".npz":
-        if not source.is_file():
-            raise FileNotFoundError(f"no file {source}")
-        try:
-            with source.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{source} is not a complete .npz file of arrays: {error}") from None
+        with NpzFile(source) as file:
+            yield _Variables(file.headers, file.read)
+        return
     if not Path(f"{source}.index").is_file():
         raise FileNotFoundError(
             f"no TensorFlow checkpoint at {source}: give its prefix, the path without .index and .data-00000-of-00001"
@@ -127,32 +134,36 @@ def _read_variables(source: Path) -> Mapping[str, np.ndarray]:
         ) from None
     try:
         reader = tf.train.load_checkpoint(str(source))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        headers = {n: ArrayHeader(np.dtype(types[n].as_numpy_dtype), tuple(shape)) for n, shape in shapes.items()}
+        yield _Variables(headers, reader.get_tensor)
     except tf.errors.OpError as error:
-        raise ValueError(f"{source} is not a complete TensorFlow checkpoint: {error.message}") from None
+        raise ValueError(f"{source} is not a complete TensorFlow checkpoint: {one_line(error.message, 200)}") from None
 
 
-def _find_scope(source: str | Path, variables: Mapping[str, np.ndarray]) -> str:
+def _find_scope(source: Path, headers: Mapping[str, ArrayHeader]) -> str:
     """Finds the prefix of TF-slim's names, such as InceptionV1/."""
-    scopes = sorted(name.removesuffix(STEM) for name in variables if f"/{name}".endswith(f"/{STEM}"))
-    if len(scopes) == 1 and f"{scopes[0]}{HEAD}" in variables:
+    scopes = sorted(name.removesuffix(STEM) for name in headers if f"/{name}".endswith(f"/{STEM}"))
+    if len(scopes) == 1 and f"{scopes[0]}{HEAD}" in headers:
         return scopes[0]
     if len(scopes) > 1:
-        raise ValueError(f"{source} has several networks ({', '.join(scopes)}): give a checkpoint of one")
-    missing = f"{scopes[0]}{HEAD}" if scopes else f"…/{STEM}"
-    raise ValueError(
-        f"{source} is not an S3D-G: it has no variable {missing}, but {', '.join(sorted(variables)[:3])}, …"
-    )
+        raise ValueError(f"{source} has several networks ({_preview(scopes, 5)}): give a checkpoint of one")
+    missing = f"{one_line(scopes[0], 80)}{HEAD}" if scopes else f"…/{STEM}"
+    raise ValueError(f"{source} is not an S3D-G: it has no variable {missing}, but {_preview(sorted(headers), 3)}, …")
 
 
-def _infer_width(source: str | Path, scoped: Mapping[str, np.ndarray]) -> float:
+def _preview(names: Sequence[str], count: int) -> str:
+    return ", ".join(one_line(name, 80) for name in names[:count])
+
+
+def _infer_width(source: Path, scoped: Mapping[str, ArrayHeader]) -> float:
     """Infers the shortest decimal that scales the channels of width 1 to those of the file (16 is the minimum)."""
     with torch.device("meta"):
         full = S3DG(1, 3, 1.0, 0.0)
     shapes = {tf: full.state_dict()[key].shape for key, tf in tf_names(full).items() if key.endswith("conv.weight")}
     low, high = 0.0, math.inf
     for name, shape in shapes.items():
-        if name in scoped and scoped[name].ndim == 5:
+        if name in scoped and len(scoped[name].shape) == 5:
             channels = scoped[name].shape[-1]
             low = max(low, channels / shape[0] if channels > 16 else 0.0)
             high = min(high, (channels + 1) / shape[0])
@@ -163,16 +174,57 @@ def _infer_width(source: str | Path, scoped: Mapping[str, np.ndarray]) -> float:
     raise ValueError(f"{source} has channel counts that no width of S3D-G gives")
 
 
-def _to_tensor(name: str, array: np.ndarray, like: Tensor) -> Tensor:
-    """Converts a kernel (t, h, w, in, out) or a vector to PyTorch's order and the shape of `like`."""
-    tensor = torch.from_numpy(np.asarray(array, np.float32))
-    if tensor.ndim == 5:
-        tensor = tensor.permute(4, 3, 0, 1, 2)
-        # TF-slim's gates are 1x1x1 convolutions, ours matrices.
-        tensor = tensor[..., 0, 0, 0] if like.ndim == 2 and tensor.shape[2:] == (1, 1, 1) else tensor
-    if tensor.shape != like.shape:
-        raise ValueError(f"{name} has shape {array.shape}, this network needs {tuple(like.shape)} in PyTorch's order")
-    return tensor
+def _build(source: Path, size: tuple[int, int, float]) -> S3DG:
+    """Builds a network from the number of classes, the input channels and the width."""
+    num_classes, in_channels, width = size
+    try:
+        return s3dg(num_classes, in_channels=in_channels, width=width)
+    except ValueError as error:
+        raise ValueError(f"{source} is not an S3D-G: {error}") from None
+
+
+def _check_headers(
+    source: Path, scope: str, scoped: Mapping[str, ArrayHeader], size: tuple[int, int, float]
+) -> dict[str, str]:
+    """Checks that a file has all variables of a network, as numbers of the right shapes; returns `tf_names`."""
+    with torch.device("meta"):
+        model = _build(source, size)
+    names, state = tf_names(model), model.state_dict()
+    if missing := [name for name in names.values() if name not in scoped]:
+        raise ValueError(
+            f"{source} lacks {scope}{missing[0]}"
+            + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            + ": it is not a complete S3D-G"
+        )
+    for key, name in names.items():
+        dtype, shape = scoped[name]
+        if dtype.kind not in "fiu":
+            raise ValueError(f"{source}: {scope}{name} has type {one_line(dtype, 80)}, not numbers")
+        if _torch_shape(shape, state[key].ndim) != state[key].shape:
+            raise ValueError(
+                f"{source}: {scope}{name} has shape {shape}, this network needs {tuple(state[key].shape)} in PyTorch's "
+                "order"
+            )
+    return names
+
+
+def _torch_shape(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The shape of a tensor of `ndim` dimensions that holds a kernel (t, h, w, in, out) or a vector."""
+    if len(shape) != 5:
+        return shape
+    *kernel, in_channels, out_channels = shape
+    # TF-slim's gates are 1x1x1 convolutions, ours matrices.
+    return (out_channels, in_channels, *(() if ndim == 2 and kernel == [1, 1, 1] else kernel))
+
+
+def _to_tensor(name: str, array: np.ndarray, ndim: int) -> Tensor:
+    """Converts a kernel (t, h, w, in, out) or a vector to PyTorch's order, in float32."""
+    with np.errstate(over="ignore"):
+        tensor = torch.from_numpy(np.asarray(array, np.float32))
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} has values that are not finite in float32: give the weights of a trained network")
+    shape = _torch_shape(array.shape, ndim)
+    return (tensor.permute(4, 3, 0, 1, 2) if tensor.ndim == 5 else tensor).reshape(shape)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -181,11 +233,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", help="safetensors file to write")
     args = parser.parse_args(argv)
     try:
+        _check_out(Path(args.source), Path(args.out))
         model = load_tf(args.source)
         if model.in_channels not in STREAM_OF_CHANNELS:
             raise ValueError(f"{args.source} takes {model.in_channels} channels: streams take 3 (RGB) or 2 (flow)")
         classes = tuple(str(i) for i in range(model.num_classes))
         save_checkpoint(args.out, model, stream=STREAM_OF_CHANNELS[model.in_channels], classes=classes)
     except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    print(f"{args.out}: S3D-G, {model.num_classes} classes, {model.in_channels} input channels, width {model.width}")
+        sys.exit(one_line(error))
+    print(
+        f"{one_line(args.out)}: S3D-G, {model.num_classes} classes, {model.in_channels} input channels, width "
+        f"{model.width}"
+    )
+
+
+def _check_out(source: Path, out: Path) -> None:
+    """Checks before a long conversion that its file can have this name."""
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: give the name of the safetensors file to write")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ValueError(f"{out} is the file to convert: give another name to the safetensors file")

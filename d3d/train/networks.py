@@ -9,6 +9,7 @@ from torch import Tensor
 
 from d3d.data.clips import PARTNER, Batch
 from d3d.data.load import Data
+from d3d.files import one_line
 from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_info
 from d3d.s3dg.network import S3DG, fold, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
@@ -49,11 +50,8 @@ def build_network(
     )
     if not (checkpoint := config.distillation.student):
         return network.to(device)
+    check_student(config)
     student, info = load_checkpoint(checkpoint)
-    if info.stream != stream:
-        raise ValueError(f"student {checkpoint} is a {info.stream} stream, but this run trains {stream!r}")
-    if info.width != width:
-        raise ValueError(f"student {checkpoint} has width {info.width}, but this run has width {width}")
     state = student.state_dict()
     if info.classes != data.classes:
         report(
@@ -63,6 +61,22 @@ def build_network(
         state |= {name: value for name, value in network.state_dict().items() if name.startswith("Conv2d_0c_1x1.")}
     network.load_state_dict(state)
     return network.to(device)
+
+
+def check_student(config: TrainConfig) -> None:
+    """Checks the student's checkpoint, if there is one; for use before the data are loaded.
+
+    Raises:
+        ValueError: if it is damaged, or has another stream or width.
+        FileNotFoundError: if it does not exist.
+    """
+    if not (checkpoint := config.distillation.student):
+        return
+    info, network = read_info(checkpoint), config.network
+    if info.stream != network.stream:
+        raise ValueError(f"student {checkpoint} is a {info.stream} stream, but this run trains {network.stream!r}")
+    if info.width != network.width:
+        raise ValueError(f"student {checkpoint} has width {info.width}, but this run has width {network.width}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
     if differing := [name for name, value in info.input.items() if run_input.get(name, value) != value]:
         raise ValueError(
             f"teacher {distillation.teacher} was trained on another input: "
-            + ", ".join(f"{name} {info.input[name]}" for name in differing)
+            + ", ".join(one_line(f"{name} {info.input[name]}", 80) for name in differing)
             + "; this run has "
             + ", ".join(f"{name} {run_input[name]}" for name in differing)
         )

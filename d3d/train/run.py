@@ -24,7 +24,7 @@ from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.evaluate import accuracy, example_arrays, predict
 from d3d.train.loop import fit, no_report
-from d3d.train.networks import build_network, load_teacher, teacher_streams
+from d3d.train.networks import build_network, check_student, load_teacher, teacher_streams
 from d3d.train.states import CODE, States
 from d3d.train.team import SINGLE_PROCESS, Team
 
@@ -99,7 +99,7 @@ def run(
 
     Raises:
         ValueError: if `processes` differs from the team's size or the settings of two processes differ; or from
-            `check_run`, `load`, `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
+            `check_student`, `check_run`, `load`, `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
         Stopped, FloatingPointError: from `fit`.
         OSError: if the results cannot be written.
     """
@@ -109,6 +109,8 @@ def run(
             f"processes is {config.run.processes}, but the number of running processes is {team.size}: start the run "
             f"with torchrun --nproc-per-node {config.run.processes}, or leave the parameter out"
         )
+    teacher_stream = teacher_streams(config)
+    check_student(config)
     params = params_of(experiment, config)
     path = plan.run_path(experiment, params)
     check_run(experiment, config, device=team.device, processes=team.size)
@@ -125,7 +127,7 @@ def run(
             config.data,
             seed=config.run.seed,
             streams=(config.network.stream,),
-            teacher=teacher_streams(config),
+            teacher=teacher_stream,
             device=team.device,
             workers=workers,
             report=report,

@@ -3,6 +3,7 @@
 Slow and short. Tensors have TF-slim's names; weights and clips are chosen so that a mistake changes the result.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -94,3 +95,13 @@ def variables(model: S3DG) -> dict[str, torch.Tensor]:
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm().clamp_min(1e-20)).item()
+
+
+def tf_variables(model, scope: str = "InceptionV1/") -> dict[str, np.ndarray]:
+    """The network's tensors as TF-slim stores them, by name: kernels (t, h, w, in, out)."""
+    variables = {}
+    for name, tf in tf_names(model).items():
+        tensor = model.state_dict()[name]
+        tensor = tensor[..., None, None, None] if "transformer_W" in name else tensor
+        variables[scope + tf] = (tensor.permute(2, 3, 4, 1, 0) if tensor.ndim == 5 else tensor).numpy()
+    return variables

@@ -66,3 +66,45 @@ def test_foreign_files_are_errors(tmp_path, metadata):
     save_file({"x": np.zeros(3)}, path, metadata=metadata)
     with pytest.raises(CheckpointError, match=r"foreign.safetensors is not a checkpoint of this package"):
         checkpoints.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(value, tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_network(path)
+    content = path.read_bytes()
+    model = s3dg(3, width=0.1)
+    model.features["Conv2d_1a_7x7"].norm.running_var[2] = value
+    with pytest.raises(CheckpointError, match=r"a.safetensors is not usable: .*1a_7x7.norm.running_var is not finite"):
+        checkpoints.save_checkpoint(path, model, stream="rgb", classes=CLASSES)
+    assert path.read_bytes() == content
+
+
+def test_class_names_must_be_as_many_as_the_logits(tmp_path):
+    with pytest.raises(CheckpointError, match=r"a.safetensors is not written: the network has 2 classes, not 3"):
+        checkpoints.save_checkpoint(tmp_path / "a.safetensors", s3dg(2, width=0.1), stream="rgb", classes=CLASSES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loaded_network_is_laid_out_in_memory_as_a_new_one(tmp_path):
+    """The fast kernels need channels-last weights, and training must not train what is frozen."""
+    save_network(tmp_path / "a.safetensors")
+    loaded, new = checkpoints.load_checkpoint(tmp_path / "a.safetensors")[0], s3dg(3, width=0.1)
+    assert {n: x.stride() for n, x in loaded.state_dict().items()} == {
+        n: x.stride() for n, x in new.state_dict().items()
+    }
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in new.parameters()]
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    save_network(tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    checkpoints.load_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_description_of_an_older_file_may_lack_the_input(tmp_path):
+    path, model = tmp_path / "a.safetensors", s3dg(3, width=0.1)
+    about = {"stream": "rgb", "classes": list(CLASSES), "width": 0.1, "in_channels": 3}
+    path.write_bytes(checkpoints.to_safetensors(checkpoints.NETWORK_FORMAT, model.state_dict(), about))
+    assert checkpoints.read_info(path).input == {}

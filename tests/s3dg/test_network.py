@@ -304,8 +304,12 @@ def test_activations_stay_channels_last():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: s3dg(4, width=0), "width must be positive, not 0"),
-        (lambda: s3dg(0), "num_classes and in_channels must be at least 1, not 0 and 3"),
+        (lambda: s3dg(4, width=0), "width must be positive and at most 8, not 0"),
+        (lambda: s3dg(4, width=float("nan")), "width must be positive and at most 8, not nan"),
+        (lambda: s3dg(4, width=1e9), "width must be positive and at most 8, not 1000000000.0"),
+        (lambda: s3dg(0), "num_classes must be at least 1 and at most 100000, not 0"),
+        (lambda: s3dg(10**9), "num_classes must be at least 1 and at most 100000, not 1000000000"),
+        (lambda: s3dg(4, in_channels=10**9), "in_channels must be at least 1 and at most 1000, not 1000000000"),
         (lambda: s3dg(4, width=0.25)(torch.rand(1, 2, 8, 32, 32)), r"clips must be floating point \(B, 3, T, H, W\)"),
         (lambda: s3dg(4, width=0.25)(torch.zeros(1, 3, 8, 32, 32).byte()), "not torch.uint8"),
         (lambda: s3dg(4, width=0.25)(torch.rand(1, 3, 0, 32, 32)), r"T, H and W of at least 1, not \(0, 32, 32\)"),

@@ -126,6 +126,28 @@ def test_labels_replace_the_class_names_and_few_classes_give_few_lines(dive, tmp
     assert sum(float(line[:6]) for line in lines) == pytest.approx(1, abs=2e-4)
 
 
+def test_what_is_printed_is_printable(dive, tmp_path, capsys):
+    weights = save_network(tmp_path / "hostile.safetensors", ("\x1b[31mred", "\ud800", "a\nb"))
+    main([str(dive), "--weights", str(weights)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line[8:] for line in lines) == [r"\ud800", r"\x1b[31mred", r"a\nb"]
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\x1b]0;title\x07\nplain\n\u202eright to left\n", encoding="utf-8")
+    main([str(dive), "--weights", str(weights), "--labels", str(labels)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line[8:] for line in lines) == [r"\u202eright to left", r"\x1b]0;title\x07", "plain"]
+
+
+def test_finite_weights_whose_probabilities_are_not_finite_are_an_error(dive, tmp_path, capsys):
+    model = s3dg(3, width=0.1)
+    with torch.no_grad():
+        model.Conv2d_0c_1x1.weight.fill_(3e38)
+        model.Conv2d_0c_1x1.bias.fill_(3e38)
+    save_checkpoint(tmp_path / "large.safetensors", model, stream="rgb", classes=("a", "b", "c"))
+    message = error_of(capsys, dive, "--weights", tmp_path / "large.safetensors")
+    assert message.endswith("are not finite; give the weights of a trained network")
+
+
 def error_of(capsys, *argv):
     """The error message, of one line, with which the command exits; checks that it prints nothing else."""
     with pytest.raises(SystemExit) as error:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,17 +11,7 @@ import torch
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import s3dg
 from d3d.s3dg.weights import load_tf, main, tf_names
-from tests.s3dg.reference import randomize
-
-
-def tf_variables(model, scope: str = "InceptionV1/") -> dict[str, np.ndarray]:
-    """The network's tensors as TF-slim stores them, by name: kernels (t, h, w, in, out)."""
-    variables = {}
-    for name, tf in tf_names(model).items():
-        tensor = model.state_dict()[name]
-        tensor = tensor[..., None, None, None] if "transformer_W" in name else tensor
-        variables[scope + tf] = (tensor.permute(2, 3, 4, 1, 0) if tensor.ndim == 5 else tensor).numpy()
-    return variables
+from tests.s3dg.reference import randomize, tf_variables
 
 
 @pytest.fixture
@@ -144,3 +135,88 @@ def test_the_real_checkpoint_through_tensorflow(golden, tmp_path):
     expected, (converted, _) = load_tf(golden / "small_weights.npz"), load_checkpoint(path)
     for name, tensor in converted.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
+def test_weights_of_other_types_are_converted(dtype, model, tmp_path):
+    variables = {name: array.astype(dtype) for name, array in tf_variables(model).items()}
+    np.savez(tmp_path / "net.npz", **variables)
+    expected = {name: torch.from_numpy(array.astype(np.float32)) for name, array in variables.items()}
+    loaded = tf_variables(load_tf(tmp_path / "net.npz"))
+    assert all(torch.equal(torch.from_numpy(loaded[name]), array) for name, array in expected.items())
+
+
+def test_only_the_variables_of_the_network_are_read(model, tmp_path):
+    """The optimiser's slots are as large as the weights, and their damage does not matter."""
+    slots = {f"{name}/Momentum": array for name, array in tf_variables(model).items()}
+    marker = np.frombuffer(b"the weights' slot" * 1000, np.uint8)
+    np.savez(tmp_path / "net.npz", **tf_variables(model), **slots, slot=marker)
+    content = (tmp_path / "net.npz").read_bytes()
+    (tmp_path / "net.npz").write_bytes(content.replace(marker.tobytes(), b"x" * len(marker)))
+    loaded = load_tf(tmp_path / "net.npz")
+    assert torch.equal(loaded.Conv2d_0c_1x1.weight, model.Conv2d_0c_1x1.weight)
+
+
+def test_convert_makes_missing_folders(model, tmp_path):
+    np.savez(tmp_path / "net.npz", **tf_variables(model))
+    main([str(tmp_path / "net.npz"), str(tmp_path / "a/b/net.safetensors")])
+    assert load_checkpoint(tmp_path / "a/b/net.safetensors")[0].num_classes == 7
+
+
+class Reader:
+    """TensorFlow's reader of a checkpoint, of arrays in memory; records which variables are read."""
+
+    def __init__(self, variables):
+        self.variables, self.names = variables, []
+
+    def get_variable_to_shape_map(self):
+        return {name: list(array.shape) for name, array in self.variables.items()}
+
+    def get_variable_to_dtype_map(self):
+        return {name: SimpleNamespace(as_numpy_dtype=array.dtype.type) for name, array in self.variables.items()}
+
+    def get_tensor(self, name):
+        self.names.append(name)
+        return self.variables[name]
+
+
+class OpError(Exception):
+    message = "Checksum does not match:\x1b[31m stored 1 vs. calculated 2"
+
+
+@pytest.fixture
+def reader(model, monkeypatch, tmp_path):
+    """Stands in for tensorflow, which is not needed to test what is done with its answers."""
+    reader = Reader(tf_variables(model) | {"global_step": np.array(3), "names": np.array(["a"], object)})
+    module = SimpleNamespace(
+        train=SimpleNamespace(load_checkpoint=lambda path: reader), errors=SimpleNamespace(OpError=OpError)
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow", module)
+    (tmp_path / "model.ckpt.index").touch()
+    return reader
+
+
+def test_only_the_network_s_variables_of_a_tensorflow_checkpoint_are_read(reader, model, tmp_path):
+    loaded = load_tf(tmp_path / "model.ckpt")
+    assert torch.equal(loaded.Conv2d_0c_1x1.weight, model.Conv2d_0c_1x1.weight)
+    assert sorted(reader.names) == sorted(reader.variables.keys() - {"global_step", "names"})
+
+
+def test_shapes_of_a_tensorflow_checkpoint_are_checked_before_values(reader, tmp_path):
+    reader.variables["InceptionV1/Logits/Conv2d_0c_1x1/weights"] = np.broadcast_to(
+        np.float32(0), (1, 1, 1, 1024, 10**9)
+    )
+    with pytest.raises(ValueError, match=r"model\.ckpt is not an S3D-G: num_classes must be .*, not 1000000000"):
+        load_tf(tmp_path / "model.ckpt")
+    assert reader.names == []
+
+
+def test_a_damaged_tensorflow_checkpoint_is_an_error_of_one_line(reader, monkeypatch, tmp_path):
+    def fail(name):
+        raise OpError
+
+    monkeypatch.setattr(reader, "get_tensor", fail)
+    with pytest.raises(
+        ValueError, match=r"model\.ckpt is not a complete TensorFlow checkpoint: Checksum does not match:\\x1b\[31m "
+    ):
+        load_tf(tmp_path / "model.ckpt")
