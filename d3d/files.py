@@ -1,15 +1,30 @@
-"""Writes files atomically, and names them in messages."""
+"""Writes files atomically, and names files and values in messages."""
 
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
-def printable(path: str | Path) -> str:
-    """A path as it can be printed on one line: what is no text, or a control character, is escaped."""
-    text = os.fsencode(path).decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str | Path) -> str:
+    """A path or another text as it can be printed on one line: bytes that are no text, and control characters, are
+    escaped."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    # Python keeps a byte of a path that is no text as one of these surrogates.
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def shown(value: Any, longest: int = 60) -> str:
+    """A value as a message shows it: Python's notation, printable, cut after `longest` characters."""
+    # A long text is cut first: its notation may be many times as long.
+    text = repr(value[:longest] if isinstance(value, str) else value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:

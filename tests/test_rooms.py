@@ -13,11 +13,12 @@ import pytest
 from d3d.study.records import ROOT
 
 PACKAGE = ROOT / "d3d"
-TOOLS = {"files", "progress", "public"}
+TOOLS = {"files", "documents", "progress", "public"}
 # The rooms that each room may import, besides itself.
 MAY_IMPORT = {
     "files": set(),
-    "progress": {"files"},
+    "documents": {"files"},
+    "progress": {"files", "documents"},
     "public": set(),
     "video": TOOLS,
     "s3dg": TOOLS | {"video"},
