@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
+from d3d.files import shown
+
 
 class ParameterError(ValueError):
     """An unknown parameter or a value of the wrong type; the message says what would be right."""
@@ -58,7 +60,7 @@ class Group:
 def _check(f: Field, value: Any) -> None:
     (low, high, above, below), choices = f.metadata["range"], f.metadata["choices"]
     if choices and value not in choices:
-        raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {value!r}")
+        raise ValueError(f"{f.name} must be one of {', '.join(choices)}, not {shown(value)}")
     if isinstance(value, float) and math.isinf(value):
         raise ValueError(f"{f.name} must be finite, not {value}")
     if not isinstance(value, int | float) or (low <= value <= high and above < value < below):
@@ -127,7 +129,7 @@ def refuse_unknown(names: Iterable[str], allowed: Iterable[str], description: st
         description: the kind of the allowed names, for the message, such as "parameter of 'train'".
     """
     if unknown := sorted(set(names) - set(allowed)):
-        raise ParameterError(f"{unknown[0]!r} is no {description}, which takes {', '.join(sorted(allowed))}")
+        raise ParameterError(f"{shown(unknown[0])} is no {description}, which takes {', '.join(sorted(allowed))}")
 
 
 def check_type(name: str, value: Any, default: Any) -> Any:
@@ -139,5 +141,5 @@ def check_type(name: str, value: Any, default: Any) -> Any:
     if type(default) is float and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise ParameterError(f"{name} must be of type {type(default).__name__} like {default!r}, not {value!r}")
+        raise ParameterError(f"{name} must be of type {type(default).__name__} like {default!r}, not {shown(value)}")
     return value
