@@ -16,6 +16,8 @@ RENDERED_DATASETS = ("sprites",)
 FILE_DATASETS = ("folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "table", "ava")
 # Upper bound of training seeds; twins and probes draw from seeds above it.
 MAX_SEED = 1000
+# Names of arms are parts of the names of files, and of contrasts (d3d/report/contrasts.py).
+ARM_NAME = re.compile(r"[a-z]\w*(\.\d+)?", re.ASCII)
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
 CHANGEABLE_ON_RESUME = ("results", "workers", "save_every")
 SPRITE_CLASSES = 16
@@ -226,7 +228,7 @@ class RunConfig(Group):
     results: str = parameter("results/local", "folder of the records, weights and predictions")
 
     def check(self) -> None:
-        if self.arm and not re.fullmatch(r"[a-z]\w*(\.\d+)?", self.arm, re.ASCII):
+        if self.arm and not ARM_NAME.fullmatch(self.arm):
             raise ValueError(
                 f"arm must be a name of lower-case letters, digits and _, such as d3d_mine, not {self.arm!r}"
             )

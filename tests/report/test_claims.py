@@ -15,6 +15,7 @@ from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defau
 from d3d.study.plan import PUBLISHED
 from d3d.study.profiles import read_profile
 from d3d.video import annotations
+from tests.study.test_records import PROVENANCE
 from tests.video import official
 
 CLAIMS = {claim.id: claim for claim in read_claims().claims}
@@ -86,7 +87,13 @@ def test_a_row_of_the_paper_can_be_met(name, tmp_path):
             for arm in arms_of(condition.contrast):
                 for seed in range(claim.seeds):
                     record = records.Record(
-                        ARMS[arm].experiment, arm, seed, {}, {condition.metric: 0.99 + seed / 1000}, stand_in, {}
+                        ARMS[arm].experiment,
+                        arm,
+                        seed,
+                        {},
+                        {condition.metric: 0.99 + seed / 1000},
+                        stand_in,
+                        PROVENANCE,
                     )
                     records.write(tmp_path / str(stand_in), record)
         verdicts = judge(read_claims(), records.load(tmp_path / str(stand_in)))

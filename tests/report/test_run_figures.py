@@ -6,6 +6,7 @@ import pytest
 from d3d.report import run_figures
 from d3d.study import records
 from d3d.study.records import Record
+from tests.study.test_records import PROVENANCE
 
 CLASSES = np.array(["swim", "wave", "jump"])
 # Classes 0, 0, 1, 1, 2 are predicted as 0, 1, 1, 1, 0.
@@ -19,7 +20,7 @@ def record(tmp_path):
     for split, keep in {"folder/val": slice(0, 2), "folder/test": slice(None)}.items():
         arrays |= {f"logits/{split}": logits[keep], f"labels/{split}": LABELS[keep]}
     arrays |= {"examples/frames": np.zeros((2, 3, 8, 9, 3), np.uint8), "examples/index": np.array([1, 3])}
-    made = Record("train", "rgb", 0, {"results": str(tmp_path)}, {"folder/test/top1": 0.6}, False, {})
+    made = Record("train", "rgb", 0, {"results": str(tmp_path)}, {"folder/test/top1": 0.6}, False, PROVENANCE)
     records.write(tmp_path, made, arrays)
     return records.read(tmp_path / "train/rgb-seed0.json")
 
