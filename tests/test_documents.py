@@ -34,13 +34,14 @@ def test_whatever_the_standard_library_refuses_is_refused(content):
     try:
         value = json.loads(content if isinstance(content, str) else content.decode())
     except (ValueError, RecursionError):
-        with pytest.raises(DocumentError, match="^x "):
+        with pytest.raises(DocumentError, match=r"^x "):
             parse_json(content, "x")
     else:
         try:
-            assert parse_json(content, "x") == value
+            parsed = parse_json(content, "x")
         except DocumentError as error:
-            assert any(words in str(error) for words in ("twice", "finite", "64 bits", "deep"))
+            parsed = value if any(words in str(error) for words in ("twice", "finite", "64 bits", "deep")) else error
+        assert parsed == value
 
 
 @given(YAML_DOCUMENTS)

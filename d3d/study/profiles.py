@@ -24,6 +24,7 @@ from d3d.study.plan import TRAINED
 from d3d.study.schema import ParameterError, check_type, refuse_unknown
 
 MOST_EXTENDED = 20  # profiles in a chain
+LONGEST_NAME = 100  # characters of the name of a profile
 
 
 def read_profile(path: str | Path) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     if "extends" not in content:
         return content
     base = content.pop("extends")
-    if not isinstance(base, str) or Path(base).name != base or "\0" in base:
+    if not isinstance(base, str) or Path(base).name != base or "\0" in base or len(base) > LONGEST_NAME:
         raise ParameterError(
             f"{where}: extends must name a profile in the same folder, such as h200, not {shown(base)}"
         )

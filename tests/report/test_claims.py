@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from d3d.report.ledger import arms_of, judge, read_claims
+from d3d.report.claims import read_claims
+from d3d.report.contrasts import arms_of
+from d3d.report.ledger import judge
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults

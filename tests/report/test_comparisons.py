@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from d3d.report import comparisons
-from d3d.report.ledger import Claim, Condition, Finding, Ledger, judge, measure
+from d3d.report.claims import Claim, Condition, Ledger
+from d3d.report.contrasts import ClaimError
+from d3d.report.ledger import Finding, judge, measure
 from d3d.report.stats import Interval
 from d3d.study import archive, records
 from d3d.study.records import Record
@@ -46,7 +48,7 @@ def test_a_linear_condition_is_rewritten_as_a_ratio():
     assert (ratio.metric, ratio.above) == (TOP1, 0.1)
     assert measure(rows, Condition(ratio.contrast, ratio.metric)).values == pytest.approx((0.25, 0.75))
     without = judge(Ledger((Claim("H2", "", "", "", conditions=conditions[:1]),), 3), rows)
-    with pytest.raises(KeyError, match="H2 has no condition of the form"):
+    with pytest.raises(ClaimError, match="H2 has no condition of the form"):
         comparisons.ratio_condition(without, "H2")
 
 
