@@ -63,6 +63,9 @@ class Record:
         return f"{self.arm}-seed{self.seed}"
 
 
+TYPES = {f.name: get_origin(f.type) or f.type for f in fields(Record)}
+
+
 def to_record(values: Mapping[str, Any], where: str) -> Record:
     """Makes a record from its fields, as JSON has them.
 
@@ -96,10 +99,10 @@ def check(record: Record, where: str) -> None:
     Raises:
         RecordError: for a value that a field may not hold, naming field and value.
     """
-    for f in fields(Record):
-        field_type, value = get_origin(f.type) or f.type, getattr(record, f.name)
+    for name, field_type in TYPES.items():
+        value = getattr(record, name)
         if type(value) is not field_type:
-            raise RecordError(f"{where}: {f.name} must be of type {field_type.__name__}, not {shown(value)}")
+            raise RecordError(f"{where}: {name} must be of type {field_type.__name__}, not {shown(value)}")
     for kind, name in {"experiment": record.experiment, "arm": record.arm}.items():
         if not ARM_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise RecordError(
@@ -117,9 +120,9 @@ def check(record: Record, where: str) -> None:
     for name, value in record.metrics.items():
         if not _is_number(value):
             raise RecordError(f"{where}: metric {shown(name)} must be a finite number, not {shown(value)}")
-    for name in (*record.params, *record.metrics):
-        if not name or len(name) > LONGEST_METRIC:
-            raise RecordError(f"{where}: a metric or parameter must have a name of 1 to {LONGEST_METRIC} characters")
+    lengths = set(map(len, [*record.params, *record.metrics]))
+    if lengths and not 1 <= min(lengths) <= max(lengths) <= LONGEST_METRIC:
+        raise RecordError(f"{where}: a metric or parameter must have a name of 1 to {LONGEST_METRIC} characters")
     _check_values(record.provenance, PROVENANCE, where, "provenance")
     _check_values(record.files, FILES, where, "files")
 
@@ -131,6 +134,8 @@ def check_cell(name: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
+    if type(value) is float:  # nearly always: the fast way first
+        return math.isfinite(value)
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

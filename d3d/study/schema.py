@@ -7,9 +7,12 @@ class Optimiser(Group):
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from d3d.files import shown
+
+LONGEST_LIST = 500  # characters of the names that a message lists
 
 
 class ParameterError(ValueError):
@@ -129,7 +132,16 @@ def refuse_unknown(names: Iterable[str], allowed: Iterable[str], description: st
         description: the kind of the allowed names, for the message, such as "parameter of 'train'".
     """
     if unknown := sorted(set(names) - set(allowed)):
-        raise ParameterError(f"{shown(unknown[0])} is no {description}, which takes {', '.join(sorted(allowed))}")
+        raise ParameterError(f"{shown(unknown[0])} is no {description}, which takes {_listed(unknown[0], allowed)}")
+
+
+def _listed(name: str, allowed: Iterable[str]) -> str:
+    """The allowed names, or those closest to `name` where all would make a message too long to read."""
+    names = sorted(allowed)
+    if len(", ".join(names)) <= LONGEST_LIST:
+        return ", ".join(names)
+    closest = get_close_matches(name[:LONGEST_LIST], names, n=5) or names[:5]
+    return f"{', '.join(closest)} and {len(names) - len(closest)} others"
 
 
 def check_type(name: str, value: Any, default: Any) -> Any:
