@@ -1,8 +1,12 @@
 """Verdicts on small tables whose outcome is known."""
 
+import re
+
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d3d.report import ledger
 from d3d.report.claims import Condition, Ledger, read_claims
@@ -282,6 +286,48 @@ def test_an_invalid_ledger_is_refused_by_name(tmp_path, content):
 def test_an_invalid_contrast_is_refused(contrast):
     with pytest.raises(ClaimError, match=r"is not a contrast such as|is arithmetic on arms|needs one value or more"):
         measure(table({"d3d": [0.5], "rgb": [0.4]}), Condition(contrast, TOP1))
+
+
+def test_arms_whose_names_differ_by_a_dot_are_two_arms():
+    rows = table({"d3d_lambda_0.1": [0.5, 0.6], "d3d_lambda_0_dot_1": [0.25, 0.5]})
+    difference = measure(rows, Condition("d3d_lambda_0.1 - d3d_lambda_0_dot_1", TOP1))
+    assert difference.values == pytest.approx((0.25, 0.1))
+
+
+def test_a_value_that_is_nan_drops_no_seed():
+    with pytest.raises(ValueError, match="iid/top1 of d3d is nan for seed 1"):
+        measure(table({"d3d": [0.5, float("nan")], "rgb": [0.4, 0.4]}), Condition("d3d - rgb", TOP1))
+
+
+def test_a_ratio_whose_denominator_is_zero_is_undecided():
+    finding = measure(table({"d3d": [0.5, 0.6], "rgb": [0.4, 0.0]}), Condition("d3d / rgb", TOP1, above=0))
+    assert outcome(finding, 2) == "undecided"
+
+
+ARITHMETIC = st.recursive(
+    st.sampled_from(["a", "b_0.1", "2", "0.5", "1e-1"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda parts: f"({' '.join(parts)})"),
+        st.tuples(st.sampled_from(["max", "min"]), inner, inner).map("{0[0]}({0[1]}, {0[2]})".format),
+        inner.map("(-{})".format),
+    ),
+    max_leaves=8,
+)
+
+
+@given(ARITHMETIC)
+def test_a_contrast_is_what_python_computes(text):
+    rows = table({"a": [0.5, 0.6], "b_0.1": [0.25, 0.75]})
+    if not arms_in(text):
+        with pytest.raises(ClaimError, match="names no arm"):
+            measure(rows, Condition(text, TOP1))
+        return
+    expected = [eval(text.replace("b_0.1", "b"), {"a": a, "b": b}) for a, b in ((0.5, 0.25), (0.6, 0.75))]
+    assert measure(rows, Condition(text, TOP1)).values == pytest.approx(expected)
+
+
+def arms_in(text):
+    return {arm for arm in ("a", "b_0.1") if re.search(rf"\b{re.escape(arm)}\b", text)}
 
 
 def test_max_and_min_take_numbers_too():

@@ -1,15 +1,20 @@
 """Records are complete or absent; invalid ones are refused by name."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d3d.study import records
 from d3d.study.records import Record, RecordError
@@ -99,6 +104,35 @@ def test_an_invalid_record_is_refused_by_name(tmp_path, content, message):
         with pytest.raises(RecordError, match=message) as error:
             read()
         assert "rgb-seed0.json" in str(error.value)
+
+
+NAMES = st.text(min_size=1, max_size=20)
+NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+OTHERS = st.none() | st.booleans() | st.text() | NUMBERS | st.lists(st.integers()) | st.dictionaries(st.text(), NUMBERS)
+
+
+@given(
+    st.dictionaries(NAMES, NUMBERS), st.dictionaries(NAMES, NUMBERS | st.booleans() | st.text()), st.integers(0, 999)
+)
+def test_whatever_can_be_written_reads_as_written(metrics, params, seed):
+    made = record(metrics=metrics, params=params, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        assert records.read(records.write(folder, made)) == made
+
+
+@given(st.sampled_from([f.name for f in dataclasses.fields(Record)]), OTHERS)
+def test_a_field_of_any_value_is_read_or_refused(name, value):
+    fields = dataclasses.asdict(record()) | {name: value}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_text(json.dumps(fields))
+        try:
+            (read,) = records.read_all(path)
+        except RecordError as error:
+            assert str(error).startswith("line 1 of ")  # noqa: PT017
+            assert str(error).isprintable()  # noqa: PT017
+        else:
+            assert getattr(read, name) == value
 
 
 def test_a_truncated_record_is_refused(tmp_path):
