@@ -1,13 +1,15 @@
-"""Writes files atomically, waits for a full disk where work would be lost, and names files in messages."""
+"""Writes files atomically, waits for a full disk where work would be lost, and shows names and values in messages."""
 
 import errno
+import math
 import os
+import reprlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 RETRY_EVERY = 10.0  # seconds between attempts to write
@@ -32,6 +34,23 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+class _Short(reprlib.Repr):
+    """Shortens values, also whole numbers of more digits than Python writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = int(x.bit_length() * math.log10(2)) + 1
+        return repr(x) if digits < 30 else f"an integer of about {digits} digits"
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: Python's notation, printable and shortened."""
+    return printable(_Short().repr(value))
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:

@@ -1,7 +1,7 @@
 """Reads the arrays of an .npz file, headers first: no array is unpacked before its name, type and size are known.
 
 with NpzFile("weights.npz") as file:
-    if file.headers["x"].shape == (3,):
+    if file.header("x").shape == (3,):
         x = file.read("x")
 """
 
@@ -36,21 +36,20 @@ class ArrayHeader(NamedTuple):
 
 
 class NpzFile:
-    """An open .npz file; opening it reads the header of every array and no array.
+    """An open .npz file; opening it reads the names of the arrays.
 
-    What opening takes is bounded by the size of the file. An array may be a thousand times larger than its packed
-    bytes: compare its header with what is needed before reading it.
+    What that and a header take is bounded by the size of the file. An array may be a thousand times larger than its
+    packed bytes: compare its header with what is needed before reading it.
 
     Args:
         path: File written by `numpy.savez` or `numpy.savez_compressed`.
 
     Attributes:
-        headers: The header of each array, by name.
+        names: The names of the arrays.
 
     Raises:
         FileNotFoundError: There is no file at `path`.
-        NpzError: The file is damaged, or has members that are no arrays, are encrypted, have the same name, hold Python
-            objects, or claim to be larger than what the file can hold.
+        NpzError: The file is damaged, or has members that are no arrays or have the same name.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,7 +61,7 @@ class NpzFile:
         self._handle = self.path.open("rb")
         try:
             self._members = self._read_directory()
-            self.headers = {name: self._read_header(name, info) for name, info in self._members.items()}
+            self.names = tuple(self._members)
         except BaseException:
             self._handle.close()
             raise
@@ -73,15 +72,44 @@ class NpzFile:
     def __exit__(self, *_: object) -> None:
         self._handle.close()
 
+    def header(self, name: str) -> ArrayHeader:
+        """Reads the header of an array.
+
+        Args:
+            name: One of `names`.
+
+        Raises:
+            NpzError: The array is damaged or encrypted, holds Python objects, or claims to be larger than what the file
+                can hold.
+        """
+        info = self._members[name]
+        if info.flag_bits & 1:
+            raise self._error(f"{_shown(name)} is encrypted")
+        if info.compress_type not in METHODS:
+            raise self._error(f"{_shown(name)} is packed by method {info.compress_type}, which NumPy does not write")
+        try:
+            with self._zip.open(info) as member:
+                header, start = _parse_header(member)
+        except Exception:
+            raise self._error(f"the header of {_shown(name)} is damaged") from None
+        if header.dtype.hasobject:
+            raise self._error(f"{_shown(name)} holds Python objects, which could run code when they are read")
+        size = start + math.prod(header.shape) * header.dtype.itemsize
+        packed = min(info.compress_size, self.path.stat().st_size)
+        if size != info.file_size or size > packed * (MAX_DEFLATION if info.compress_type else 1):
+            raise self._error(f"{_shown(name)} has another size than its shape {one_line(header.shape, 100)} needs")
+        return header
+
     def read(self, name: str) -> np.ndarray:
         """Unpacks an array and verifies its checksum.
 
         Args:
-            name: One of `headers`.
+            name: One of `names`.
 
         Raises:
-            NpzError: The array is damaged or does not fit into memory.
+            NpzError: The array is damaged or does not fit into memory, or as `header` does.
         """
+        self.header(name)
         info = self._members[name]
         try:
             with self._zip.open(info) as member, warnings.catch_warnings(action="ignore"):
@@ -110,28 +138,8 @@ class NpzFile:
             members[name] = info
         return members
 
-    def _read_header(self, name: str, info: zipfile.ZipInfo) -> ArrayHeader:
-        if info.flag_bits & 1:
-            raise self._error(f"{_shown(name)} is encrypted")
-        if info.compress_type not in METHODS:
-            raise self._error(f"{_shown(name)} is packed by method {info.compress_type}, which NumPy does not write")
-        try:
-            with self._zip.open(info) as member:
-                header, start = _parse_header(member)
-        except Exception:
-            raise self._error(f"the header of {_shown(name)} is damaged") from None
-        if header.dtype.hasobject:
-            raise self._error(f"{_shown(name)} holds Python objects, which could run code when they are read")
-        size = start + math.prod(header.shape) * header.dtype.itemsize
-        packed = min(info.compress_size, self.path.stat().st_size)
-        if size != info.file_size or size > packed * (MAX_DEFLATION if info.compress_type else 1):
-            raise self._error(f"{_shown(name)} has another size than its shape {one_line(header.shape, 100)} needs")
-        return header
-
     def _error(self, reason: str) -> NpzError:
-        return NpzError(
-            f"{one_line(self.path)} is not a complete .npz file of arrays: {reason}; write it with numpy.savez"
-        )
+        return NpzError(f"{one_line(self.path)} is not a complete .npz file of arrays: {reason}")
 
 
 def _parse_header(member: IO[bytes]) -> tuple[ArrayHeader, int]:

@@ -15,9 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from d3d.files import write_atomic
+from d3d.documents import DocumentError, parse_json, read_bytes
+from d3d.files import printable, write_atomic
 
 LOG_INTERVAL = 10.0  # seconds
+MAX_BYTES = 256 * 2**20  # of a file of metrics
 
 
 def print_line(line: str) -> None:
@@ -145,7 +147,19 @@ class MetricsFile:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the rows of a `MetricsFile`, without an incomplete last line; empty if there is no file."""
-    path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """Reads the rows of a `MetricsFile`, without an incomplete last line; empty if there is no file.
+
+    Raises:
+        DocumentError: for a line that is no row of metrics, naming it.
+    """
+    rows = []
+    content = read_bytes(path, max_bytes=MAX_BYTES) if Path(path).is_file() else b""
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        if not line.endswith(b"}\n"):
+            continue
+        where = f"line {number} of {printable(path)}"
+        row = parse_json(line, where, finite=False)  # the loss of a run that diverged
+        if any(type(row.get(name, 0)) not in (int, float) for name in ("step", "epoch", "loss")):
+            raise DocumentError(f"{where} is no row of metrics: step, epoch and loss must be numbers")
+        rows.append(row)
+    return rows

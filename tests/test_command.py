@@ -14,6 +14,7 @@ from d3d.study import records
 from d3d.study.experiments import EXPERIMENTS, make_config
 from d3d.study.records import ROOT
 from d3d.train.command import read_config
+from tests.study.test_records import PROVENANCE
 
 TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 32, "epochs": 1, "batch_size": 8, "width": 0.1}
 
@@ -49,7 +50,7 @@ def test_claims_are_judged_on_a_readers_own_records(tmp_path):
         for seed in range(3):
             record = records.Record(
                 "distill", f"d3d_k400_s{split}", seed, {"split": split}, {"ucf101/test/top1": 0.98 + seed / 1000},
-                False, {},
+                False, PROVENANCE,
             )  # fmt: skip
             records.write(tmp_path, record)
     done = d3d("report", "claims", "--results", str(tmp_path), cwd=ROOT)

@@ -20,6 +20,7 @@ from d3d.study.follow import follow
 from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
 from tests.recipes import apply, recipes
+from tests.study.test_records import PROVENANCE
 
 pytestmark = pytest.mark.slow
 ABLATIONS = read_profile(ROOT / "notebooks/params/smoke.yaml")["ablations"]
@@ -44,7 +45,7 @@ def finished(tmp_path, monkeypatch):
                 trains = experiment in plan.TRAINED
                 overrides = plan.overrides(experiment, arm if trains else "", seed, profile=profile, results=results)
                 params = with_defaults(experiment, profile | overrides)
-                provenance = {"source": staleness.source_hash(experiment), "seconds": 1.0}
+                provenance = PROVENANCE | {"source": staleness.source_hash(experiment)}
                 provenance["made_from"] = plan.made_from(experiment, arm)
                 record = Record(experiment, arm, seed, params, {"iid/top1": 0.5}, True, provenance)
                 records.write(root / results, record)

@@ -16,6 +16,7 @@ from d3d.study import records
 from d3d.study.records import Record
 from d3d.study.schema import flatten
 from tests import configs
+from tests.study.test_records import PROVENANCE
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 SMALL = configs.clip(noise=0.0, frames=4, size=32)
@@ -111,8 +112,8 @@ def test_decoded_flow_is_that_of_the_first_seed_in_the_order_of_the_arms(tmp_pat
     frames = np.array([0, 2])
     for seed, arm, factor in ((1, "rgb", 0.0), (0, "tuned", 1.0), (0, "rgb", 0.5)):
         arrays = {"dense": (factor * truth).astype(np.float16), "frames": frames}
-        records.write(tmp_path, Record("probe", arm, seed, params, {}, True, {}), arrays)
-    records.write(tmp_path, Record("probe", "d3d", 0, params, {}, True, {}))
+        records.write(tmp_path, Record("probe", arm, seed, params, {}, True, PROVENANCE), arrays)
+    records.write(tmp_path, Record("probe", "d3d", 0, params, {}, True, PROVENANCE))
     decoded = pictures.decoded_flow(tmp_path, ["tuned", "d3d", "rgb"])
     assert decoded["endpoint"] == "Mixed_3c"
     panels = decoded["panels"]

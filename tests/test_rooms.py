@@ -13,12 +13,13 @@ import pytest
 from d3d.study.records import ROOT
 
 PACKAGE = ROOT / "d3d"
-TOOLS = {"files", "npz", "progress", "public"}
+TOOLS = {"files", "documents", "npz", "progress", "public"}
 # The rooms that each room may import, besides itself.
 MAY_IMPORT = {
     "files": set(),
+    "documents": {"files"},
     "npz": {"files"},
-    "progress": {"files"},
+    "progress": {"files", "documents"},
     "public": set(),
     "video": TOOLS,
     "s3dg": TOOLS | {"video"},

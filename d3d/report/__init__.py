@@ -5,7 +5,7 @@ from d3d.public import lazy_getattr
 PUBLIC = {
     "verdicts": "ledger",
     "measure": "ledger",
-    "Condition": "ledger",
+    "Condition": "claims",
     "label": "labels",
     "colour": "labels",
 }

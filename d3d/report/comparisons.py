@@ -11,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from d3d.report import markdown
+from d3d.report.claims import Condition
+from d3d.report.contrasts import ClaimError
 from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, number_text, unit
-from d3d.report.ledger import Condition, Finding, Verdict, measure, verdict_of
+from d3d.report.ledger import Finding, Verdict, measure, verdict_of
 from d3d.report.stats import Interval, interval, paired_difference, proportion_interval
 from d3d.study import archive, records
 from d3d.study.arms import ARMS, Arm
@@ -38,13 +41,13 @@ def ratio_condition(verdicts: Iterable[Verdict], claim: str) -> Condition:
         The condition (a - b) / (c - b) > s.
 
     Raises:
-        KeyError: the claim has no such condition.
+        ClaimError: there is no such claim, or it has no such condition.
     """
     for finding in verdict_of(verdicts, claim).findings:
         if match := _LINEAR_RATIO.fullmatch(finding.condition.contrast):
             contrast = f"({match['numerator']}) / ({match['denominator']})"
             return Condition(contrast, finding.condition.metric, above=float(match["bound"]))
-    raise KeyError(f"claim {claim} has no condition of the form a - b - s * (c - b)")
+    raise ClaimError(f"claim {claim} has no condition of the form a - b - s * (c - b)")
 
 
 def difference_table(findings: Iterable[tuple[str, Finding]]) -> pd.DataFrame:
@@ -292,6 +295,7 @@ def undetectable_differences(networks: Sequence[NetworkAnswers]) -> list[str]:
         groups.setdefault((network.split, network.seed, network.labels.tobytes()), []).append(network)
     sentences = []
     for (split, seed, _), group in groups.items():
+        split = markdown.text(split)
         best = max(group, key=lambda network: network.top1.mean)
         n = best.top1.n
         pairs = [(other.name, paired_difference(other.correct, best.correct)) for other in group if other is not best]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from d3d.report.markdown import text
 from d3d.study import records
 
 PAGE = """# Cost
@@ -104,6 +105,7 @@ def page(folder: Path) -> str:
 
     Raises:
         FileNotFoundError: there are no such records.
+        LookupError: a record lacks a metric or a parameter.
     """
     rows = records.load(folder, needs=["bench"])
     value = rows.set_index(["arm", "metric"])["value"]
@@ -121,7 +123,7 @@ def page(folder: Path) -> str:
     training = records.of_first_seed(folder, "bench", ["training"])[0]
     numbers |= {"training_commit": _commit(training), "curve_steps": training.params["curve_steps"]}
     memory = records.of_first_seed(folder, "bench", ["memory"])[0]
-    workers = max(int(n) for n in rows["metric"].str.extract(r"^workers(\d+)/clips/ratio$")[0].dropna())
+    workers = max((int(n) for n in rows["metric"].str.extract(r"^workers(\d+)/clips/ratio$")[0].dropna()), default=0)
     numbers |= {
         "workers": workers,
         "clips": value["decode", f"workers{workers}/clips/clips_per_second"],
@@ -134,7 +136,7 @@ def page(folder: Path) -> str:
         "rms": value["flow_set", "rms_px"],
         "largest": value["flow_set", "max_px"],
         "memory_commit": _commit(memory),
-        "memory_device": memory.provenance["device"],
+        "memory_device": text(memory.provenance["device"]),
         "memory_rgb": memory.metrics["rgb/memory/clips_per_second"],
         "memory_flow": memory.metrics["flow/memory/clips_per_second"],
         "memory_times": memory.metrics["rgb/ratio"],
@@ -142,11 +144,13 @@ def page(folder: Path) -> str:
         "decode_commit": _commit(records.of_first_seed(folder, "bench", ["decode"])[0]),
         "flow_commit": _commit(records.of_first_seed(folder, "bench", ["flow_set"])[0]),
     }
-    return PAGE.format(**numbers, device=network.provenance["device"], commit=_commit(network), table=rate_table(rows))
+    return PAGE.format(
+        **numbers, device=text(network.provenance["device"]), commit=_commit(network), table=rate_table(rows)
+    )
 
 
 def _commit(record: records.Record) -> str:
-    return record.provenance["commit"][:10] + " and uncommitted changes" * record.provenance["dirty"]
+    return text(record.provenance["commit"][:10]) + " and uncommitted changes" * record.provenance["dirty"]
 
 
 def rate_table(rows: pd.DataFrame) -> str:

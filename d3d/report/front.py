@@ -10,19 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from d3d.report.claims import Condition, read_claims
 from d3d.report.comparisons import holds, ratio_condition
-from d3d.report.labels import number_text, percent_text
-from d3d.report.ledger import (
-    NEEDS_DATA,
-    REFUTED,
-    SUPPORTED,
-    Condition,
-    Verdict,
-    judge,
-    measure,
-    read_claims,
-    verdict_of,
-)
+from d3d.report.labels import NEEDS_DATA, number_text, percent_text
+from d3d.report.ledger import REFUTED, SUPPORTED, Verdict, judge, measure, verdict_of
 from d3d.report.prose import arm_text, condition_outcomes, decision_text, difference_text, join_names
 from d3d.study import records
 from d3d.study.parameters import SPRITE_CLASSES
@@ -59,7 +50,7 @@ def _numbers(table: pd.DataFrame, verdicts: Sequence[Verdict]) -> dict[str, str]
             "book/index.md says that of H2's conditions one on motion is met, none violated, and one on "
             f"appearance violated; now they are: {', '.join(motion)}; {', '.join(appearance)}"
         )
-    clips = next(r for r in records.read_all(PUBLISHED, ["train"]) if r.arm == "rgb").params
+    clips = records.of_first_seed(PUBLISHED, "train", ["rgb"])[0].params
     closed = ratio_condition(verdicts, "H3")
     closed_longer = Condition(closed.contrast.replace("d3d", "rgb_longer"), closed.metric)
     return {

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from d3d.files import printable
+from d3d.report import markdown
 from d3d.report.labels import label, number_text
 from d3d.report.stats import Interval, interval
 from d3d.study import records
@@ -40,11 +42,17 @@ def text(archive: Path) -> str:
 
     Args:
         archive: records in cells called `<keep or drop>-split<1 to 3>`.
+
+    Raises:
+        FileNotFoundError: there is no stream or no student.
+        LookupError: the records lack a cell, a metric or a parameter.
     """
     cells = records.read_cells(archive)
     everything = [record for cell in cells.values() for record in cell]
     streams = [record for record in everything if record.experiment == "train"]
-    (student, *_) = [record for record in everything if record.params.get("lambda_")]
+    students = [record for record in everything if record.params.get("lambda_")]
+    if not students or not streams:
+        raise FileNotFoundError(f"{printable(archive)} lacks a stream or a student, which the text on JHMDB quotes")
     labels = records.read_arrays(archive, cells["keep-split1"][0], cell="keep-split1")
     test_labels, val_labels = (labels[f"labels/jhmdb/{split}"] for split in ("test", "val"))
     return TEXT.format(
@@ -55,11 +63,11 @@ def text(archive: Path) -> str:
         table=_table(cells),
         train_clips=streams[0].files["decoded"] - len(test_labels) - len(val_labels),
         **{name: streams[0].params[name] for name in ("frames", "size", "epochs")},
-        more_epochs=student.params["epochs"],
-        lambda_=student.params["lambda_"],
+        more_epochs=students[0].params["epochs"],
+        lambda_=students[0].params["lambda_"],
         seconds=sum(record.metrics["seconds/train"] for record in streams) / len(streams),
-        device=streams[0].provenance["device"],
-        commit=streams[0].provenance["commit"][:10],
+        device=markdown.text(streams[0].provenance["device"]),
+        commit=markdown.text(streams[0].provenance["commit"][:10]),
         lead=number_text(_lead(cells, "keep"), signed=True),
         lead_dropped=number_text(_lead(cells, "drop"), signed=True),
     )

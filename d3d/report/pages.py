@@ -7,23 +7,31 @@ d3d report pages                                  writes book/generated/*.md, wh
 """
 
 import argparse
+import io
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from d3d.documents import parse_json, read_bytes
+from d3d.files import printable, shown, write_atomic
 from d3d.report import cost, front, jhmdb, plots
+from d3d.report.claims import read_claims
 from d3d.report.comparisons import network_answers, undetectable_differences
 from d3d.report.labels import NEEDS_DATA, label, number_text
-from d3d.report.ledger import Finding, Verdict, read_claims, verdicts
+from d3d.report.ledger import Finding, Verdict, verdicts
+from d3d.report.markdown import code, text
 from d3d.study import records, staleness
 from d3d.study.experiments import EXPERIMENTS, field_of
 from d3d.study.plan import BENCH, JHMDB, PUBLISHED, REGIME, SMOKE, TRAINED, TUNING, book_results, main_student
 
 GENERATED = Path("book/generated")
+MAX_NOTEBOOK_BYTES = 256 * 2**20
+PAPERMILL_KEYS = ("input_path", "parameters", "duration", "start_time", "exception")
 EVIDENCE = """# The evidence
 
 Every claim, its conditions as measured, and the command that measures them. Each number is a mean over seeds with its
@@ -126,21 +134,40 @@ def readme_text() -> str:
 
 
 def write_pages() -> None:
-    """Writes everything that the book includes into book/generated, and hides papermill's cells in the chapters."""
+    """Writes everything that the book includes into book/generated, and hides papermill's cells in the chapters.
+
+    Raises:
+        ValueError: records, claims or notebooks are not those that the pages quote; then nothing is written.
+        FileNotFoundError: there are none.
+    """
     results = book_results()
     judged = verdicts(results)
-    GENERATED.mkdir(parents=True, exist_ok=True)
-    (GENERATED / "banner.md").write_text(admonition(results))
-    (GENERATED / "attention_banner.md").write_text(admonition(book_results("attribution")))
-    (GENERATED / "verdicts.md").write_text(front.claims_text(judged) + "\n")
-    (GENERATED / "evidence.md").write_text(f"{EVIDENCE}\n{evidence_text(judged)}")
-    (GENERATED / "parameters.md").write_text(f"{PARAMETERS}\n{parameter_tables()}")
-    for path in sorted(Path("book/chapters").glob("*.ipynb")):
+    for path in (chapters := sorted(Path("book/chapters").glob("*.ipynb"))):
+        _read_notebook(path)
+    kernels = io.BytesIO()
+    pages = {
+        "banner.md": admonition(results),
+        "attention_banner.md": admonition(book_results("attribution")),
+        "verdicts.md": front.claims_text(judged) + "\n",
+        "evidence.md": f"{EVIDENCE}\n{evidence_text(judged)}",
+        "parameters.md": f"{PARAMETERS}\n{parameter_tables()}",
+        "status.md": f"{STATUS}\n{status_text()}",
+        "cost.md": _quoting(cost.page, BENCH),
+        "jhmdb.md": _quoting(jhmdb.text, JHMDB),
+    }
+    plots.cost(cost.kernel_times(BENCH)).savefig(kernels, format="svg", metadata={"Date": None})
+    contents = {name: page.encode() for name, page in pages.items()} | {"cost.svg": kernels.getvalue()}
+    write_atomic({GENERATED / name: content for name, content in contents.items()})
+    for path in chapters:
         hide_injected(path)
-    (GENERATED / "status.md").write_text(f"{STATUS}\n{status_text()}")
-    (GENERATED / "cost.md").write_text(cost.page(BENCH))
-    (GENERATED / "jhmdb.md").write_text(jhmdb.text(JHMDB))
-    plots.cost(cost.kernel_times(BENCH)).savefig(GENERATED / "cost.svg", metadata={"Date": None})
+
+
+def _quoting(page: Callable[[Path], str], study: Path) -> str:
+    """Makes a page from a study; raises ValueError naming the study where it lacks what the page quotes."""
+    try:
+        return page(study)
+    except LookupError as error:
+        raise ValueError(f"{study} lacks {shown(error.args[0])}, which its page of the book quotes") from None
 
 
 def rerun_text(results: str | Path, published: str | Path) -> str:
@@ -165,15 +192,20 @@ def compare(results: str | Path, published: str | Path | None = None) -> str:
         ValueError: `results` is a published study.
     """
     if records.is_archive(results):
-        raise ValueError(f"{results} is published without logits: give the folder of a study that ran here")
+        raise ValueError(f"{printable(results)} is published without logits: give the folder of a study that ran here")
     if published and not records.read_all(published):
-        raise FileNotFoundError(f"no records at {published}: give a published .jsonl file or a folder that runs wrote")
+        raise FileNotFoundError(
+            f"no records at {printable(published)}: give a published .jsonl file or a folder that runs wrote"
+        )
     networks = network_answers(results, published)
     if not networks:
-        raise FileNotFoundError(f"no networks under {results}: train some with `-p results {results}`")
+        raise FileNotFoundError(
+            f"no networks under {printable(results)}: train some with `-p results {printable(results)}`"
+        )
     rows = []
     for network in networks:
-        row = {"network": network.name, "seed": network.seed, "split": network.split, "clips": network.top1.n}
+        row = {"network": text(network.name), "seed": network.seed, "split": text(network.split)}
+        row["clips"] = network.top1.n
         row["top-1"] = f"{network.top1.mean:.3f} [{network.top1.low:.3f}, {network.top1.high:.3f}]"
         if published:
             row["published"] = NEEDS_DATA if network.published is None else f"{network.published:.3f}"
@@ -185,12 +217,32 @@ def compare(results: str | Path, published: str | Path | None = None) -> str:
 
 def hide_injected(path: Path) -> None:
     """Tags papermill's injected cell, which repeats the parameters, so that the book leaves it out."""
-    content = json.loads(path.read_text())
+    content = _read_notebook(path)
     for cell in content["cells"]:
         tags = cell["metadata"].get("tags", [])
         if "injected-parameters" in tags and "remove-cell" not in tags:
             tags.append("remove-cell")
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomic({path: (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()})
+
+
+def _read_notebook(path: Path) -> dict[str, Any]:
+    """Reads a notebook; raises ValueError for a file that is none, naming it."""
+    where = printable(path)
+    content = parse_json(read_bytes(path, max_bytes=MAX_NOTEBOOK_BYTES), where, finite=False)
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("metadata"), dict) for c in cells
+    ):
+        raise ValueError(f"{where} is not a notebook: it has no cells with metadata")
+    return content
+
+
+def _papermill_metadata(path: Path) -> dict[str, Any]:
+    """What papermill says of a run in the notebook that it wrote; raises ValueError where that is missing."""
+    meta = _read_notebook(path).get("metadata", {}).get("papermill", {})
+    if missing := [name for name in PAPERMILL_KEYS if name not in meta]:
+        raise ValueError(f"{printable(path)} was not run by papermill: its metadata has no {missing[0]}")
+    return meta
 
 
 def evidence_text(verdicts: Iterable[Verdict]) -> str:
@@ -218,7 +270,7 @@ def status_text() -> str:
     folders = [*sorted(SMOKE.glob("*")), Path("book/executed"), Path("book/chapters")]
     executed = [path for folder in folders for path in sorted(folder.glob("*.ipynb"))]
     for path in executed:
-        meta = json.loads(path.read_text())["metadata"]["papermill"]
+        meta = _papermill_metadata(path)
         name = Path(meta["input_path"]).stem
         declared = EXPERIMENTS[name].names if name in EXPERIMENTS else ()
         listed = {k: v for k, v in meta["parameters"].items() if k in declared and k in LISTED_PARAMETERS}
@@ -229,7 +281,7 @@ def status_text() -> str:
                 "seconds": "—" if meta["duration"] is None else f"{meta['duration']:.0f}",
                 "started (UTC)": (meta["start_time"] or "—")[:16].replace("T", " "),
                 "outcome": "failed" if meta["exception"] else "done",
-                "parameters": " ".join(f"`{k}={v}`" for k, v in listed.items()),
+                "parameters": " ".join(code(f"{k}={v}") for k, v in listed.items()),
             }
         )
     total = sum(float(row["seconds"]) for row in rows if row["seconds"] != "—")
@@ -255,10 +307,10 @@ def _provenance_table(section: list[records.Record], *, archived: bool) -> str:
     facts = {
         "records": str(len(section)),
         **({} if archived else {"made by other code than today's": str(stale)}),
-        "commits": ", ".join(sorted({r.provenance["commit"][:10] for r in section})),
+        "commits": text(", ".join(sorted({r.provenance["commit"][:10] for r in section}))),
         "made with uncommitted changes": str(sum(r.provenance["dirty"] for r in section)),
-        "devices": ", ".join(sorted({r.provenance["device"] for r in section})),
-        **last["packages"],
+        "devices": text(", ".join(sorted({r.provenance["device"] for r in section}))),
+        **{text(name): text(version) for name, version in last["packages"].items()},
     }
     return pd.DataFrame(facts.items(), columns=["", "value"]).to_markdown(index=False, disable_numparse=True)
 
@@ -299,9 +351,13 @@ def claims_text(results: Path | None) -> str:
         return "\n".join([banner(book_results()), *lines])
     recorded = records.read_all(results)
     if not recorded:
-        raise FileNotFoundError(f"no records at {results}: give a folder that runs wrote, or a published .jsonl file")
+        raise FileNotFoundError(
+            f"no records at {printable(results)}: give a folder that runs wrote, or a published .jsonl file"
+        )
     seeds = len({r.seed for r in recorded})
-    return "\n".join([f"From {len(recorded)} records of {seeds} seed{'s' * (seeds > 1)} in {results}.", *lines])
+    return "\n".join(
+        [f"From {len(recorded)} records of {seeds} seed{'s' * (seeds > 1)} in {printable(results)}.", *lines]
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -325,6 +381,6 @@ def main(argv: list[str] | None = None) -> None:
         elif args.command == "pages":
             write_pages()
         else:
-            Path("README.md").write_text(readme_text())
+            write_atomic({Path("README.md"): readme_text().encode()})
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))

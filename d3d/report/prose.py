@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
+from d3d.report.claims import Condition, read_claims
 from d3d.report.comparisons import (
     CONTROLS,
     EXPLORATION_SEEDS,
@@ -19,17 +20,7 @@ from d3d.report.comparisons import (
     variants,
 )
 from d3d.report.labels import NEEDS_DATA, contrast_label, label, metric_label, number_text, percent_text
-from d3d.report.ledger import (
-    REFUTED,
-    SUPPORTED,
-    Condition,
-    Finding,
-    Verdict,
-    measure,
-    outcome,
-    read_claims,
-    verdict_of,
-)
+from d3d.report.ledger import REFUTED, SUPPORTED, Finding, Verdict, measure, outcome, verdict_of
 from d3d.report.stats import Interval, interval
 
 # Metrics of H2's conditions on motion; its other conditions are on appearance.

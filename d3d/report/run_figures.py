@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
+from d3d.files import printable
 from d3d.report.plots import styled
 from d3d.report.stats import proportion_interval
 from d3d.study import records
@@ -49,7 +50,7 @@ def confusions(record: Record, split: str = "") -> Figure:
     """
     arrays = _arrays(record)
     split = split or main_split(_splits(arrays))
-    classes = arrays["classes"]
+    classes = _class_names(arrays)
     matrix = confusion_matrix(arrays[f"logits/{split}"].argmax(1), arrays[f"labels/{split}"], len(classes))
     counts = matrix.sum(1)
     shares = matrix / np.maximum(counts, 1)[:, None]
@@ -89,7 +90,7 @@ def examples(record: Record) -> Figure | None:
     if "examples/frames" not in arrays:
         return None
     clips, rows, split = arrays["examples/frames"], arrays["examples/index"], main_split(_splits(arrays))
-    logits, labels, classes = arrays[f"logits/{split}"][rows], arrays[f"labels/{split}"][rows], arrays["classes"]
+    logits, labels, classes = arrays[f"logits/{split}"][rows], arrays[f"labels/{split}"][rows], _class_names(arrays)
     probabilities = softmax(logits, axis=1)
     figure, axes = plt.subplots(
         len(clips), clips.shape[1], figsize=(1.1 * clips.shape[1] + 3.8, 1.12 * len(clips)), squeeze=False
@@ -119,6 +120,11 @@ def confusion_matrix(predictions: np.ndarray, labels: np.ndarray, classes: int) 
 
 def _arrays(record: Record) -> dict[str, np.ndarray]:
     return records.read_arrays(Path(record.params["results"]), record)
+
+
+def _class_names(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The names of the classes as matplotlib shows them, which would read text between two dollars as a formula."""
+    return np.array([printable(str(name)).replace("$", r"\$") for name in arrays["classes"]])
 
 
 def _splits(arrays: dict[str, np.ndarray]) -> list[str]:

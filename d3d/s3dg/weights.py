@@ -119,7 +119,7 @@ def load_tf(source: str | Path) -> S3DG:
 def _open_variables(source: Path) -> Iterator[_Variables]:
     if source.suffix == ".npz":
         with NpzFile(source) as file:
-            yield _Variables(file.headers, file.read)
+            yield _Variables({name: file.header(name) for name in file.names}, file.read)
         return
     if not Path(f"{source}.index").is_file():
         raise FileNotFoundError(

@@ -23,12 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from d3d.files import write_atomic
+from d3d.documents import DocumentError
+from d3d.files import printable, write_atomic
 from d3d.progress import read_metrics
 from d3d.study import records
+from d3d.study.arrays import digest
+from d3d.study.fields import Record, RecordError, check_cell
 from d3d.study.plan import TRAINED
-from d3d.study.records import Record, RecordError
 
+GIVE_FOLDER = "give a folder that a study has written, such as results/smoke"
 MAX_BYTES = 16 * 2**20  # of all archives together
 
 
@@ -43,30 +46,38 @@ def pack(folder: str | Path, out: str | Path = "") -> Path:
         The path of the .jsonl file.
 
     Raises:
-        RecordError: if the folder has no records, or invalid ones, or ones that fail `records.check_comparable`, or if
-            all archives together would exceed MAX_BYTES.
+        RecordError: if there is no such folder, or it has no records, or invalid ones, or ones that fail
+            `records.check_comparable`; if a file that is no archive would be overwritten; or if all archives together
+            would exceed MAX_BYTES.
     """
+    if not Path(folder).is_dir():
+        what = "is a file" if Path(folder).exists() else "does not exist"
+        raise RecordError(f"{printable(folder)} {what}: {GIVE_FOLDER}")
     folder = Path(folder).resolve()
-    path = Path(out or folder)
-    path = path.with_name(f"{path.name.removesuffix('.jsonl')}.jsonl")
+    path = _output_path(Path(out or folder))
     cells = [folder] if any(folder.glob("*/*.json")) else sorted(p for p in folder.glob("*") if p.is_dir())
     lines: list[str] = []
     arrays: dict[str, np.ndarray] = {}
     for cell in cells:
         cell_name = cell.name if cell != folder else ""
-        for record in records.read_all(cell):
+        cell_records = records.read_all(cell)
+        if cell_name and cell_records:
+            check_cell(cell_name, printable(folder))
+        for record in cell_records:
             record_arrays: dict[str, np.ndarray] = {}
             for name, x in _arrays_to_publish(cell, record):
                 if name.startswith("labels/"):
-                    digest = records.arrays_digest({name: x})
-                    arrays[f"{name}/{digest}"] = x
-                    x = np.array(digest)
+                    labels_digest = digest({name: x})
+                    arrays[f"{name}/{labels_digest}"] = x
+                    x = np.array(labels_digest)
                 record_arrays[name] = x
             arrays |= {f"{records.array_prefix(record, cell_name)}{name}": x for name, x in record_arrays.items()}
-            fields = asdict(replace(record, arrays=records.arrays_digest(record_arrays)))
+            fields = asdict(replace(record, arrays=digest(record_arrays)))
             lines.append(json.dumps(fields | ({"cell": cell_name} if cell_name else {}), sort_keys=True) + "\n")
     if not lines:
-        raise RecordError(f"{folder} holds no records: give a folder that a study has written, such as results/smoke")
+        raise RecordError(
+            f"{printable(folder)} holds no records: give a folder that a study has written, such as results/smoke"
+        )
     contents = {path: "".join(lines).encode()}
     if arrays:
         buffer = io.BytesIO()
@@ -77,13 +88,30 @@ def pack(folder: str | Path, out: str | Path = "") -> Path:
     return path
 
 
+def _output_path(path: Path) -> Path:
+    """The .jsonl file to write; refuses one that would overwrite other files than an archive."""
+    name = path.name.removesuffix(".jsonl")
+    if name in ("", ".."):
+        raise RecordError(f"{printable(path)} names no file to write: give --out a path such as results/mine.jsonl")
+    path = path.with_name(f"{name}.jsonl")
+    try:
+        is_archive = any(records.read_cells(path).values())
+    except (RecordError, OSError):
+        is_archive = False
+    for existing in (path, records.arrays_path(path)):
+        if existing.exists() and not is_archive:
+            what = f"{printable(existing)} would be overwritten, but belongs to no archive of records"
+            raise RecordError(f"{what}: choose another --out")
+    return path
+
+
 def _check_size(folder: Path, contents: Mapping[Path, bytes]) -> None:
     published = [p for ending in ("jsonl", "npz") for p in folder.glob(f"*.{ending}") if p not in contents]
     total = sum(p.stat().st_size for p in published) + sum(map(len, contents.values()))
     if total > MAX_BYTES:
         raise RecordError(
-            f"all published studies in {folder} would take {total / 2**20:.1f} MiB, more than {MAX_BYTES // 2**20}: "
-            "pack fewer runs, or move old studies elsewhere"
+            f"all published studies in {printable(folder)} would take {total / 2**20:.1f} MiB, more than "
+            f"{MAX_BYTES // 2**20}: pack fewer runs, or move old studies elsewhere"
         )
 
 
@@ -108,7 +136,19 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
         elif kind not in ("labels", "groups", "classes", "examples"):
             yield name, x
     if not any(name.startswith("curve/") for name in arrays):
-        yield from curve_arrays(read_metrics(folder / record.experiment / f"{record.name}.jsonl")).items()
+        yield from _curves_of_run(folder, record).items()
+
+
+def _curves_of_run(folder: Path, record: Record) -> dict[str, np.ndarray]:
+    """The training curves of a run's metrics file; raises RecordError for a damaged file, naming it."""
+    path = folder / record.experiment / f"{record.name}.jsonl"
+    try:
+        return curve_arrays(read_metrics(path))
+    except DocumentError as error:
+        raise RecordError(str(error)) from None
+    except (KeyError, TypeError, ValueError):
+        reason = "every row at the end of an epoch must have the same metrics, as numbers"
+        raise RecordError(f"{printable(path)} does not hold the curves of a run: {reason}") from None
 
 
 def curve_arrays(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
@@ -134,7 +174,7 @@ def read_curves(results: str | Path, record: Record) -> list[dict[str, float]]:
             arrays = {}
         arrays = {name: x for name, x in arrays.items() if name.startswith("curve/")}
     else:
-        arrays = curve_arrays(read_metrics(Path(results) / record.experiment / f"{record.name}.jsonl"))
+        arrays = _curves_of_run(Path(results), record)
     names = [name.removeprefix("curve/") for name in arrays]
     return [dict(zip(names, map(float, row), strict=True)) for row in zip(*arrays.values(), strict=True)]
 
@@ -186,11 +226,11 @@ def main(argv: list[str] | None = None) -> None:
             return
         path = pack(args.folder, args.out)
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     files = [p for p in (path, records.arrays_path(path)) if p.is_file()]
     packed = [(cell, record) for cell, cell_records in records.read_cells(path).items() for record in cell_records]
     size = sum(p.stat().st_size for p in files)
-    print(f"{len(packed)} records -> {', '.join(map(str, files))}, {size / 2**20:.2f} MiB")
+    print(f"{len(packed)} records -> {', '.join(map(printable, files))}, {size / 2**20:.2f} MiB")
     networks = [(cell, record) for cell, record in packed if record.experiment in (*TRAINED, "fuse")]
     if missing := sum(not _has_predictions(path, record, cell) for cell, record in networks):
         print(f"{missing} networks have no predictions next to their records: only their metrics are published")

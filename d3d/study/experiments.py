@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from d3d.files import shown
 from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,
@@ -25,7 +26,7 @@ from d3d.study.parameters import (
     TrainConfig,
     Tvl1Config,
 )
-from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown, shown
+from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown
 
 # Keys of a profile that are not parameters: they say which runs the study has.
 PROFILE_KEYS = (

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d3d.files import check_file, check_folder
+from d3d.files import check_file, check_folder, shown
 from d3d.study import plan
 from d3d.study.parameters import RENDERED_DATASETS
-from d3d.study.schema import flatten, shown
+from d3d.study.schema import flatten
 
 # Bytes per pixel of a clip: uint8 RGB, float16 flow, and a mask; of a rendered frame in float32, with its exact flow.
 RGB, FLOW, MASK, RENDERED = 3, 4, 1, 20

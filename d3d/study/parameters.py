@@ -8,14 +8,16 @@ parameter names are unique over all groups, so notebooks and records list them w
 from dataclasses import dataclass
 from typing import Any
 
+from d3d.files import shown
 from d3d.study.arms import NAME
-from d3d.study.schema import Group, parameter, shown
+from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
 RENDERED_DATASETS = ("sprites",)
 FILE_DATASETS = ("folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "table", "ava")
 # Upper bound of training seeds; twins and probes draw from seeds above it.
 MAX_SEED = 1000
+# Names of arms are parts of the names of files, and of contrasts (d3d/report/contrasts.py).
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
 CHANGEABLE_ON_RESUME = ("results", "workers", "save_every")
 SPRITE_CLASSES = 16

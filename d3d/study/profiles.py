@@ -15,11 +15,16 @@ from typing import Any
 
 import yaml
 
+from d3d import documents
+from d3d.files import printable, shown
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, defaults, refuse_unknown_keys
 from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import TRAINED
 from d3d.study.schema import ParameterError, check_type, refuse_unknown
+
+MOST_EXTENDED = 20  # profiles in a chain
+LONGEST_NAME = 100  # characters of the name of a profile
 
 
 def read_profile(path: str | Path) -> dict[str, Any]:
@@ -33,7 +38,7 @@ def read_profile(path: str | Path) -> dict[str, Any]:
     try:
         _check(profile)
     except ParameterError as error:
-        raise ParameterError(f"{path}: {error}") from None
+        raise ParameterError(f"{printable(path)}: {error}") from None
     return profile
 
 
@@ -45,27 +50,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
         OSError: for a file that cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path} is no YAML file: {' '.join(str(error).split())}") from None
+        content = documents.read_yaml(path)
+    except documents.DocumentError as error:
+        raise ParameterError(str(error)) from None
     if not isinstance(content, dict):
-        raise ParameterError(f"{path} must map parameters to values, such as `epochs: 8`")
+        raise ParameterError(f"{printable(path)} must map parameters to values, such as `epochs: 8`")
     return content
 
 
 def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     """Reads a profile and those that it extends; `extending` are the profiles that extend it."""
+    where = printable(path)
     if path in extending:
-        raise ParameterError(f"{path} extends itself, through {extending[-1]}")
+        raise ParameterError(f"{where} extends itself, through {printable(extending[-1])}")
+    if len(extending) == MOST_EXTENDED:
+        raise ParameterError(f"{where} ends a chain of {len(extending)} profiles that extend each other: the limit")
     content = read_yaml(path)
-    base = content.pop("extends", None)
-    if base is None:
+    if "extends" not in content:
         return content
-    if not isinstance(base, str) or Path(base).name != base:
-        raise ParameterError(f"{path}: extends must name a profile in the same folder, such as h200, not {base!r}")
+    base = content.pop("extends")
+    if not isinstance(base, str) or Path(base).name != base or "\0" in base or len(base) > LONGEST_NAME:
+        raise ParameterError(
+            f"{where}: extends must name a profile in the same folder, such as h200, not {shown(base)}"
+        )
     base_path = path.with_name(f"{base}.yaml")
     if not base_path.is_file():
-        raise ParameterError(f"{path} extends {base!r}, but there is no {base_path}")
+        raise ParameterError(f"{where} extends {shown(base)}, but there is no {printable(base_path)}")
     return _read_extended(base_path, (*extending, path)) | content
 
 
@@ -79,12 +89,12 @@ def _check(profile: dict[str, Any]) -> None:
     _check_arms(profile)
     students, overrides = profile.setdefault("students", {}), profile.setdefault("overrides", {})
     if not isinstance(overrides, dict):
-        raise ParameterError(f"overrides must map arms to their parameters, not {overrides!r}")
+        raise ParameterError(f"overrides must map arms to their parameters, not {shown(overrides)}")
     for arm in overrides:
         _check_arm(arm, "overrides")
     for arm, arm_overrides in {"students": students, **overrides}.items():
         if not isinstance(arm_overrides, dict):
-            raise ParameterError(f"{arm} must map parameters to values, not {arm_overrides!r}")
+            raise ParameterError(f"{arm} must map parameters to values, not {shown(arm_overrides)}")
         arm_defaults = defaults("distill" if arm == "students" else ARMS[arm].experiment)
         refuse_unknown(arm_overrides, set(arm_defaults) - {"seed", "results", "arm"}, f"parameter of {arm}")
         for name, value in arm_overrides.items():
@@ -94,18 +104,18 @@ def _check(profile: dict[str, Any]) -> None:
 def _check_seeds(profile: dict[str, Any]) -> None:
     seeds = profile.get("seeds")
     if not _is_distinct_list(seeds, int) or not seeds or not all(0 <= s < MAX_SEED for s in seeds):
-        raise ParameterError(f"seeds must list whole numbers from 0 to {MAX_SEED - 1}, each once, not {seeds!r}")
+        raise ParameterError(f"seeds must list whole numbers from 0 to {MAX_SEED - 1}, each once, not {shown(seeds)}")
     for name in ("examined_seeds", "ablation_seeds"):
         subset = profile.setdefault(name, seeds)
         if not _is_distinct_list(subset, int) or not set(subset) <= set(seeds):
-            raise ParameterError(f"{name} must be some of the seeds, not {subset!r}")
+            raise ParameterError(f"{name} must be some of the seeds, not {shown(subset)}")
 
 
 def _check_arms(profile: dict[str, Any]) -> None:
     for key in ("arms", "ablations"):
         arms = profile.setdefault(key, [])
         if not _is_distinct_list(arms, str) or (key == "arms" and not arms):
-            raise ParameterError(f"{key} must list arms, each once, not {arms!r}")
+            raise ParameterError(f"{key} must list arms, each once, not {shown(arms)}")
         for arm in arms:
             _check_arm(arm, key)
     if duplicates := sorted(set(profile["arms"]) & set(profile["ablations"])):
@@ -126,7 +136,7 @@ def _check_arm(arm: Any, key: str) -> None:
     """Refuses an arm, listed under `key`, that is unknown or not trained."""
     trained = [name for name, entry in ARMS.items() if entry.experiment in TRAINED]
     if arm not in trained:
-        raise ParameterError(f"{key} names {arm!r}, which is not one of the trained arms: {', '.join(trained)}")
+        raise ParameterError(f"{key} names {shown(arm)}, which is not one of the trained arms: {', '.join(trained)}")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -150,4 +160,4 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(dump(read_profile(args.profile)), end="")
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))

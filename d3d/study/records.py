@@ -8,28 +8,27 @@ archive is a published study: all records in one .jsonl file, all arrays in one 
 is a network, ensemble or variant that a study compares, such as `rgb` or `d3d`.
 """
 
-import hashlib
 import io
 import json
 import os
 import platform
 import subprocess
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from dataclasses import fields as dataclass_fields
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import numpy as np
 
-from d3d.files import write_atomic
+from d3d import documents
+from d3d.files import printable, shown, write_atomic
+from d3d.npz import NpzFile
+from d3d.study.arrays import check_answers, digest, open_npz, read_array, short_sha256
+from d3d.study.fields import Record, RecordError, check, check_cell, to_record, where_of
 
-SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
@@ -39,48 +38,6 @@ PACKAGES = (
 HEADLINE_METRICS = ("iid/top1", "/test/top1", "/val/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
 
 
-class RecordError(ValueError):
-    """A file that is not a complete, valid record or does not belong to its folder; the message names it."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """The record of one run.
-
-    Attributes:
-        experiment: name of the experiment.
-        arm: name of the arm, such as `rgb`.
-        seed: seed of the run.
-        params: all parameters that the experiment's notebook can set.
-        metrics: values by name, such as `iid/top1`.
-        stand_in: whether rendered sprites stand in for the paper's videos.
-        provenance: the result of `provenance()`, plus `seconds` (duration of the run) and `made_from` (the arm's
-            inputs, see d3d/study/plan.py).
-        files: for video files, the numbers of clips `listed`, `found`, `missing` and `decoded`, and `refused` (path of
-            each unreadable file to the reason), `missing_first` (up to 20 names) and, with flow, `flow`; empty for
-            sprites.
-        arrays: checksum of the arrays; empty: there are none. The first 16 hex digits of the SHA-256 of the .npz file,
-            or in an archive of the record's arrays (`arrays_digest`).
-        schema: version of this format.
-    """
-
-    experiment: str
-    arm: str
-    seed: int
-    params: dict[str, Any]
-    metrics: dict[str, float]
-    stand_in: bool
-    provenance: dict[str, Any]
-    files: dict[str, Any] = field(default_factory=dict)
-    arrays: str = ""
-    schema: int = SCHEMA
-
-    @property
-    def name(self) -> str:
-        """File name of the record without its suffix."""
-        return f"{self.arm}-seed{self.seed}"
-
-
 def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> Path:
     """Writes the arrays, if any, to <arm>-seed<seed>.npz in <results>/<experiment>, then the record to the .json.
 
@@ -88,25 +45,20 @@ def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] 
         The path of the JSON file.
 
     Raises:
-        ValueError: for a metric that is not finite, naming it.
+        RecordError: for a value that a record may not hold, naming it.
         OSError: for a file that cannot be written, naming it.
     """
-    if bad := [name for name, value in record.metrics.items() if not np.isfinite(value)]:
-        raise ValueError(f"metric {bad[0]!r} of {record.experiment}/{record.name} is {record.metrics[bad[0]]}")
+    check(record, where_of(record))
     path = Path(results) / record.experiment / f"{record.name}.json"
     contents: dict[Path, bytes] = {}
     if arrays:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         contents[path.with_suffix(".npz")] = buffer.getvalue()
-        record = replace(record, arrays=_short_sha256(buffer.getvalue()))
+        record = replace(record, arrays=short_sha256(buffer.getvalue()))
     contents[path] = (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
     write_atomic(contents)
     return path
-
-
-def _short_sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read(path: str | Path) -> Record:
@@ -117,39 +69,29 @@ def read(path: str | Path) -> Record:
         OSError: for a file that cannot be read.
     """
     path = Path(path)
-    record = _to_record(_parse(path.read_bytes(), str(path)), str(path))
+    where = printable(path)
+    record = to_record(_parse(_content(path), where), where)
     if path.stem != record.name or path.parent.name != record.experiment:
-        raise RecordError(f"{path} holds the record of {record.experiment}/{record.name}: it was moved or renamed")
+        raise RecordError(f"{where} holds the record of {record.experiment}/{record.name}: it was moved or renamed")
     return record
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return documents.read_bytes(path)
+    except documents.DocumentError as error:
+        raise RecordError(str(error)) from None
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
     """Reads the fields of a record from its JSON; `where` names the source in errors."""
     try:
-        fields = json.loads(content)
-    except ValueError:
-        raise RecordError(f"{where} is not complete JSON, as a record must be: delete it and repeat the run") from None
+        fields = documents.parse_json(content, where)
+    except documents.DocumentError as error:
+        raise RecordError(f"{error}; if a run wrote it, delete it and repeat the run") from None
     if not isinstance(fields, dict) or "schema" not in fields:
         raise RecordError(f"{where} is not a run record: it has no field 'schema'")
     return fields
-
-
-def _to_record(fields: dict[str, Any], where: str) -> Record:
-    """Makes a record from its fields and checks their types; `where` names the source in errors."""
-    if fields["schema"] != SCHEMA:
-        raise RecordError(f"{where} has schema {fields['schema']!r}, this version reads {SCHEMA}: repeat the run")
-    try:
-        record = Record(**fields)
-    except TypeError as error:
-        raise RecordError(f"{where} is not a run record: {str(error).removeprefix('Record.__init__() ')}") from None
-    for f in dataclass_fields(Record):
-        field_type = get_origin(f.type) or f.type
-        if type(getattr(record, f.name)) is not field_type:
-            value = getattr(record, f.name)
-            raise RecordError(f"{where}: {f.name} must be of type {field_type.__name__}, not {value!r}")
-    if bad := [name for name, value in record.metrics.items() if type(value) not in (int, float)]:
-        raise RecordError(f"{where}: metric {bad[0]!r} must be a number, not {record.metrics[bad[0]]!r}")
-    return record
 
 
 def is_archive(results: str | Path) -> bool:
@@ -171,11 +113,13 @@ def read_cells(results: str | Path) -> dict[str, list[Record]]:
     """
     cells: dict[str, list[Record]] = {}
     path = Path(results)
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
-        where = f"line {number} of {path}"
+    for number, line in enumerate(_content(path).splitlines() if path.exists() else [], 1):
+        where = f"line {number} of {printable(path)}"
         fields = _parse(line, where)
         cell = fields.pop("cell", "")
-        cells.setdefault(cell, []).append(_to_record(fields, where))
+        if cell != "":
+            check_cell(cell, where)
+        cells.setdefault(cell, []).append(to_record(fields, where))
     return cells
 
 
@@ -209,15 +153,15 @@ def check_comparable(records: Sequence[Record], results: str | Path) -> None:
     """
     counts = Counter((record.experiment, record.name) for record in records)
     if duplicates := [f"{experiment}/{name}" for (experiment, name), count in counts.items() if count > 1]:
-        raise RecordError(f"{results} holds {duplicates[0]} more than once: keep one of them")
+        raise RecordError(f"{printable(results)} holds {duplicates[0]} more than once: keep one of them")
     first_of_arm: dict[tuple[str, str], Record] = {}
     for record in records:
         first = first_of_arm.setdefault((record.experiment, record.arm), record)
         params, first_params = _common_params(record), _common_params(first)
         if differing := [name for name in params if params[name] != first_params.get(name)]:
             raise RecordError(
-                f"{record.experiment}/{record.name} and {first.name} under {results} were made with different "
-                f"{', '.join(differing)}: delete the one that does not belong there"
+                f"{where_of(record)} and {first.name} under {printable(results)} were made with different "
+                f"{', '.join(map(printable, differing[:5]))}: delete the one that does not belong there"
             )
 
 
@@ -242,13 +186,15 @@ def read_arrays(results: str | Path, record: Record, *, cell: str = "") -> dict[
     if is_archive(results):
         return _read_archived_arrays(arrays_path(results), record, cell)
     path = Path(results) / record.experiment / f"{record.name}.npz"
+    where = printable(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, although its record exists: run {record.experiment!r} again")
-    content = path.read_bytes()
-    if _short_sha256(content) != record.arrays:
-        raise RecordError(f"{path} does not match the checksum in its record: run {record.experiment!r} again")
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        return dict(file)
+        raise FileNotFoundError(f"{where} is missing, although its record exists: run {record.experiment!r} again")
+    if short_sha256(path.read_bytes()) != record.arrays:
+        raise RecordError(f"{where} does not match the checksum in its record: run {record.experiment!r} again")
+    with open_npz(path) as file:
+        arrays = {name: read_array(file, name) for name in file.names}
+    check_answers(arrays, where)
+    return arrays
 
 
 def arrays_path(archive: str | Path) -> Path:
@@ -263,25 +209,25 @@ def array_prefix(record: Record, cell: str = "") -> str:
 
 
 def _read_archived_arrays(path: Path, record: Record, cell: str) -> dict[str, np.ndarray]:
-    prefix = array_prefix(record, cell)
+    prefix, where = array_prefix(record, cell), printable(path)
     if not record.arrays or not path.is_file():
-        raise FileNotFoundError(f"no arrays of {prefix[:-1]} in {path}: they were not published")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name.removeprefix(prefix): file[name] for name in file.files if name.startswith(prefix)}
-            if arrays_digest(arrays) != record.arrays:
-                raise RecordError(f"the arrays of {prefix[:-1]} in {path} do not match the checksum in the record")
-            # An array `labels/<split>` is the digest of the labels, which are stored once as `labels/<split>/<digest>`.
-            labels = {name: file[f"{name}/{x}"] for name, x in arrays.items() if name.startswith("labels/")}
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        raise RecordError(f"{path} is not a complete archive of arrays: {error}") from None
-    return arrays | labels
+        raise FileNotFoundError(f"no arrays of {prefix[:-1]} in {where}: they were not published")
+    with open_npz(path) as file:
+        names = [name for name in file.names if name.startswith(prefix)]
+        arrays = {name.removeprefix(prefix): read_array(file, name) for name in names}
+        if digest(arrays) != record.arrays:
+            raise RecordError(f"the arrays of {prefix[:-1]} in {where} do not match the checksum in the record")
+        arrays |= _shared_labels(file, arrays)
+    check_answers(arrays, f"{prefix[:-1]} in {where}")
+    return arrays
 
 
-def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Returns the shortened SHA-256 of arrays and their names; empty if there are none."""
-    content = [f"{name} {x.dtype} {x.shape}".encode() + x.tobytes() for name, x in sorted(arrays.items())]
-    return _short_sha256(b"".join(content)) if content else ""
+def _shared_labels(file: NpzFile, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The labels of a record: its array `labels/<split>` is their digest, they are stored once, under its name."""
+    labels = {name: f"{name}/{x}" for name, x in arrays.items() if name.startswith("labels/")}
+    if missing := set(labels.values()) - set(file.names):
+        raise RecordError(f"{printable(file.path)} has no array {shown(min(missing))}, which a record needs")
+    return {name: read_array(file, stored) for name, stored in labels.items()}
 
 
 def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> list[Record]:
@@ -294,7 +240,7 @@ def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> 
     """
     records = [record for record in read_all(results, [experiment]) if record.arm in arms]
     if not records:
-        raise FileNotFoundError(f"no records of {experiment!r} under {results}: run that experiment first")
+        raise FileNotFoundError(f"no records of {experiment!r} under {printable(results)}: run that experiment first")
     lowest = min(record.seed for record in records)
     return sorted((record for record in records if record.seed == lowest), key=lambda record: arms.index(record.arm))
 
@@ -321,7 +267,7 @@ def load(results: str | Path, *, needs: Sequence[str] = ()):
     ]
     table = pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
     if missing := [name for name in needs if name not in set(table["experiment"])]:
-        raise FileNotFoundError(f"no records of {missing[0]!r} under {results}: run that experiment first")
+        raise FileNotFoundError(f"no records of {missing[0]!r} under {printable(results)}: run that experiment first")
     return table
 
 
@@ -380,5 +326,5 @@ def headline(record: Record) -> str:
     """Returns one line: the run, its main metric and its duration."""
     ranked = (name for suffix in HEADLINE_METRICS for name in record.metrics if name.endswith(suffix))
     metric = next(ranked, next(iter(record.metrics), None))
-    value = f"{metric} {record.metrics[metric]:.3f}" if metric else "no metric"
-    return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance.get('seconds', 0):6.1f} s"
+    value = f"{printable(metric)} {record.metrics[metric]:.3f}" if metric else "no metric"
+    return f"{record.experiment:<12} {record.name:<22} {value:<32} {record.provenance['seconds']:6.1f} s"

@@ -5,30 +5,16 @@ class Optimiser(Group):
 """
 
 import math
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, field, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any
 
+from d3d.files import shown
+
+LONGEST_LIST = 500  # characters of the names that a message lists
 # No path of a file is longer on Linux.
 LONGEST_TEXT = 4096
-
-
-class _Shown(reprlib.Repr):
-    """Shortens values, also integers of more digits than Python writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 80
-
-    def repr_int(self, x: int, level: int) -> str:
-        digits = int(x.bit_length() * math.log10(2)) + 1
-        return repr(x) if digits < 30 else f"an integer of about {digits} digits"
-
-
-def shown(value: Any) -> str:
-    """Returns a value as messages show it: on one line and shortened."""
-    return _Shown().repr(value)
 
 
 class ParameterError(ValueError):
@@ -169,8 +155,17 @@ def refuse_unknown(names: Iterable[str], allowed: Iterable[str], description: st
         allowed: the names that exist.
         description: the kind of the allowed names, for the message, such as "parameter of 'train'".
     """
-    if unknown := sorted(set(names) - set(allowed), key=str):
-        raise ParameterError(f"{shown(unknown[0])} is no {description}, which takes {', '.join(sorted(allowed))}")
+    if unknown := sorted(set(names) - set(allowed)):
+        raise ParameterError(f"{shown(unknown[0])} is no {description}, which takes {_listed(unknown[0], allowed)}")
+
+
+def _listed(name: str, allowed: Iterable[str]) -> str:
+    """The allowed names, or those closest to `name` where all would make a message too long to read."""
+    names = sorted(allowed)
+    if len(", ".join(names)) <= LONGEST_LIST:
+        return ", ".join(names)
+    closest = get_close_matches(name[:LONGEST_LIST], names, n=5) or names[:5]
+    return f"{', '.join(closest)} and {len(names) - len(closest)} others"
 
 
 def check_type(name: str, value: Any, default: Any) -> Any:

@@ -27,12 +27,12 @@ from typing import Any
 import torch
 
 from d3d import files
+from d3d.files import shown
 from d3d.progress import close_output
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
-from d3d.study.schema import shown
 from d3d.train.loop import Stopped
 from d3d.train.run import run
 from d3d.train.team import join_team

@@ -158,7 +158,7 @@ def flipped_data(folder: Path) -> None:
 WHOLE_NPZ = packed(**{STEM: np.zeros(STEM_SHAPE, np.float32)})
 STORED_STEM = zipped({f"{STEM}.npy": npy(stem_header(), bytes(4 * int(np.prod(STEM_SHAPE))))})
 CONVERT = ["convert", "net.npz", "out.safetensors"]
-NO_NPZ = r"net\.npz is not a complete \.npz file of arrays: {}; write it with numpy\.savez"
+NO_NPZ = r"net\.npz is not a complete \.npz file of arrays: {}"
 QUOTED_STEM = rf"'{STEM}'"
 BAD_HEADER = NO_NPZ.format(f"the header of {QUOTED_STEM} is damaged")
 BAD_SIZE = NO_NPZ.format(f"{QUOTED_STEM} has another size than its shape .* needs")
@@ -192,8 +192,8 @@ NPZ_CASES = [
     npz_case("cut", content(WHOLE_NPZ[: len(WHOLE_NPZ) // 2]), NO_ZIP),
     npz_case("directory damaged", content(WHOLE_NPZ.replace(b"PK\x01\x02", b"PK\x09\x09")), NO_ZIP),
     npz_case("variable missing", npz(stem=None), r"net\.npz is not an S3D-G: it has no variable …/.*, but .*"),
-    npz_case("data damaged", damaged_data, rf"net\.npz is not a complete .*: {QUOTED_STEM} is damaged; .*"),
-    npz_case("data flipped", flipped_data, rf"net\.npz is not a complete .*: {QUOTED_STEM} is damaged; .*"),
+    npz_case("data damaged", damaged_data, rf"net\.npz is not a complete .*: {QUOTED_STEM} is damaged"),
+    npz_case("data flipped", flipped_data, rf"net\.npz is not a complete .*: {QUOTED_STEM} is damaged"),
     npz_case("header damaged", content(damaged(70, 60)), BAD_HEADER),
     npz_case("unknown packing", content(patched(STORED_STEM, {METHOD: ("<H", 99)})), NO_NPZ.format(".* method 99, .*")),
     npz_case("bzip2", content(zipped({"a.npy": b"x"}, zipfile.ZIP_BZIP2)), NO_NPZ.format(".* method 12, which .*")),

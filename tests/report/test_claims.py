@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from d3d.report.ledger import arms_of, judge, read_claims
+from d3d.report.claims import read_claims
+from d3d.report.contrasts import arms_of
+from d3d.report.ledger import judge
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults
 from d3d.study.plan import PUBLISHED
 from d3d.study.profiles import read_profile
 from d3d.video import annotations
+from tests.study.test_records import PROVENANCE
 from tests.video import official
 
 CLAIMS = {claim.id: claim for claim in read_claims().claims}
@@ -86,7 +89,13 @@ def test_a_row_of_the_paper_can_be_met(name, tmp_path):
             for arm in arms_of(condition.contrast):
                 for seed in range(claim.seeds):
                     record = records.Record(
-                        ARMS[arm].experiment, arm, seed, {}, {condition.metric: 0.99 + seed / 1000}, stand_in, {}
+                        ARMS[arm].experiment,
+                        arm,
+                        seed,
+                        {},
+                        {condition.metric: 0.99 + seed / 1000},
+                        stand_in,
+                        PROVENANCE,
                     )
                     records.write(tmp_path / str(stand_in), record)
         verdicts = judge(read_claims(), records.load(tmp_path / str(stand_in)))

@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 
 from d3d.report import comparisons
-from d3d.report.ledger import Claim, Condition, Finding, Ledger, judge, measure
+from d3d.report.claims import Claim, Condition, Ledger
+from d3d.report.contrasts import ClaimError
+from d3d.report.ledger import Finding, judge, measure
 from d3d.report.stats import Interval
 from d3d.study import archive, records
 from d3d.study.records import Record
+from tests.study.test_records import PROVENANCE
 
 TOP1 = "iid/top1"
 
@@ -45,7 +48,7 @@ def test_a_linear_condition_is_rewritten_as_a_ratio():
     assert (ratio.metric, ratio.above) == (TOP1, 0.1)
     assert measure(rows, Condition(ratio.contrast, ratio.metric)).values == pytest.approx((0.25, 0.75))
     without = judge(Ledger((Claim("H2", "", "", "", conditions=conditions[:1]),), 3), rows)
-    with pytest.raises(KeyError, match="H2 has no condition of the form"):
+    with pytest.raises(ClaimError, match="H2 has no condition of the form"):
         comparisons.ratio_condition(without, "H2")
 
 
@@ -95,7 +98,9 @@ def test_lambda_is_that_of_the_records(tmp_path):
         for seed in range(seeds):
             records.write(
                 tmp_path,
-                Record("distill", arm, seed, {"lambda_": lambda_, "seed": seed}, {TOP1: lambda_ + seed}, True, {}),
+                Record(
+                    "distill", arm, seed, {"lambda_": lambda_, "seed": seed}, {TOP1: lambda_ + seed}, True, PROVENANCE
+                ),
             )
     by_lambda = comparisons.lambda_table(tmp_path, [TOP1, "val/top1"])
     assert sorted(zip(by_lambda["lambda_"], by_lambda["seed"], by_lambda["value"], strict=True)) == [
@@ -108,7 +113,7 @@ def test_lambda_is_that_of_the_records(tmp_path):
 
 def test_training_histories_have_one_row_per_epoch(tmp_path):
     for seed in (0, 1):
-        path = records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, {}))
+        path = records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, PROVENANCE))
     lines = [{"event": "start"}, {"epoch": 0.5, "loss": 9.0}, {"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}]
     path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     histories = comparisons.training_histories(tmp_path, ["rgb"])
@@ -128,7 +133,7 @@ def test_score_table_prints_mean_and_half_interval():
 
 def test_a_run_that_writes_several_records_is_counted_once(tmp_path, monkeypatch):
     def record(experiment, arm, seed, seconds, params, folder="h200"):
-        provenance = {"started": "2026-01-01", "seconds": seconds, "device": "gpu"}
+        provenance = PROVENANCE | {"seconds": seconds, "device": "gpu"}
         records.write(tmp_path / folder, Record(experiment, arm, seed, params, {TOP1: 0.5}, True, provenance))
 
     record("probe", "rgb", 0, 1800.0, {"seed": 0})
@@ -164,6 +169,6 @@ def test_the_exploration_is_split_into_two_halves_of_seeds():
 def test_hours_of_overlapping_runs_are_counted_once(tmp_path):
     """Ten minutes, ten minutes that overlap them by five, two minutes within these, and later thirty minutes."""
     for seed, (start, minutes) in enumerate([("10:00:00", 10), ("10:05:00", 10), ("10:06:00", 2), ("11:00:00", 30)]):
-        provenance = {"started": f"2026-01-01T{start}+00:00", "seconds": 60.0 * minutes, "device": "gpu"}
+        provenance = PROVENANCE | {"started": f"2026-01-01T{start}+00:00", "seconds": 60.0 * minutes}
         records.write(tmp_path, Record("train", "rgb", seed, {}, {TOP1: 0.5}, True, provenance))
     assert comparisons.busy_hours(tmp_path) == pytest.approx(0.75)

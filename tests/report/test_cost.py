@@ -5,11 +5,12 @@ import pytest
 from d3d.report import cost
 from d3d.study.plan import BENCH
 from d3d.study.records import Record, write
+from tests.study.test_records import PROVENANCE
 
 
 def bench(folder, arm: str, params=None, **metrics: float):
     """Writes a record of `make bench`; `__` in a metric's name stands for `/`."""
-    provenance = {"started": "2026-01-01", "device": "a GPU", "commit": "0123456789abcdef", "dirty": True}
+    provenance = PROVENANCE | {"device": "a GPU", "dirty": True}
     write(
         folder,
         Record("bench", arm, 0, params or {}, {k.replace("__", "/"): v for k, v in metrics.items()}, False, provenance),

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from d3d.report import comparisons, front
-from d3d.report.ledger import judge, read_claims
+from d3d.report.claims import read_claims
+from d3d.report.ledger import judge
 from d3d.study import records
 from d3d.study.plan import PUBLISHED
 from d3d.study.records import ROOT

@@ -7,13 +7,14 @@ from d3d.report import jhmdb
 from d3d.study import archive, records
 from d3d.study.plan import JHMDB
 from d3d.study.records import Record
+from tests.study.test_records import PROVENANCE
 
 PARAMS = {"frames": 16, "size": 112, "epochs": 60}
 
 
 def write(folder, cell, arm, seed, top1, lambda_=0.0):
     metrics = {"jhmdb/test/top1": top1, "jhmdb/test/still/top1": top1 + 0.1, "jhmdb/test/moving/top1": top1 - 0.1}
-    provenance = {"started": "2026-01-01", "seconds": 60.0, "device": "a GPU", "commit": "0123456789abcdef"}
+    provenance = PROVENANCE | {"seconds": 60.0, "device": "a GPU"}
     experiment = "distill" if lambda_ else "train"
     params, metrics = PARAMS | {"lambda_": lambda_}, metrics | {"seconds/train": 20.0 + seed}
     record = Record(experiment, arm, seed, params, metrics, False, provenance, files={"decoded": 30})

@@ -1,11 +1,17 @@
 """Verdicts on small tables whose outcome is known."""
 
+import re
+
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d3d.report import ledger
-from d3d.report.ledger import ClaimError, Condition, Finding, Ledger, judge, measure, outcome, read_claims
+from d3d.report.claims import Condition, Ledger, read_claims
+from d3d.report.contrasts import ClaimError, arms_of
+from d3d.report.ledger import Finding, judge, measure, outcome
 from d3d.report.pages import finding_text
 from d3d.report.stats import Interval, interval
 
@@ -131,22 +137,31 @@ def test_a_reported_rule_is_not_judged(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"any": []}, "claim H1 needs a rule with one of: all, report, follows"),
+        ({"any": []}, "claim H1: rule must be a rule with one of: all, report, follows, not {'any'"),
         ({"all": [{"contrast": "d3d -", "metric": "m", "above": 0}]}, "'d3d -' is not a contrast such as d3d - rgb"),
         ({"all": [{"contrast": "open('x')", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
         ({"all": [{"contrast": "d3d.x", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
         ({"all": [{"contrast": "max(d3d, key=rgb)", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
         ({"all": [{"contrast": "d3d", "metric": "m"}]}, "a judged condition has one of above and below"),
         ({"report": [{"contrast": "d3d", "metric": "m", "above": 0}]}, "a reported one neither"),
-        ({"all": [{"contrast": "d3d", "metrik": "m", "above": 0}]}, "unexpected keyword argument 'metrik'"),
+        (
+            {"all": [{"contrast": "d3d", "metrik": "m", "above": 0}]},
+            "condition 1 has the unknown key 'metrik'; there are contrast, metric",
+        ),
         ({"follows": "H9"}, "follows 'H9', which is not a claim"),
         ({"follows": "H1"}, "follows 'H1', which is not a claim with its own conditions"),
-        ({"all": []}, "claim H1 has an empty rule"),
-        ({"all": [{"contrast": "max()", "metric": "m", "above": 0}]}, "'max\\(\\)' is not a contrast"),
-        ({"all": [{"contrast": "1 / 0", "metric": "m", "above": 0}]}, "claim H1: '1 / 0' is not a contrast"),
+        ({"all": []}, r"claim H1: all must list one condition or more, not \[\]"),
+        ({"all": [{"contrast": "max()", "metric": "m", "above": 0}]}, r"'max\(\)': max needs one value or more"),
+        (
+            {"all": [{"contrast": "1 / 0", "metric": "m", "above": 0}]},
+            "claim H1, condition 1: '1 / 0': it divides by zero",
+        ),
         ({"all": [{"contrast": "0.5", "metric": "m", "above": 0}]}, "'0.5' names no arm"),
-        ({"all": [{"contrast": "d3d", "metric": "m", "above": "x"}]}, "a bound must be a number, not 'x'"),
-        ({"all": [{"contrast": "d3d", "metric": 3, "above": 0}]}, "contrast and metric must be text"),
+        ({"all": [{"contrast": "d3d", "metric": "m", "above": "x"}]}, "above must be a finite number, not 'x'"),
+        (
+            {"all": [{"contrast": "d3d", "metric": 3, "above": 0}]},
+            "metric must be the name of a metric such as iid/top1, not 3",
+        ),
     ],
 )
 def test_a_rule_that_does_not_parse_names_its_claim(tmp_path, rule, message):
@@ -251,7 +266,7 @@ def test_an_arm_may_have_a_point_in_its_name():
     rows = table({"d3d": [0.5, 0.6, 0.9], "d3d_lambda_0.1": [0.4, 0.7]})
     assert measure(rows, Condition("d3d_lambda_0.1 - d3d", TOP1)).values == pytest.approx((-0.1, 0.1))
     assert measure(rows, Condition("0.5 * d3d_lambda_0.1", TOP1)).values == pytest.approx((0.2, 0.35))
-    assert ledger.arms_of("max(d3d_lambda_0.1, d3d) - 0.1") == {"d3d_lambda_0.1", "d3d"}
+    assert arms_of("max(d3d_lambda_0.1, d3d) - 0.1") == {"d3d_lambda_0.1", "d3d"}
 
 
 def test_a_missing_ledger_says_where_to_run(tmp_path):
@@ -263,14 +278,56 @@ def test_a_missing_ledger_says_where_to_run(tmp_path):
 def test_an_invalid_ledger_is_refused_by_name(tmp_path, content):
     path = tmp_path / "claims.yaml"
     path.write_text(content)
-    with pytest.raises(ClaimError, match=r"claims.yaml must hold seeds and a list of claims"):
+    with pytest.raises(ClaimError, match=r"claims.yaml (must hold seeds and a list of claims|is no YAML file)"):
         read_claims(path)
 
 
 @pytest.mark.parametrize("contrast", ["d3d -", "rgb − d3d", "lambda - rgb", "max()"])
 def test_an_invalid_contrast_is_refused(contrast):
-    with pytest.raises(ClaimError, match=r"is not a contrast such as|is arithmetic on arms"):
+    with pytest.raises(ClaimError, match=r"is not a contrast such as|is arithmetic on arms|needs one value or more"):
         measure(table({"d3d": [0.5], "rgb": [0.4]}), Condition(contrast, TOP1))
+
+
+def test_arms_whose_names_differ_by_a_dot_are_two_arms():
+    rows = table({"d3d_lambda_0.1": [0.5, 0.6], "d3d_lambda_0_dot_1": [0.25, 0.5]})
+    difference = measure(rows, Condition("d3d_lambda_0.1 - d3d_lambda_0_dot_1", TOP1))
+    assert difference.values == pytest.approx((0.25, 0.1))
+
+
+def test_a_value_that_is_nan_drops_no_seed():
+    with pytest.raises(ValueError, match="iid/top1 of d3d is nan for seed 1"):
+        measure(table({"d3d": [0.5, float("nan")], "rgb": [0.4, 0.4]}), Condition("d3d - rgb", TOP1))
+
+
+def test_a_ratio_whose_denominator_is_zero_is_undecided():
+    finding = measure(table({"d3d": [0.5, 0.6], "rgb": [0.4, 0.0]}), Condition("d3d / rgb", TOP1, above=0))
+    assert outcome(finding, 2) == "undecided"
+
+
+ARITHMETIC = st.recursive(
+    st.sampled_from(["a", "b_0.1", "2", "0.5", "1e-1"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda parts: f"({' '.join(parts)})"),
+        st.tuples(st.sampled_from(["max", "min"]), inner, inner).map("{0[0]}({0[1]}, {0[2]})".format),
+        inner.map("(-{})".format),
+    ),
+    max_leaves=8,
+)
+
+
+@given(ARITHMETIC)
+def test_a_contrast_is_what_python_computes(text):
+    rows = table({"a": [0.5, 0.6], "b_0.1": [0.25, 0.75]})
+    if not arms_in(text):
+        with pytest.raises(ClaimError, match="names no arm"):
+            measure(rows, Condition(text, TOP1))
+        return
+    expected = [eval(text.replace("b_0.1", "b"), {"a": a, "b": b}) for a, b in ((0.5, 0.25), (0.6, 0.75))]
+    assert measure(rows, Condition(text, TOP1)).values == pytest.approx(expected)
+
+
+def arms_in(text):
+    return {arm for arm in ("a", "b_0.1") if re.search(rf"\b{re.escape(arm)}\b", text)}
 
 
 def test_max_and_min_take_numbers_too():

@@ -9,6 +9,7 @@ from d3d.report import pages
 from d3d.study import archive
 from d3d.study.experiments import parameter_names
 from d3d.study.records import Record, write
+from tests.study.test_records import PROVENANCE
 
 
 def write_cell(folder, name, flow, rgb, both, started):
@@ -16,7 +17,7 @@ def write_cell(folder, name, flow, rgb, both, started):
         if top1 is not None:
             metrics = {f"iid/{group}top1": top1 for group in ("", "motion/", "appearance/")}
             params = {"rho": 0.6, "amplitude": 1.0} if experiment == "train" else {}
-            write(folder / name, Record(experiment, arm, 100, params, metrics, True, {"started": started}))
+            write(folder / name, Record(experiment, arm, 100, params, metrics, True, PROVENANCE | {"started": started}))
 
 
 def test_the_regime_table_marks_the_cells_in_the_regime(tmp_path):
@@ -37,7 +38,7 @@ def test_the_regime_table_of_no_records_is_empty(tmp_path):
 
 
 def test_only_networks_count_as_published(tmp_path):
-    metrics, provenance = {"iid/top1": 0.5}, {"started": "2026-01-01"}
+    metrics, provenance = {"iid/top1": 0.5}, PROVENANCE
     write(tmp_path / "here", Record("train", "rgb", 0, {}, metrics, True, provenance))
     write(tmp_path / "published", Record("leak", "pose", 0, {}, metrics, True, provenance))
     text = pages.rerun_text(tmp_path / "here", tmp_path / "published")
@@ -55,7 +56,7 @@ def write_network(folder, arm, correct, *, experiment="train", split="folder/tes
     correct = np.asarray(correct, bool)
     logits = np.stack([correct, ~correct], 1).astype(np.float32)
     arrays = {f"logits/{split}": logits, f"labels/{split}": np.zeros(len(correct), int)}
-    write(folder, Record(experiment, arm, seed, {}, {f"{split}/top1": correct.mean()}, False, {}), arrays)
+    write(folder, Record(experiment, arm, seed, {}, {f"{split}/top1": correct.mean()}, False, PROVENANCE), arrays)
 
 
 def first_right(n, total=100):
@@ -69,7 +70,7 @@ def test_networks_side_by_side(tmp_path):
         ("fuse", "two_stream", [[1, 0], [0, 1], [0, 1], [1, 0]]),
     ]:
         arrays = {"logits/folder/test": np.array(logits, np.float32), "labels/folder/test": labels}
-        write(tmp_path, Record(experiment, arm, 3, {}, {"folder/test/top1": 0.5}, False, {}), arrays)
+        write(tmp_path, Record(experiment, arm, 3, {}, {"folder/test/top1": 0.5}, False, PROVENANCE), arrays)
     lines = cells(pages.compare(tmp_path))
     assert lines[0] == ["network", "seed", "split", "clips", "top-1"]
     # Wilson by hand for 2 of 4: the centre stays 1/2, half the width is z sqrt(1/16 + z²/64) / (1 + z²/4).
@@ -108,7 +109,7 @@ def test_a_rerun_beside_the_published_study(tmp_path):
     """Wilson's interval of 75 of 100 is [0.657, 0.825]: 0.66 lies within it, 0.65 does not."""
     for published, arm in ((0.66, "rgb"), (0.65, "flow")):
         write_network(tmp_path / "here", arm, np.roll(first_right(75), 50 if arm == "flow" else 0))
-        record = Record("train", arm, 3, {}, {"folder/test/top1": published}, False, {})
+        record = Record("train", arm, 3, {}, {"folder/test/top1": published}, False, PROVENANCE)
         write(tmp_path / "published", record)
     write_network(tmp_path / "here", "d3d", first_right(99), experiment="distill")
     study = archive.pack(tmp_path / "published")

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from d3d.report import front, labels, pages, prose
-from d3d.report.ledger import Claim, Condition, Ledger, judge, read_claims
+from d3d.report.claims import Claim, Condition, Ledger, read_claims
+from d3d.report.ledger import judge
 from d3d.report.stats import Interval
 
 CLAIMS = read_claims()

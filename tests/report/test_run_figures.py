@@ -6,6 +6,7 @@ import pytest
 from d3d.report import run_figures
 from d3d.study import records
 from d3d.study.records import Record
+from tests.study.test_records import PROVENANCE
 
 CLASSES = np.array(["swim", "wave", "jump"])
 # Classes 0, 0, 1, 1, 2 are predicted as 0, 1, 1, 1, 0.
@@ -19,7 +20,7 @@ def record(tmp_path):
     for split, keep in {"folder/val": slice(0, 2), "folder/test": slice(None)}.items():
         arrays |= {f"logits/{split}": logits[keep], f"labels/{split}": LABELS[keep]}
     arrays |= {"examples/frames": np.zeros((2, 3, 8, 9, 3), np.uint8), "examples/index": np.array([1, 3])}
-    made = Record("train", "rgb", 0, {"results": str(tmp_path)}, {"folder/test/top1": 0.6}, False, {})
+    made = Record("train", "rgb", 0, {"results": str(tmp_path)}, {"folder/test/top1": 0.6}, False, PROVENANCE)
     records.write(tmp_path, made, arrays)
     return records.read(tmp_path / "train/rgb-seed0.json")
 
@@ -64,3 +65,14 @@ def test_a_run_without_examples_shows_none(tmp_path, record):
     kept = {name: x for name, x in arrays.items() if not name.startswith("examples/")}
     records.write(tmp_path, record, kept)
     assert run_figures.examples(records.read(tmp_path / "train/rgb-seed0.json")) is None
+
+
+def test_classes_whose_names_look_like_formulas_are_drawn(tmp_path):
+    labels = np.arange(2)
+    arrays = {"logits/folder/test": np.eye(2, dtype=np.float32), "labels/folder/test": labels}
+    arrays["classes"] = np.array(["$\\frac{$", "b\n$x$"])
+    made = Record("train", "rgb", 0, {"results": str(tmp_path)}, {"folder/test/top1": 1.0}, False, PROVENANCE)
+    records.write(tmp_path, made, arrays)
+    figure = run_figures.confusions(records.read(tmp_path / "train/rgb-seed0.json"))
+    figure.canvas.draw()
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["\\$\\frac{\\$", "b\\n\\$x\\$"]

@@ -5,6 +5,7 @@ import pytest
 from d3d.study import records
 from d3d.study.follow import Timing, follow
 from d3d.study.records import Record
+from tests.study.test_records import PROVENANCE
 
 COUNTS = """Assuming unrestricted shared filesystem usage.
 Building DAG of jobs...
@@ -27,7 +28,7 @@ def finished(tmp_path):
     """The line with which a job of training ends."""
 
     def line(seed, seconds):
-        record = Record("train", "rgb", seed, {}, {"iid/top1": 0.625}, True, {"seconds": float(seconds)})
+        record = Record("train", "rgb", seed, {}, {"iid/top1": 0.625}, True, PROVENANCE | {"seconds": float(seconds)})
         return f"finished {records.write(tmp_path, record)} {seconds}\n"
 
     return line

@@ -1,18 +1,35 @@
 """Records are complete or absent; invalid ones are refused by name."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d3d.study import records
 from d3d.study.records import Record, RecordError
+
+# What every record says of its origin.
+PROVENANCE = {
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "source": "x",
+    "notebook": "train.ipynb",
+    "packages": {"torch": "2.11.0"},
+    "device": "cpu",
+    "started": "2026-01-01T00:00:00+00:00",
+    "seconds": 1.0,
+}
 
 
 def record(**changes) -> Record:
@@ -23,19 +40,20 @@ def record(**changes) -> Record:
         "params": {"rho": 0.5, "frames": 8},
         "metrics": {"iid/top1": 0.5},
         "stand_in": True,
-        "provenance": {"seconds": 1.0, "source": "x"},
+        "provenance": PROVENANCE,
     }
     return Record(**fields | changes)
 
 
 VALID = (
     '{"schema": 1, "experiment": "train", "arm": "rgb", "seed": 0, "params": {"rho": 0.5}, "metrics": {"top1": 0.5}, '
-    '"stand_in": true, "provenance": {}}'
+    f'"stand_in": true, "provenance": {json.dumps(PROVENANCE)}}}'
 )
 
 
 def test_a_record_reads_as_written(tmp_path):
-    arrays = {"logits/iid": np.arange(6, dtype=np.float32).reshape(2, 3), "groups/iid": np.array(["a", "b"])}
+    arrays = {"logits/iid": np.arange(6, dtype=np.float32).reshape(2, 3), "labels/iid": np.array([0, 2])}
+    arrays["groups/iid"] = np.array(["a", "b"])
     path = records.write(tmp_path, record(), arrays)
     assert path == tmp_path / "train" / "rgb-seed0.json"
     assert replace(records.read(path), arrays="") == record()
@@ -75,7 +93,7 @@ def test_all_records_make_one_tidy_table(tmp_path):
         (VALID.replace('"seed": 0', '"seed": "0"'), "seed must be of type int, not '0'"),
         (VALID.replace('{"rho": 0.5}', "null"), "params must be of type dict, not None"),
         (VALID.replace('{"top1": 0.5}', "[]"), r"metrics must be of type dict, not \[\]"),
-        (VALID.replace('"top1": 0.5', '"top1": "x"'), "metric 'top1' must be a number, not 'x'"),
+        (VALID.replace('"top1": 0.5', '"top1": "x"'), "metric 'top1' must be a finite number, not 'x'"),
     ],
 )
 def test_an_invalid_record_is_refused_by_name(tmp_path, content, message):
@@ -86,6 +104,35 @@ def test_an_invalid_record_is_refused_by_name(tmp_path, content, message):
         with pytest.raises(RecordError, match=message) as error:
             read()
         assert "rgb-seed0.json" in str(error.value)
+
+
+NAMES = st.text(min_size=1, max_size=20)
+NUMBERS = st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+OTHERS = st.none() | st.booleans() | st.text() | NUMBERS | st.lists(st.integers()) | st.dictionaries(st.text(), NUMBERS)
+
+
+@given(
+    st.dictionaries(NAMES, NUMBERS), st.dictionaries(NAMES, NUMBERS | st.booleans() | st.text()), st.integers(0, 999)
+)
+def test_whatever_can_be_written_reads_as_written(metrics, params, seed):
+    made = record(metrics=metrics, params=params, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        assert records.read(records.write(folder, made)) == made
+
+
+@given(st.sampled_from([f.name for f in dataclasses.fields(Record)]), OTHERS)
+def test_a_field_of_any_value_is_read_or_refused(name, value):
+    fields = dataclasses.asdict(record()) | {name: value}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_text(json.dumps(fields))
+        try:
+            (read,) = records.read_all(path)
+        except RecordError as error:
+            assert str(error).startswith("line 1 of ")  # noqa: PT017
+            assert str(error).isprintable()  # noqa: PT017
+        else:
+            assert getattr(read, name) == value
 
 
 def test_a_truncated_record_is_refused(tmp_path):
@@ -105,7 +152,7 @@ def test_a_renamed_record_is_refused(tmp_path):
 
 
 def test_a_metric_that_is_not_finite_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"metric 'iid/top1' of train/rgb-seed0 is nan"):
+    with pytest.raises(ValueError, match=r"train/rgb-seed0: metric 'iid/top1' must be a finite number, not nan"):
         records.write(tmp_path, record(metrics={"iid/top1": float("nan")}))
     assert not list(tmp_path.rglob("*.json"))
 
