@@ -84,7 +84,8 @@ def write_table(path: str | Path, listing: Listing) -> None:
     for name in table.select_dtypes(exclude="number").columns.drop("path"):
         table[name] = table[name].map(_escape)
     table.columns = [_escape(name) for name in table.columns]
-    write_atomic({path: table.to_csv(index=False).encode(errors="surrogateescape")})
+    # Text is quoted, since a name with a carriage return would end its row.
+    write_atomic({path: table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="surrogateescape")})
 
 
 def _escape(cell: object) -> object:
@@ -92,7 +93,7 @@ def _escape(cell: object) -> object:
 
 
 def _unescape(cell: str) -> str:
-    return cell[1:] if ESCAPED.match(cell) else cell
+    return cell[1:] if cell.startswith("'") and ESCAPED.match(cell) else cell
 
 
 def read_table(path: str | Path) -> Listing:
@@ -130,12 +131,11 @@ def read_table(path: str | Path) -> Listing:
         table[name] = _infer_type(table[name])
     table = table[[*COLUMNS, *(name for name in header if name not in COLUMNS)]]
     classes = table.drop_duplicates("class").sort_values("label")["class"]
-    stated, stripped = (
-        [os.path.normpath(os.path.join(path.parent, p)) for p in p_s] for p_s in (stated, table["path"])
-    )
-    files = _list_folders([*stated, *stripped])
+    folder = os.fspath(path.parent)
+    full = {p: os.path.normpath(os.path.join(folder, p)) for p in {*stated, *table["path"]}}
+    files = _list_folders(full.values())
     # A name may begin or end with blanks, which may also have been typed for the eye.
-    table["path"] = [a if a in files else b for a, b in zip(stated, stripped, strict=True)]
+    table["path"] = [full[a] if full[a] in files else full[b] for a, b in zip(stated, table["path"], strict=True)]
     exists = table["path"].isin(files)
     missing = tuple(dict.fromkeys(table.loc[~exists, "path"]))
     return Listing(table[exists].reset_index(drop=True), tuple(classes), missing, len(table))
@@ -165,7 +165,11 @@ def _check_cells(path: Path, table: pd.DataFrame, numeric: dict[str, pd.Series])
     seconds = f"seconds, a start from 0 on before its end, at most {MAX_SECONDS:g}"
     checks = [
         ("path", table["path"] == "", "the path of a video"),
-        ("class", ~names.map(is_class_name), "a class, on one line of at most 255 characters"),
+        (
+            "class",
+            ~names.map({name: is_class_name(name) for name in names.unique()}),
+            "a class, on one line of at most 255 characters",
+        ),
         ("label", label < 0, "a label, a whole number from 0 on"),
         ("label", wrong_label, f"one label per class, from 0 to {count - 1}"),
         ("split", ~split.isin(SPLITS), "train, val, test or nothing"),
@@ -241,7 +245,7 @@ def read_rows(path: Path, description: str, *, names: bool = False) -> list[tupl
     number = 1
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
+            if "".join(row).strip():
                 rows.append((number, row if names else [cell.strip() for cell in row]))
             number = reader.line_num + 1
     except csv.Error as error:
