@@ -50,6 +50,13 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a whole file, which is read in pieces; raises OSError as `fingerprint` does."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        _require_regular(file, path)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def append_to(path: str | Path) -> BinaryIO:
     """Opens a file for appending, unbuffered, and makes it if it does not exist; never follows a link.
 

@@ -5,8 +5,9 @@
     read_fields(path, first=50, count=63, spec=spec)          # uint8 (63, 2, H, W)
 
 A cache holds manifest.json; per video one Matroska file (FFV1, grey, key frames only) at <path below root>.mkv; and one
-line per video in videos-<shard>.jsonl, with fingerprints of the video and of its flow. Frame t of a file is the flow
-from video frame t to t + 1, x above y, as 8 bits over ± bound. `d3d flow` fills a cache (d3d/flow/extract.py).
+line per video in videos-<shard>.jsonl, with the SHA-256 of its flow and a fingerprint of the video. Frame t of a file
+is the flow from video frame t to t + 1, x above y, as 8 bits over ± bound. `d3d flow` fills a cache
+(d3d/flow/extract.py).
 """
 
 import json
@@ -26,12 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3d.files import fingerprint, printable, quoted
+from d3d.files import fingerprint, printable, quoted, sha256
 from d3d.video.decode import PastEndError, iter_frames
 
 # 8-bit levels: no motion is exactly ZERO and ± bound is ZERO ± STEPS, so that negated flow is exact too.
 ZERO, STEPS = 128, 127
-# 2: the logs have fingerprints.
+# 2: the logs have checksums.
 SCHEMA = 2
 
 
@@ -107,7 +108,7 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
         raise foreign
     if manifest.get("schema") == 1:
         raise CacheError(
-            f"the flow cache {name} was made by an earlier version, without fingerprints: delete it and run `d3d flow` "
+            f"the flow cache {name} was made by an earlier version, without checksums: delete it and run `d3d flow` "
             "again"
         )
     differences = [
@@ -168,7 +169,8 @@ def read_fields(path: str | Path, *, first: int, count: int, spec: FlowSpec) -> 
 def mismatches(cache: str | Path, root: str | Path, videos: Iterable[str | Path]) -> dict[str | Path, str]:
     """Finds videos whose flow in a cache is not what `d3d flow` wrote, or was computed from another video.
 
-    Compares fingerprints (see `d3d.files.fingerprint`); in between, the checksums that FFV1 stores reveal damage.
+    Reads every flow file once, whole: FFmpeg does not report a wrong checksum of FFV1. Of the videos, which may be
+    large, it compares fingerprints (see `d3d.files.fingerprint`).
 
     Args:
         cache: Folder of the cache.
@@ -191,7 +193,7 @@ def mismatches(cache: str | Path, root: str | Path, videos: Iterable[str | Path]
             return None
         if entry is None:
             raise CacheError(f"{printable(path)} is in no log of its flow cache: delete it and run `d3d flow` again")
-        if fingerprint(path) != entry["flow"]:
+        if sha256(path) != entry["flow"]:
             return f"{printable(path)} is not the file that `d3d flow` wrote: run `d3d flow` again to replace it"
         if fingerprint(video) != entry["source"]:
             return f"{printable(video)} changed after its flow was computed: run `d3d flow` again to compute it anew"
@@ -291,7 +293,7 @@ class FieldsWriter:
         """Appends frames, uint8 (T, H, W)."""
         with self._errors_named():
             if self.stream is None:
-                # Key frames only, so that a clip can start anywhere; check sums, so that damage is detected.
+                # Key frames only, so that a clip can start anywhere.
                 self.stream = self.container.add_stream("ffv1", rate=self.rate, options={"g": "1", "slicecrc": "1"})
                 self.stream.height, self.stream.width, self.stream.pix_fmt = *frames.shape[1:], "gray"
             for frame in frames:

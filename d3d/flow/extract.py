@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d3d.files import append_to, fingerprint, printable, quoted
+from d3d.files import append_to, fingerprint, printable, quoted, sha256
 from d3d.flow.cache import (
     CacheError,
     FieldsWriter,
@@ -158,7 +158,7 @@ def _extract_video(
     slots: BoundedSemaphore,
     write_log: Callable[[dict[str, Any]], None],
 ) -> int:
-    """Writes one video's flow to `path`, its quantisation error and fingerprints to the log; returns its fields.
+    """Writes one video's flow to `path`, its quantisation error and checksums to the log; returns its fields.
 
     Raises:
         BlockingIOError: If another process computes the same video.
@@ -196,7 +196,7 @@ def _extract_video(
             statistics |= {"max_px": float(maxima.max()), "clipped": float(clipped / counts.sum())}
             statistics |= {"fields": num_fields, "bytes": partial_path.stat().st_size, "time": time.time()}
             # The log first: a file that exists is in the log.
-            write_log(statistics | {"flow": fingerprint(partial_path), "source": source})
+            write_log(statistics | {"flow": sha256(partial_path), "source": source})
             os.replace(partial_path, path)
         except BaseException:
             partial_path.unlink(missing_ok=True)

@@ -144,7 +144,7 @@ CASES = [
     computed("of numbers that are infinite", log_line(b'{"video": "a", "rms_px": 1e999, "max_px": 0, "clipped": 0, '
             b'"fields": 1, "bytes": 1, "time": 0, "flow": "", "source": ""}'), ENTRY),
     trained("of an earlier version", manifest(schema=1),
-            "the flow cache flow was made by an earlier version, without fingerprints: delete it and run .* again"),
+            "the flow cache flow was made by an earlier version, without checksums: delete it and run .* again"),
     trained("of a later version", manifest(schema=10**9), "the flow cache flow was made with schema 1000000000 .*"),
     computed("of a rate of nan", manifest(fps=float("nan")), "the flow cache flow was made with fps nan instead of .*"),
     computed("of a long method", manifest(method="x" * 10_000), "the flow cache flow was made with method 'x+….*"),

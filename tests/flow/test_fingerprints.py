@@ -3,12 +3,14 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from d3d.data.load import load
-from d3d.files import SPAN, append_to, fingerprint
-from d3d.flow.cache import CacheError, FieldsWriter, fields_path, mismatches, read_fields, refusals, summary
+from d3d.files import SPAN, append_to, fingerprint, sha256
+from d3d.flow.cache import CacheError, FieldsWriter, FlowSpec, fields_path, mismatches, read_fields, refusals, summary
 from d3d.flow.extract import extract
+from d3d.video.decode import encode
 from tests import configs
 from tests.flow.test_extract import NAMES, SPEC, contents, moving_video, run, silent
 
@@ -155,12 +157,30 @@ def test_an_unreadable_video_that_is_repaired_is_checked_too(root, tmp_path):
     assert refusals(cache) == {}
 
 
-def test_every_log_line_has_both_fingerprints(root, tmp_path):
+def test_a_flipped_bit_anywhere_in_a_flow_file_is_named(tmp_path):
+    """FFmpeg decodes such a file without an error, to other values."""
+    frames = np.random.default_rng(0).integers(0, 255, (30, 96, 128, 3), dtype=np.uint8)
+    (tmp_path / "root").mkdir()
+    video = tmp_path / "root" / "noise.mp4"
+    video.write_bytes(encode(frames, fps=25))
+    spec = FlowSpec(fps=25, short_side=96, bound=3)
+    extract([video], tmp_path / "root", tmp_path / "cache", spec, report=silent)
+    path = fields_path(tmp_path / "cache", tmp_path / "root", video)
+    content = path.read_bytes()
+    assert len(content) > 4 * SPAN
+    for position in np.linspace(0, len(content) - 1, 30).astype(int):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 64]) + content[position + 1 :])
+        assert set(mismatches(tmp_path / "cache", tmp_path / "root", [video])) == {video}
+    path.write_bytes(content)
+    assert mismatches(tmp_path / "cache", tmp_path / "root", [video]) == {}
+
+
+def test_every_log_line_has_both_checksums(root, tmp_path):
     lines = (tmp_path / "cache" / "videos-1-of-1.jsonl").read_text().split("\n")
     entries = {entry["video"]: entry for entry in map(json.loads, filter(None, lines))}
     for name in NAMES:
         assert entries[name]["source"] == fingerprint(root / name)
-        assert entries[name]["flow"] == fingerprint(fields_path(tmp_path / "cache", root, root / name))
+        assert entries[name]["flow"] == sha256(fields_path(tmp_path / "cache", root, root / name))
 
 
 @pytest.mark.parametrize("size", [0, 1, SPAN, SPAN + 1, 3 * SPAN])
