@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from d3d.files import printable, shown
+from d3d.messages import printable, shown
 
 MAX_BYTES = 32 * 2**20
 MAX_YAML_BYTES = 2**20  # YAML is written by hand, and read hundreds of times slower than JSON

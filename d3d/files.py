@@ -1,56 +1,83 @@
-"""Writes files atomically, waits for a full disk where work would be lost, and shows names and values in messages."""
+"""Writes files atomically, waits for a full disk where work would be lost, and identifies the content of files."""
 
 import errno
-import math
+import hashlib
 import os
-import reprlib
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import BinaryIO, TypeVar
+
+from d3d.messages import printable
 
 T = TypeVar("T")
 RETRY_EVERY = 10.0  # seconds between attempts to write
-ENOUGH = 2**16  # bytes that a disk must take before work starts
 REMIND_EVERY = 600.0  # seconds between reports of a disk that is still full
+ENOUGH = 2**16  # bytes that a disk must take before work starts
+# Bytes at the start, in the middle and at the end of a file that identify its content.
+SPAN = 2**16
 
 
-def printable(path: str | Path) -> str:
-    """A path as it can be printed on one line: what is no text, or a control character, is escaped."""
-    return "".join(c if c.isprintable() else _escape(c) for c in str(path))
+def fingerprint(path: str | Path) -> str:
+    """Identifies the content of a file by its size and its first, middle and last 64 KiB, as a shortened SHA-256.
+
+    It costs the same for a file of any size. Of a file above 192 KiB, a change of other bytes that keeps the size goes
+    unnoticed.
+
+    Raises:
+        OSError: The file cannot be read or is not a regular file; a FIFO or device is not waited for.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        size = _require_regular(file, path)
+        digest = hashlib.sha256(str(size).encode())
+        for start in sorted({0, max(0, (size - SPAN) // 2), max(0, size - SPAN)}):
+            file.seek(start)
+            digest.update(file.read(SPAN))
+    return digest.hexdigest()[:32]
 
 
-def one_line(text: object, longest: int = 600) -> str:
-    """A message as one line for a terminal: what cannot be printed is escaped, and a long middle is left out."""
-    line = printable(str(text))
-    half = longest // 2
-    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+def sha256(path: str | Path) -> str:
+    """The SHA-256 of a whole file, which is read in pieces; raises OSError as `fingerprint` does."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        _require_regular(file, path)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _escape(character: str) -> str:
-    r"""The escape of a character; `\xff` for a byte of a name that is no UTF-8, which Python holds as U+DCFF."""
-    if "\udc80" <= character <= "\udcff":
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
+def append_to(path: str | Path) -> BinaryIO:
+    """Opens a file for appending, unbuffered, and makes it if it does not exist; never follows a link.
+
+    Raises:
+        OSError: The path is a link, or not a regular file, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise _not_regular(path) from None
+        raise
+    file = open(descriptor, "ab", buffering=0)  # noqa: SIM115 - the caller closes it
+    try:
+        _require_regular(file, path)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
-class _Short(reprlib.Repr):
-    """Shortens values, also whole numbers of more digits than Python writes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 80
-
-    def repr_int(self, x: int, level: int) -> str:
-        digits = int(x.bit_length() * math.log10(2)) + 1
-        return repr(x) if digits < 30 else f"an integer of about {digits} digits"
+def _require_regular(file: BinaryIO, path: str | Path) -> int:
+    """Returns the size of an open file in bytes; raises OSError if it is not a regular file."""
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(path)
+    return status.st_size
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: Python's notation, printable and shortened."""
-    return printable(_Short().repr(value))
+def _not_regular(path: str | Path) -> OSError:
+    return OSError(errno.EINVAL, f"{printable(path)} is a link or not a regular file: delete it, or use another folder")
 
 
 def write_atomic(contents: Mapping[Path, bytes]) -> None:

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, Self
 
 import numpy as np
 
-from d3d.files import one_line
+from d3d.messages import one_line
 
 # NumPy reads no header longer than 10,000 bytes; the magic string and the length come before it.
 MAX_HEADER = 10_012

@@ -16,7 +16,8 @@ from typing import Any
 from tqdm import tqdm
 
 from d3d.documents import DocumentError, parse_json, read_bytes
-from d3d.files import printable, write_atomic
+from d3d.files import write_atomic
+from d3d.messages import printable
 
 LOG_INTERVAL = 10.0  # seconds
 MAX_BYTES = 256 * 2**20  # of a file of metrics

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from d3d import files
-from d3d.files import check_folder, check_writable, one_line, write_atomic
+from d3d.files import check_folder, check_writable, write_atomic
+from d3d.messages import one_line
 
 
 def test_results_are_written_once_there_is_space(monkeypatch):

@@ -13,13 +13,14 @@ import pytest
 from d3d.study.records import ROOT
 
 PACKAGE = ROOT / "d3d"
-TOOLS = {"files", "documents", "npz", "progress", "public"}
+TOOLS = {"messages", "files", "documents", "npz", "progress", "public"}
 # The rooms that each room may import, besides itself.
 MAY_IMPORT = {
-    "files": set(),
-    "documents": {"files"},
-    "npz": {"files"},
-    "progress": {"files", "documents"},
+    "messages": set(),
+    "files": {"messages"},
+    "documents": {"messages"},
+    "npz": {"messages"},
+    "progress": {"files", "documents", "messages"},
     "public": set(),
     "video": TOOLS,
     "s3dg": TOOLS | {"video"},

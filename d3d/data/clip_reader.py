@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from d3d.data.views import ViewSpec, first_frames, negate_x
 from d3d.data.workers import Failure, begin, failure, pack, read_in_workers, track_progress, unpack
-from d3d.files import printable
 from d3d.flow.cache import read_fields
+from d3d.messages import printable
 from d3d.video.decode import VideoError, iter_frames, looped, resize
 from d3d.video.repeats import find_repeats
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from d3d.data.video_sets import check_videos
-from d3d.files import printable
+from d3d.messages import one_line, printable
 from d3d.video import annotations
 from d3d.video.tables import write_table
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.out:
             write_table(args.out, replace(listing, table=table))
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(one_line(error))
     print(", ".join(f"{count} {name}" for name, count in listing.counts.items()) + f", {len(refused)} unreadable")
     for line in [
         *(f"missing: {printable(name)}" for name in listing.missing[:20]),

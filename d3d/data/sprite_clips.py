@@ -6,6 +6,7 @@ clips = sprite_clips(config.data, "iid", 4000, flow=True, device="cuda")
 import fcntl
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,8 +20,9 @@ from torch import Tensor
 from d3d.data import sprites
 from d3d.data.clips import Clips
 from d3d.data.sprite_classes import CLASSES, REVERSED_LABELS
-from d3d.files import write_atomic
+from d3d.files import append_to, write_atomic
 from d3d.flow import estimate as flows
+from d3d.messages import one_line, printable
 from d3d.study.parameters import ClipConfig, DataConfig
 from d3d.study.staleness import code_hash
 
@@ -28,6 +30,7 @@ from d3d.study.staleness import code_hash
 STRESS_PLAYBACK = {"shuffled": "shuffled", "reversed": "backwards", "frozen": "frozen"}
 # Pixels rendered per batch: few enough for the cache of a CPU, enough to keep a GPU busy.
 CPU_PIXELS, GPU_PIXELS = 2**19, 2**25
+DIGEST_BYTES = hashlib.sha256().digest_size
 # Modules whose code decides the TV-L1 flow of a clip.
 TVL1_MODULES = ("d3d.data.sprite_clips", "d3d.data.sprites", "d3d.flow.estimate")
 
@@ -135,6 +138,8 @@ def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
 
     if not config.flow.flow_cache:
         return compute()
+    if not os.path.isdir(config.flow.flow_cache) and os.path.lexists(config.flow.flow_cache):
+        raise NotADirectoryError(f"flow_cache '{printable(config.flow.flow_cache)}' must be a folder")
     name, source = _cache_key(config.clip, clips, frames.device.type)
     path = Path(config.flow.flow_cache) / f"{name}-{source}.npy"
     with _locked(path.with_name(f"{name}.lock")):
@@ -145,17 +150,28 @@ def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
             flow = compute()
             buffer = io.BytesIO()
             np.save(buffer, flow.cpu().numpy())
+            content = buffer.getvalue()
             try:
-                write_atomic({path: buffer.getvalue()})
+                write_atomic({path: content + _digest(path, content)})
             except OSError as error:
-                print(f"flow is not cached: {error}")
+                print(f"flow is not cached: {one_line(error)}")
             return flow
-    try:
-        return torch.from_numpy(np.load(path)).to(frames.device)
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a complete array of flow: delete it, the next run recomputes it ({error})"
-        ) from None
+    if not _is_intact(path):
+        reason = "is incomplete, changed or the flow of other clips: delete it, the next run recomputes it"
+        raise ValueError(f"{printable(path)} {reason}")
+    return torch.from_numpy(np.load(path)).to(frames.device)
+
+
+def _is_intact(path: Path) -> bool:
+    content = memoryview(path.read_bytes())
+    return content[-DIGEST_BYTES:] == _digest(path, content[:-DIGEST_BYTES])
+
+
+def _digest(path: Path, content: bytes | memoryview) -> bytes:
+    """The SHA-256 at the end of a file of flow: of its name, which says whose flow it is, and of its content."""
+    digest = hashlib.sha256(os.fsencode(path.name))
+    digest.update(content)
+    return digest.digest()
 
 
 def _cache_key(clip: ClipConfig, clips: str, device_type: str) -> tuple[str, str]:
@@ -169,6 +185,6 @@ def _cache_key(clip: ClipConfig, clips: str, device_type: str) -> tuple[str, str
 def _locked(path: Path) -> Iterator[None]:
     """Locks a file while the context is open; other processes wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with append_to(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -16,14 +16,14 @@ from d3d.data import memory
 from d3d.data.clips import ClipSet, Data
 from d3d.data.file_clips import FileClips
 from d3d.data.views import ViewSpec, clip_sizes
-from d3d.files import printable
-from d3d.flow.cache import fields_path, open_cache, refusals, summary
+from d3d.flow.cache import CacheError, fields_path, mismatches, open_cache, refusals, summary
 from d3d.flow.opencv import cores
+from d3d.messages import printable
 from d3d.progress import Progress
 from d3d.study.parameters import DataConfig
 from d3d.video import annotations
 from d3d.video.decode import VideoError, check
-from d3d.video.tables import Listing
+from d3d.video.tables import FACTS, Listing
 
 
 def check_videos(
@@ -42,7 +42,7 @@ def check_videos(
         The rows of complete files, with columns seconds, fps, height and width; and a mapping from the path of every
         other file to the reason.
     """
-    facts = ["seconds", "fps", "height", "width"]
+    facts = list(FACTS)
     if set(facts) <= set(table) and table[facts].notna().all(axis=None):
         return table, {}
 
@@ -62,7 +62,7 @@ def check_videos(
             progress.update()
     refused = {path: result for path, result in results.items() if isinstance(result, str)}
     table = table[~table["path"].isin(refused)].reset_index(drop=True)
-    info = pd.DataFrame([results[path] for path in table["path"]], columns=["seconds", "fps", "height", "width"])
+    info = pd.DataFrame([results[path] for path in table["path"]], columns=facts)
     return table.drop(columns=list(info), errors="ignore").join(info), refused
 
 
@@ -100,7 +100,9 @@ def load_videos(
         crops=files.view_crops, repeats=files.repeated_frames,
     )  # fmt: skip
     listing = annotations.read(files.dataset, root, annotations=files.annotations, split=files.split)
-    table, refused = check_videos(listing.table, damaged=files.damaged, report=report)
+    # A column of a table that is named flow is not a clip's flow in the cache.
+    clips = listing.table.drop(columns="flow", errors="ignore")
+    table, refused = check_videos(clips, damaged=files.damaged, report=report)
     if table.empty:
         raise ValueError(
             f"root {files.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
@@ -168,14 +170,20 @@ def _find_flow(
         view: the parameters of the flow.
         refused: receives the reason for each path that is refused.
         in_all_splits: whether test clips need flow too.
+
+    Raises:
+        CacheError: the cache was made with other parameters, or a clip's flow is not its own.
     """
     root, cache = Path(config.files.root), config.flow.flow_cache
     open_cache(cache, view.flow)
     video_root = root.parent if root.is_file() else root
     table = table.assign(flow=[str(fields_path(cache, video_root, path)) for path in table["path"]])
     lacks_flow = ~table["flow"].map(lambda path: Path(path).is_file())
-    if not in_all_splits:
-        lacks_flow &= table["split"].isin(["train", ""])
+    needs_flow = table["split"].isin(["train", ""]) | in_all_splits
+    lacks_flow &= needs_flow
+    if wrong := mismatches(cache, video_root, table.loc[needs_flow, "path"]):
+        others = f" ({len(wrong) - 1} more files are wrong)" if len(wrong) > 1 else ""
+        raise CacheError(next(iter(wrong.values())) + others)
     reasons = refusals(cache)
     for path in table.loc[lacks_flow, "path"]:
         name = os.path.relpath(path, video_root)  # the video's name in the logs of the cache
@@ -188,7 +196,9 @@ def _require_every_class(config: DataConfig, listing: Listing, table: pd.DataFra
     for name in listing.classes:
         if name not in set(table["class"]):
             paths = set(listing.table.loc[listing.table["class"] == name, "path"])
-            explanation = "; ".join(reason for path, reason in refused.items() if path in paths) or "none was found"
+            reasons = [reason for path, reason in refused.items() if path in paths]
+            others = [f"and {len(reasons) - 2} more"] if len(reasons) > 2 else []
+            explanation = "; ".join(reasons[:2] + others) or "none was found"
             raise ValueError(
                 f"class {name!r} of root {config.files.root!r} has no video that can be read: {explanation}"
             )

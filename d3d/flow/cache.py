@@ -5,13 +5,16 @@
     read_fields(path, first=50, count=63, spec=spec)          # uint8 (63, 2, H, W)
 
 A cache holds manifest.json; per video one Matroska file (FFV1, grey, key frames only) at <path below root>.mkv; and one
-line per video in videos-<shard>.jsonl. Frame t of a file is the flow from video frame t to t + 1, x above y, as 8 bits
-over ± bound. `d3d flow` fills a cache (d3d/flow/extract.py).
+line per video in videos-<shard>.jsonl, with the SHA-256 of its flow and a fingerprint of the video. Frame t of a file
+is the flow from video frame t to t + 1, x above y, as 8 bits over ± bound. `d3d flow` fills a cache
+(d3d/flow/extract.py).
 """
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -24,15 +27,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d3d.files import check_folder, fingerprint, sha256
+from d3d.messages import printable, shown
 from d3d.video.decode import PastEndError, iter_frames
 
 # 8-bit levels: no motion is exactly ZERO and ± bound is ZERO ± STEPS, so that negated flow is exact too.
 ZERO, STEPS = 128, 127
-SCHEMA = 1
+# 2: the logs have checksums.
+SCHEMA = 2
+
+
+# Of the parameters: beyond them no video has anything to show.
+RANGES = {"fps": (0.001, 1000), "short_side": (16, 8192), "bound": (0.01, 8192)}
 
 
 class CacheError(ValueError):
-    """A folder is not a flow cache or was made with other parameters; the message names it and the difference."""
+    """A folder is no flow cache, or was made with other parameters or from other videos; the message names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +61,9 @@ class FlowSpec:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
-        if self.short_side < 16:
-            raise ValueError(f"short_side must be at least 16 pixels, not {self.short_side}")
+            low, high = RANGES[name]
+            if not low <= value <= high:
+                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], not {shown(value)}")
 
 
 def quantise(flow: Tensor, bound: float) -> Tensor:
@@ -78,34 +87,56 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
     Raises:
         FileNotFoundError: If the folder has no manifest.
         CacheError: If the manifest has other parameters or cannot be read.
+        OSError: If the cache cannot be made.
     """
-    folder, path = Path(folder), Path(folder, "manifest.json")
+    folder, path, name = Path(folder), Path(folder, "manifest.json"), printable(folder)
     expected = {"schema": SCHEMA, "method": "TV-L1, OpenCV's defaults"} | asdict(spec)
-    if create and not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = folder / f".manifest.{os.getpid()}"
-        staged.write_text(json.dumps(expected, indent=1) + "\n")
+    if create and not os.path.lexists(path):
+        check_folder(folder)
         try:
-            os.link(staged, path)  # unlike a rename, never replaces what another process has just written
-        except FileExistsError:
-            pass
-        finally:
-            staged.unlink()
-    if not path.is_file():
-        raise FileNotFoundError(f"no flow cache at {folder}: `d3d flow --out {folder}` makes one")
+            _write_manifest(path, json.dumps(expected, indent=1) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"the flow cache {name} cannot be made: {error.strerror}") from None
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"no flow cache at {name}: `d3d flow --out FOLDER` makes one")
+    foreign = CacheError(f"{printable(path)} is not the manifest of a flow cache: delete the cache and make it again")
+    if not os.path.isfile(path):
+        raise foreign
     try:
-        manifest = json.loads(path.read_text())
-        differences = [
-            f"{name} {manifest.get(name)!r} instead of {value!r}"
-            for name, value in expected.items()
-            if manifest.get(name) != value
-        ]
-    except (ValueError, AttributeError):
-        raise CacheError(f"{path} is not the manifest of a flow cache: delete the cache and make it again") from None
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise foreign from None
+    if not isinstance(manifest, dict):
+        raise foreign
+    if manifest.get("schema") == 1:
+        raise CacheError(
+            f"the flow cache {name} was made by an earlier version, without checksums: delete it and run `d3d flow` "
+            "again"
+        )
+    differences = [
+        f"{key} {shown(manifest.get(key))} instead of {value!r}"
+        for key, value in expected.items()
+        if manifest.get(key) != value
+    ]
     if differences:
         raise CacheError(
-            f"the flow cache {folder} was made with {', '.join(differences)}: use its parameters or another folder"
+            f"the flow cache {name} was made with {', '.join(differences)}: use its parameters or another folder"
         )
+
+
+def _write_manifest(path: Path, content: str) -> None:
+    """Writes a manifest complete or not at all, unless another process has just written one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".manifest.{os.getpid()}")
+    staged.unlink(missing_ok=True)
+    try:
+        with open(staged, "x") as file:
+            file.write(content)
+        os.link(staged, path)  # unlike a rename, never replaces what another process has just written
+    except FileExistsError:
+        pass
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def fields_path(cache: str | Path, root: str | Path, video: str | Path) -> Path:
@@ -116,7 +147,9 @@ def fields_path(cache: str | Path, root: str | Path, video: str | Path) -> Path:
     """
     relative = os.path.relpath(video, root)
     if relative.split(os.sep)[0] == os.pardir:
-        raise ValueError(f"{video} does not lie below root {root}: a flow cache has the folders of its root")
+        raise ValueError(
+            f"{printable(video)} does not lie below root {printable(root)}: a flow cache has the folders of its root"
+        )
     return Path(cache, f"{relative}.mkv")
 
 
@@ -133,6 +166,44 @@ def read_fields(path: str | Path, *, first: int, count: int, spec: FlowSpec) -> 
     if not frames:
         return np.empty((0, 2, 0, 0), np.uint8)
     return np.stack(frames).reshape(len(frames), 2, -1, frames[0].shape[1])
+
+
+def mismatches(cache: str | Path, root: str | Path, videos: Iterable[str | Path]) -> dict[str | Path, str]:
+    """Finds videos whose flow in a cache is not what `d3d flow` wrote, or was computed from another video.
+
+    Reads every flow file once, whole: FFmpeg does not report a wrong checksum of FFV1. Of the videos, which may be
+    large, it compares fingerprints (see `d3d.files.fingerprint`).
+
+    Args:
+        cache: Folder of the cache.
+        root: Folder of the videos.
+        videos: Videos below root; those without flow in the cache are left out.
+
+    Returns:
+        The reason for each such video, with what to do.
+
+    Raises:
+        CacheError: If a file in the place of a video's flow is in no log: `d3d flow` has not written it.
+        OSError: If a file cannot be read.
+    """
+    entries = {entry["video"]: entry for entry in _read_logs(Path(cache)) if "refused" not in entry}
+
+    def reason(video: str | Path) -> str | None:
+        path = fields_path(cache, root, video)
+        entry = entries.get(os.path.relpath(video, root))
+        if not path.is_file():
+            return None
+        if entry is None:
+            raise CacheError(f"{printable(path)} is in no log of its flow cache: delete it and run `d3d flow` again")
+        if sha256(path) != entry["flow"]:
+            return f"{printable(path)} is not the file that `d3d flow` wrote: run `d3d flow` again to replace it"
+        if fingerprint(video) != entry["source"]:
+            return f"{printable(video)} changed after its flow was computed: run `d3d flow` again to compute it anew"
+        return None
+
+    videos = list(dict.fromkeys(videos))
+    with ThreadPoolExecutor() as pool:
+        return {video: text for video, text in zip(videos, pool.map(reason, videos), strict=True) if text}
 
 
 def refusals(cache: str | Path) -> dict[str, str]:
@@ -162,17 +233,41 @@ def summary(cache: str | Path) -> dict[str, float]:
 
 
 def _read_logs(cache: Path) -> list[dict[str, Any]]:
-    """Reads the log entry of each video: the last with flow, else the first error; skips incomplete lines."""
+    """Reads the log entry of each video: the latest with flow, else the first error; skips incomplete lines.
+
+    Raises:
+        CacheError: If a log is no regular file or has a complete line that `d3d flow` does not write.
+    """
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(cache.glob("videos-*.jsonl")):
-        for line in path.read_text().splitlines():
+        if not path.is_file():
+            raise CacheError(f"{printable(path)} is not a regular file: it must be a log of a flow cache")
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if "refused" not in entry or entry["video"] not in entries:
+            if not _is_entry(entry):
+                wrong = shown(line.decode(errors="backslashreplace"))
+                raise CacheError(
+                    f"{printable(path)}, line {number}: {wrong}, expected an entry of `d3d flow`: delete the cache and "
+                    "run it again"
+                )
+            before = entries.get(entry["video"])
+            if before is None or ("refused" not in entry and entry["time"] >= before.get("time", 0)):
                 entries[entry["video"]] = entry
     return list(entries.values())
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a line of a log has the keys and types of an entry."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("video"), str):
+        return False
+    if "refused" in entry:
+        return isinstance(entry["refused"], str)
+    numbers = [entry.get(name) for name in ("rms_px", "max_px", "clipped", "fields", "bytes", "time")]
+    are_numbers = all(type(value) in (int, float) and 0 <= value < math.inf for value in numbers)
+    return are_numbers and all(isinstance(entry.get(name), str) for name in ("flow", "source"))
 
 
 class FieldsWriter:
@@ -200,7 +295,7 @@ class FieldsWriter:
         """Appends frames, uint8 (T, H, W)."""
         with self._errors_named():
             if self.stream is None:
-                # Key frames only, so that a clip can start anywhere; check sums, so that damage is detected.
+                # Key frames only, so that a clip can start anywhere.
                 self.stream = self.container.add_stream("ffv1", rate=self.rate, options={"g": "1", "slicecrc": "1"})
                 self.stream.height, self.stream.width, self.stream.pix_fmt = *frames.shape[1:], "gray"
             for frame in frames:
@@ -212,4 +307,4 @@ class FieldsWriter:
         try:
             yield
         except av.FFmpegError as error:
-            raise OSError(error.errno, f"{self.path} could not be written: {error.strerror}") from None
+            raise OSError(error.errno, f"{printable(self.path)} could not be written: {error.strerror}") from None

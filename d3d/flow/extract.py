@@ -9,8 +9,10 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -23,12 +25,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from d3d.files import printable
-from d3d.flow.cache import FieldsWriter, FlowSpec, dequantise, fields_path, open_cache, quantise, summary
+from d3d.files import append_to, fingerprint, sha256
+from d3d.flow.cache import (
+    CacheError,
+    FieldsWriter,
+    FlowSpec,
+    dequantise,
+    fields_path,
+    mismatches,
+    open_cache,
+    quantise,
+    summary,
+)
 from d3d.flow.estimate import CHUNK_PIXELS, tvl1
+from d3d.messages import one_line, printable, shown
 from d3d.progress import Progress
 from d3d.video import annotations
 from d3d.video.decode import VideoError, iter_frames, resize
+
+MAX_WORKERS = 1000
 
 
 def extract(
@@ -45,7 +60,8 @@ def extract(
 ) -> None:
     """Computes the flow of one shard of the videos and writes it to a cache; skips videos whose flow is in the cache.
 
-    Threads decode and encode while the device computes. Each file appears complete or not at all.
+    Threads decode and encode while the device computes. Each file appears complete or not at all. The flow of a video
+    that has changed since, and files that are not what was written, are replaced.
 
     Args:
         videos: All videos of the set, below `root`.
@@ -59,27 +75,40 @@ def extract(
         report: Receives one line per message.
 
     Raises:
-        CacheError: As `open_cache` does.
+        CacheError: As `open_cache` and `mismatches` do, and if a folder of the cache is a link that leads out of it.
+        OSError: If the cache cannot be written.
         VideoError: For an unreadable video if damaged is "raise".
     """
-    open_cache(cache, spec, create=True)
     assigned = list(videos)[shard[0] - 1 :: shard[1]]
-    remaining = [video for video in assigned if not fields_path(cache, root, video).is_file()]
+    paths = {video: fields_path(cache, root, video) for video in assigned}
+    if os.path.realpath(cache) == os.path.realpath(root):
+        raise CacheError(f"the flow cache {printable(cache)} must be another folder than the root of the videos")
+    open_cache(cache, spec, create=True)
+    _require_inside(cache, {path.parent for path in paths.values()})
+    changed = mismatches(cache, root, assigned)
+    for reason in changed.values():
+        report(f"computed again: {reason}")
+    remaining = [video for video, path in paths.items() if video in changed or not path.is_file()]
     report(f"{len(assigned)} videos, {len(assigned) - len(remaining)} of them already done; on {device}")
     log = Path(cache, f"videos-{shard[0]}-of-{shard[1]}.jsonl")
     # Two videos share a GPU: it computes one while the other waits for its convergence test.
     lock, slots = Lock(), BoundedSemaphore(2 if device.startswith("cuda") else 1)
 
     def append_to_log(entry: dict[str, Any]) -> None:
-        with lock, open(log, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with lock, append_to(log) as file:
+                # A killed process may have left half a line, which must not swallow this one.
+                file.write(f"\n{json.dumps(entry)}\n".encode())
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"{printable(log)} could not be written: {error.strerror}") from None
 
     def process(video: str | Path) -> None:
         name, num_fields = os.path.relpath(video, root), 0
         try:
             num_fields = _extract_video(
                 video, fields_path(cache, root, video), spec, device, slots,
-                lambda statistics: append_to_log({"video": name} | statistics),
+                lambda entry: append_to_log({"video": name} | entry),
             )  # fmt: skip
         except BlockingIOError:
             report(f"skipped, another process is computing it: {printable(name)}")
@@ -88,6 +117,11 @@ def extract(
                 raise
             append_to_log({"video": name, "refused": str(error)})
             report(f"unreadable video skipped: {error}")
+        except OSError as error:
+            if error.strerror != os.strerror(error.errno):
+                raise
+            reason = f"the flow of {printable(video)} could not be written to {printable(cache)}: {error.strerror}"
+            raise OSError(error.errno, reason) from None
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             reason = f"the flow of {printable(video)} could not be computed: {type(error).__name__}: {error}"
             raise RuntimeError(reason) from error
@@ -107,15 +141,25 @@ def extract(
             raise
 
 
+def _require_inside(cache: str | Path, folders: set[Path]) -> None:
+    """Raises CacheError if a folder of a cache is a file, or a link that leads out of the cache or nowhere."""
+    inside = os.path.realpath(cache)
+    for folder in sorted(folders):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise CacheError(f"{printable(folder)} must be a folder of the flow cache: delete it")
+        if os.path.commonpath([inside, os.path.realpath(folder)]) != inside:
+            raise CacheError(f"{printable(folder)} leads out of the flow cache {printable(cache)}: delete this link")
+
+
 def _extract_video(
     video: str | Path,
     path: Path,
     spec: FlowSpec,
     device: str,
     slots: BoundedSemaphore,
-    write_log: Callable[[dict[str, float]], None],
+    write_log: Callable[[dict[str, Any]], None],
 ) -> int:
-    """Writes one video's flow to `path` and its quantisation error to the log, and returns the number of fields.
+    """Writes one video's flow to `path`, its quantisation error and checksums to the log; returns its fields.
 
     Raises:
         BlockingIOError: If another process computes the same video.
@@ -123,7 +167,11 @@ def _extract_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(f".{path.name}.part")
     errors, clipped = [], 0  # quantisation error of each chunk, number of clipped values
-    with open(partial_path, "ab") as lock_file:
+    try:
+        source = fingerprint(video)
+    except OSError as error:
+        raise VideoError(f"{printable(video)} cannot be opened as a video: {error.strerror}") from None
+    with append_to(partial_path) as lock_file:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             with FieldsWriter(partial_path, spec.fps) as writer:
@@ -147,9 +195,9 @@ def _extract_video(
             num_fields = int(counts.sum() // grey_frames[0].size)
             statistics = {"rms_px": float(np.average(mean_squares, weights=counts) ** 0.5)}
             statistics |= {"max_px": float(maxima.max()), "clipped": float(clipped / counts.sum())}
-            statistics |= {"fields": num_fields, "bytes": partial_path.stat().st_size}
-            # The log first: a video whose file exists is never processed again.
-            write_log(statistics)
+            statistics |= {"fields": num_fields, "bytes": partial_path.stat().st_size, "time": time.time()}
+            # The log first: a file that exists is in the log.
+            write_log(statistics | {"flow": sha256(partial_path), "source": source})
             os.replace(partial_path, path)
         except BaseException:
             partial_path.unlink(missing_ok=True)
@@ -221,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _run(args, argv)
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(one_line(error))
     except KeyboardInterrupt:
         sys.exit("stopped; run the same command again to resume")
 
@@ -229,12 +277,18 @@ def main(argv: list[str] | None = None) -> None:
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     shard = _parse_shard(args.shard)
     spec = FlowSpec(fps=args.fps, short_side=args.short_side, bound=args.bound)
-    open_cache(args.out, spec, create=True)
+    if args.workers is not None and not 1 <= args.workers <= MAX_WORKERS:
+        raise ValueError(f"workers must lie in [1, {MAX_WORKERS}], not {shown(args.workers)}")
     devices = args.devices.split(",") if args.devices else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    for device in devices:
+        _check_device(device)
+    if os.path.lexists(args.out / "manifest.json"):
+        open_cache(args.out, spec)
+    videos = _list_videos(args, report=(lambda line: None) if len(devices) > 1 else partial(print, flush=True))
     if len(devices) > 1:
+        open_cache(args.out, spec, create=True)
         _run_per_device(devices, shard, argv)
     else:
-        videos = _list_videos(args)
         root = args.root.parent if args.root.is_file() else args.root
         extract(
             videos, root, args.out, spec, shard=shard, device=devices[0] if devices else "cpu",
@@ -243,13 +297,20 @@ def _run(args: argparse.Namespace, argv: Sequence[str]) -> None:
     if shard == (1, 1):
         total = summary(args.out)
         print(
-            f"{total['videos']} videos, {total['fields']} fields, {total['bytes'] / 1e6:.1f} MB in {args.out}; "
-            f"quantisation error {total['rms_px']:.4f} px root mean square, {total['max_px']:.4f} px at most; "
-            f"{100 * total['clipped']:.2f} % of values beyond ± {spec.bound:g} px"
+            f"{total['videos']} videos, {total['fields']} fields, {total['bytes'] / 1e6:.1f} MB in "
+            f"{printable(args.out)}; quantisation error {total['rms_px']:.4f} px root mean square, "
+            f"{total['max_px']:.4f} px at most; {100 * total['clipped']:.2f} % of values beyond ± {spec.bound:g} px"
         )
 
 
-def _list_videos(args: argparse.Namespace) -> list[str]:
+def _check_device(name: str) -> None:
+    """Raises ValueError if this machine has no such device."""
+    count = torch.cuda.device_count()
+    if name != "cpu" and name not in {f"cuda:{i}" for i in range(count)}:
+        raise ValueError(f"devices must be cpu or cuda:0, cuda:1 …, not {shown(name)}: this machine has {count} GPUs")
+
+
+def _list_videos(args: argparse.Namespace, report: Callable[[str], None]) -> list[str]:
     """The videos of the set, of all three splits for UCF101 and HMDB51, sorted."""
     videos: set[str] = set()
     has_splits = args.dataset in annotations.SETS_WITH_SPLITS
@@ -257,7 +318,7 @@ def _list_videos(args: argparse.Namespace) -> list[str]:
         listing = annotations.read(args.dataset, args.root, annotations=args.annotations, split=split)
         videos |= set(listing.table["path"])
         prefix = f"split {split}: " if has_splits else ""
-        print(prefix + ", ".join(f"{count} {name}" for name, count in listing.counts.items()), flush=True)
+        report(prefix + ", ".join(f"{count} {name}" for name, count in listing.counts.items()))
     return sorted(videos)
 
 
@@ -278,10 +339,8 @@ def _run_per_device(devices: Sequence[str], shard: tuple[int, int], argv: Sequen
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
-    try:
-        index, count = map(int, text.split("/"))
-    except ValueError:
-        index, count = 0, 0
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
-        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/4, not {text!r}")
+        raise ValueError(f"shard must be i/n with i from 1 to n, such as 2/4, not {shown(text)}")
     return index, count

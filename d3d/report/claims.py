@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from d3d.documents import DocumentError, read_yaml
-from d3d.files import printable, shown
+from d3d.messages import printable, shown
 from d3d.report.contrasts import ClaimError, parse
 from d3d.study.parameters import MAX_SEED
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from d3d.files import printable
+from d3d.messages import printable
 from d3d.report import markdown
 from d3d.report.labels import label, number_text
 from d3d.report.stats import Interval, interval

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from d3d.files import printable
+from d3d.messages import printable
 from d3d.report.claims import Claim, Condition, Ledger, read_claims
 from d3d.report.contrasts import ClaimError, evaluate, parse
 from d3d.report.labels import NEEDS_DATA, contrast_label, metric_label, number_text

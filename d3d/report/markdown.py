@@ -2,7 +2,7 @@
 
 import re
 
-from d3d.files import printable
+from d3d.messages import printable
 
 # What Markdown, and HTML and MyST within it, take for more than text. Underscores within words are none of it.
 SPECIAL = re.compile(r"[\\`|<>\[\]*{}$&~#]")

@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from d3d.documents import parse_json, read_bytes
-from d3d.files import printable, shown, write_atomic
+from d3d.files import write_atomic
+from d3d.messages import one_line, printable, shown
 from d3d.report import cost, front, jhmdb, plots
 from d3d.report.claims import read_claims
 from d3d.report.comparisons import network_answers, undetectable_differences
@@ -383,4 +384,4 @@ def main(argv: list[str] | None = None) -> None:
         else:
             write_atomic({Path("README.md"): readme_text().encode()})
     except (ValueError, OSError) as error:
-        sys.exit(printable(str(error)))
+        sys.exit(one_line(error))

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.special import softmax
 
-from d3d.files import printable
+from d3d.messages import printable
 from d3d.report.plots import styled
 from d3d.report.stats import proportion_interval
 from d3d.study import records

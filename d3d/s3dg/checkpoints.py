@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from d3d.files import one_line, write_atomic
+from d3d.files import write_atomic
+from d3d.messages import one_line
 from d3d.s3dg.network import S3DG, s3dg
 
 NETWORK_FORMAT = "d3d-2"

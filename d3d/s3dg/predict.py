@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from d3d.files import one_line
+from d3d.messages import one_line
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import fold
 from d3d.video.decode import read_frames, to_clip

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d3d.files import one_line
+from d3d.messages import one_line
 from d3d.npz import ArrayHeader, NpzFile
 from d3d.s3dg.checkpoints import CHANNELS, save_checkpoint
 from d3d.s3dg.network import MIXED, S3DG, s3dg

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from d3d.documents import DocumentError
-from d3d.files import printable, write_atomic
+from d3d.files import write_atomic
+from d3d.messages import one_line, printable
 from d3d.progress import read_metrics
 from d3d.study import records
 from d3d.study.arrays import digest
@@ -226,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         path = pack(args.folder, args.out)
     except (ValueError, OSError) as error:
-        sys.exit(printable(str(error)))
+        sys.exit(one_line(error))
     files = [p for p in (path, records.arrays_path(path)) if p.is_file()]
     packed = [(cell, record) for cell, cell_records in records.read_cells(path).items() for record in cell_records]
     size = sum(p.stat().st_size for p in files)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from d3d.files import printable, shown
+from d3d.messages import printable, shown
 from d3d.npz import NpzError, NpzFile
 from d3d.study.fields import RecordError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from d3d.files import shown
+from d3d.messages import shown
 from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from typing import Any, get_origin
 
-from d3d.files import printable, shown
+from d3d.messages import printable, shown
 from d3d.study.arms import NAME
 from d3d.study.parameters import MAX_SEED
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from d3d.files import check_file, check_folder, shown
+from d3d.files import check_file, check_folder
+from d3d.messages import shown
 from d3d.study import plan
 from d3d.study.parameters import RENDERED_DATASETS
 from d3d.study.schema import flatten

@@ -8,7 +8,7 @@ parameter names are unique over all groups, so notebooks and records list them w
 from dataclasses import dataclass
 from typing import Any
 
-from d3d.files import shown
+from d3d.messages import shown
 from d3d.study.arms import NAME
 from d3d.study.schema import Group, parameter
 

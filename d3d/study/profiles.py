@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from d3d import documents
-from d3d.files import printable, shown
+from d3d.messages import one_line, printable, shown
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, defaults, refuse_unknown_keys
 from d3d.study.parameters import MAX_SEED
@@ -160,4 +160,4 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(dump(read_profile(args.profile)), end="")
     except (ValueError, OSError) as error:
-        sys.exit(printable(str(error)))
+        sys.exit(one_line(error))

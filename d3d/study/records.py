@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from d3d import documents
-from d3d.files import printable, shown, write_atomic
+from d3d.files import write_atomic
+from d3d.messages import printable, shown
 from d3d.npz import NpzFile
 from d3d.study.arrays import check_answers, digest, open_npz, read_array, short_sha256
 from d3d.study.fields import Record, RecordError, check, check_cell, to_record, where_of

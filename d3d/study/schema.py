@@ -10,7 +10,7 @@ from dataclasses import Field, field, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from d3d.files import shown
+from d3d.messages import shown
 
 LONGEST_LIST = 500  # characters of the names that a message lists
 # No path of a file is longer on Linux.

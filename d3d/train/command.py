@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from d3d import files
-from d3d.files import shown
+from d3d import messages
+from d3d.messages import shown
 from d3d.progress import close_output
 from d3d.study import plan
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
@@ -133,12 +133,12 @@ def main(argv: list[str] | None = None) -> None:
             f"{optimiser.accumulate}: raise accumulate",
         )
     except (ValueError, OSError, FloatingPointError) as error:
-        _exit(1, files.one_line(error))
+        _exit(1, messages.one_line(error))
     except SystemExit as ended:
         _exit(ended.code)
     except BaseException as error:
         traceback.print_exc()
-        _exit(1, f"unexpected {type(error).__name__}: {files.one_line(error)}; run the same command again to resume")
+        _exit(1, f"unexpected {type(error).__name__}: {messages.one_line(error)}; run the same command again to resume")
     close_output()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d3d.data.clips import PARTNER, Batch
 from d3d.data.load import Data
-from d3d.files import one_line
+from d3d.messages import one_line
 from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_info
 from d3d.s3dg.network import S3DG, fold, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig

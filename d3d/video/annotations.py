@@ -4,22 +4,36 @@ listing = read("ucf101", "UCF-101", annotations="ucfTrainTestlist", split=1)
 listing.table, listing.classes, listing.counts
 """
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from d3d.messages import printable, shown
 from d3d.video.hmdb import read_hmdb51, read_jhmdb
 from d3d.video.listing import find_videos, in_class_folder_or_flat, make_listing, unique_path
-from d3d.video.tables import COLUMNS, Listing, line_error, read_lines, read_rows, read_table
+from d3d.video.tables import (
+    COLUMNS,
+    MAX_SECONDS,
+    Listing,
+    is_class_name,
+    line_error,
+    read_lines,
+    read_rows,
+    read_table,
+    read_text,
+)
 
 SETS_WITH_SPLITS = ("ucf101", "hmdb51", "jhmdb")  # each has three official splits
 KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 KINETICS_TEST_HEADER = KINETICS_HEADER.removeprefix("label,")
 KINETICS_SEGMENT = re.compile(r"([\w-]{11}),(\d{1,6})(?:\.0*)?,(\d{1,6})(?:\.0*)?", re.ASCII)
 KINETICS_FILES = {"train": ("train.csv",), "val": ("val.csv", "validate.csv"), "test": ("test.csv",)}
+AVA_ACTION = re.compile(r'name:\s*"([^"]+)"\s*(?:label_)?id:\s*(\d{1,9})\b', re.ASCII)
 AVA_COLUMNS = ("video", "timestamp", "x1", "y1", "x2", "y2", "action", "person")
 
 
@@ -41,36 +55,46 @@ def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split:
         raise ValueError(f"dataset must be one of {', '.join(READERS)}, not {dataset!r}")
     if dataset in SETS_WITH_SPLITS and split not in (1, 2, 3):
         raise ValueError(f"split must be 1, 2 or 3, not {split}")
-    root = Path(root)
-    if dataset == "table":
-        return read_table(root)
-    if not root.is_dir():
-        content = "one folder per class" if dataset == "folder" else f"the videos of {dataset}"
-        raise FileNotFoundError(f"root {str(root)!r} does not exist or is no folder: it must hold {content}")
+    root, name = Path(root), printable(root)
     folder = Path(annotations or root)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"annotations {str(folder)!r} does not exist or is no folder of annotation files")
+    if dataset != "table" and not os.path.isdir(root):
+        content = "one folder per class" if dataset == "folder" else f"the videos of {dataset}"
+        raise FileNotFoundError(f"root '{name}' does not exist or is no folder: it must hold {content}")
+    if dataset != "table" and not os.path.isdir(folder):
+        wanted = "does not exist or is no folder of annotation files"
+        raise FileNotFoundError(f"annotations '{printable(folder)}' {wanted}")
     listing = READERS[dataset](root, folder, split)
+    for each in listing.classes:
+        if not is_class_name(each):
+            raise ValueError(
+                f"root '{name}' has a class {shown(each)}: its name must be one line of at most 255 characters"
+            )
     if listing.table.empty:
-        first = listing.missing[0]
-        raise ValueError(f"root {str(root)!r} holds none of the {listing.listed} clips listed, not even {first}")
+        first = printable(listing.missing[0])
+        raise ValueError(f"root '{name}' holds none of the {listing.listed} clips listed, not even {first}")
     return listing
 
 
 def _read_folder(root: Path, _: Path, __: int) -> Listing:
+    visible = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    if broken := [path for path in visible if path.is_symlink() and not os.path.exists(path)]:
+        raise ValueError(f"{printable(broken[0])} is a link that leads nowhere: it must lead to the folder of a class")
     files = {
         folder.name: sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
+        for folder in visible
+        if folder.is_dir()
     }
     if not any(files.values()):
-        raise ValueError(f"root {str(root)!r} holds no video: it must hold one folder of video files per class")
+        raise ValueError(f"root '{printable(root)}' holds no video: it must hold one folder of video files per class")
     if empty := [name for name, paths in files.items() if not paths]:
-        raise ValueError(f"class {empty[0]!r} of root {str(root)!r} holds no file: add videos or delete its folder")
+        raise ValueError(
+            f"class {shown(empty[0])} of root '{printable(root)}' holds no file: add videos or delete its folder"
+        )
     if folders := [path for paths in files.values() for path in paths if path.is_dir()]:
-        raise ValueError(f"{str(folders[0])!r} is a folder: a class folder holds its video files directly")
+        raise ValueError(f"'{printable(folders[0])}' is a folder: a class folder holds its video files directly")
     if len(files) < 2:
-        raise ValueError(f"root {str(root)!r} holds one class only ({', '.join(files)}): a classifier needs two")
+        name = shown(next(iter(files)))
+        raise ValueError(f"root '{printable(root)}' holds one class only ({name}): a classifier needs two")
     rows = [(name, path.name, "", path.name) for name, paths in files.items() for path in paths]
     # A broken link is listed too: opening it raises an error that names it.
     return make_listing(rows, files, lambda name: str(root / name))
@@ -110,7 +134,7 @@ def _read_ucf101(root: Path, folder: Path, split: int) -> Listing:
                 raise line_error(path, number, line, expected)
             rows[file] = (name, clip, subset, group)
         if subset not in subset_of_group.values():
-            raise ValueError(f"{path} lists no clip")
+            raise ValueError(f"{printable(path)} lists no clip")
     return make_listing(rows.values(), classes, in_class_folder_or_flat(root))
 
 
@@ -118,16 +142,16 @@ def _kinetics_reader(max_classes: int) -> Callable[[Path, Path, int], Listing]:
     def reader(root: Path, folder: Path, _: int) -> Listing:
         rows: dict[tuple[str, int], tuple] = {}
         for split, names in KINETICS_FILES.items():
-            for path in (folder / name for name in names if (folder / name).is_file()):
+            for path in (folder / name for name in names if os.path.lexists(folder / name)):
                 _add_kinetics_rows(path, split, rows)
         if not rows:
             raise FileNotFoundError(
-                f"no train.csv or val.csv in {str(folder)!r}: Kinetics' lists start with {KINETICS_HEADER}"
+                f"no train.csv or val.csv in '{printable(folder)}': Kinetics' lists start with {KINETICS_HEADER}"
             )
         classes = sorted({row[0] for row in rows.values()})
         if len(classes) > max_classes:
             raise ValueError(
-                f"{str(folder)!r} lists {len(classes)} classes, Kinetics-{max_classes} has {max_classes}: is it "
+                f"'{printable(folder)}' lists {len(classes)} classes, Kinetics-{max_classes} has {max_classes}: is it "
                 "another Kinetics?"
             )
         videos = find_videos(root)
@@ -175,24 +199,32 @@ def _read_ava(root: Path, folder: Path, _: int) -> Listing:
     label_maps = sorted(folder.glob("ava_action_list_v2.1*.pbtxt*"))
     if len(label_maps) != 1:
         raise FileNotFoundError(
-            f"{str(folder)!r} must hold one ava_action_list_v2.1*.pbtxt, there are {len(label_maps)}"
+            f"'{printable(folder)}' must hold one ava_action_list_v2.1*.pbtxt, there are {len(label_maps)}"
         )
     (label_map,) = label_maps
-    entries = re.findall(r'name:\s*"([^"]+)"\s*(?:label_)?id:\s*(\d+)', label_map.read_text(encoding="utf-8-sig"))
+    text = read_text(label_map, "AVA's list of actions")
+    entries = [(name, int(number)) for name, number in AVA_ACTION.findall(text)]
     if not entries:
-        raise ValueError(f'{label_map} names no action, expected entries such as label {{ name: "…" label_id: 1 }}')
-    entries.sort(key=lambda entry: int(entry[1]))
-    label = {int(number): i for i, (_, number) in enumerate(entries)}
-    splits = [s for s in ("train", "val") if (folder / f"ava_{s}_v2.1.csv").is_file()]
+        expected = 'expected entries such as label { name: "…" label_id: 1 }'
+        raise ValueError(f"{printable(label_map)} names no action, {expected}")
+    for k, kind in enumerate(("action", "number")):
+        value, count = Counter(entry[k] for entry in entries).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{printable(label_map)} has the {kind} {shown(value)} {count} times, expected each once")
+    entries.sort(key=lambda entry: entry[1])
+    label = {number: i for i, (_, number) in enumerate(entries)}
+    splits = [s for s in ("train", "val") if os.path.lexists(folder / f"ava_{s}_v2.1.csv")]
     if not splits:
-        raise FileNotFoundError(f"no ava_train_v2.1.csv or ava_val_v2.1.csv in {str(folder)!r}")
+        raise FileNotFoundError(f"no ava_train_v2.1.csv or ava_val_v2.1.csv in '{printable(folder)}'")
     table = pd.concat([_read_ava_boxes(folder, split) for split in splits], ignore_index=True)
     table = table[table["action"].isin(label)]
     if table.empty:
-        raise ValueError(f"no action of {', '.join(splits)} is in {label_map}: use the label map of the same version")
+        raise ValueError(
+            f"no action of {', '.join(splits)} is in {printable(label_map)}: use the label map of the same version"
+        )
     split_counts = table.groupby("video")["split"].nunique()
     if (split_counts > 1).any():
-        raise ValueError(f"video {split_counts.idxmax()} is both in ava_train_v2.1.csv and in ava_val_v2.1.csv")
+        raise ValueError(f"video {shown(split_counts.idxmax())} is both in ava_train_v2.1.csv and in ava_val_v2.1.csv")
     videos = find_videos(root)
     paths = {video: unique_path(videos.get(video, []), video) for video in split_counts.index}
     names = tuple(name for name, _ in entries)
@@ -207,7 +239,7 @@ def _read_ava(root: Path, folder: Path, _: int) -> Listing:
 
 
 def _read_ava_boxes(folder: Path, split: str) -> pd.DataFrame:
-    """One row per person box and action of a split; person is nan in the rows of 7 columns of AVA before v2.1."""
+    """One row per person box and action of a split, each once; person is nan in rows of 7 columns, before AVA v2.1."""
     path = folder / f"ava_{split}_v2.1.csv"
     rows = []
     for number, cells in read_rows(path, f"AVA's boxes of {split}"):
@@ -218,15 +250,18 @@ def _read_ava_boxes(folder: Path, split: str) -> pd.DataFrame:
         except ValueError:
             expected = f"{', '.join(AVA_COLUMNS)}; person may be left out"
             raise line_error(path, number, ",".join(cells), expected) from None
+        if not (cells[0] and 0.5 <= second <= MAX_SECONDS and 0 <= action < 10**6 and not abs(person) >= 2**31):
+            expected = "a video, a timestamp from 0.5 s on, and an action and a person that are small numbers"
+            raise line_error(path, number, ",".join(cells), expected)
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
             expected = "x1 < x2 and y1 < y2 within [0, 1], as fractions of the frame"
             raise line_error(path, number, ",".join(cells), expected)
         rows.append((cells[0], second, x1, y1, x2, y2, action, person))
-    table = pd.DataFrame(rows, columns=AVA_COLUMNS)
+    table = pd.DataFrame(rows, columns=AVA_COLUMNS).drop_duplicates(ignore_index=True)
     excluded_path = folder / f"ava_{split}_excluded_timestamps_v2.1.csv"
     excluded = set()
     for number, line in read_lines(excluded_path, f"AVA's list of excluded timestamps of {split}"):
-        if not re.fullmatch(r"[^,]+,\s*\d+", line):
+        if not re.fullmatch(r"[^,]+,\s*\d{1,9}", line):
             raise line_error(excluded_path, number, line, "'video,timestamp'")
         video, second = line.split(",")
         excluded.add((video, float(second)))

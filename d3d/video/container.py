@@ -19,7 +19,7 @@ from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from d3d.files import printable
+from d3d.messages import printable
 from d3d.video.orientation import orientation
 from d3d.video.times import Continuous, ShownTicks
 

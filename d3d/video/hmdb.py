@@ -11,6 +11,7 @@ from os.path import splitext
 from pathlib import Path
 from zlib import crc32
 
+from d3d.messages import printable
 from d3d.video.listing import VIDEO_SUFFIXES, in_any_container, in_class_folder_or_flat, make_listing
 from d3d.video.tables import Listing, line_error, read_lines
 
@@ -97,11 +98,12 @@ def _find_lists(
     files = dict(sorted(files.items()))
     if not files:
         archive = {"HMDB51": "test_train_splits", "JHMDB": "splits"}[dataset]
-        raise FileNotFoundError(f"no *{ending} in {str(folder)!r}: {dataset} has one per class, in {archive}")
+        raise FileNotFoundError(f"no *{ending} in '{printable(folder)}': {dataset} has one per class, in {archive}")
     if len(files) > max_classes:
-        raise ValueError(f"{str(folder)!r} has {len(files)} files *{ending}: {dataset} has {max_classes} classes")
+        raise ValueError(f"'{printable(folder)}' has {len(files)} files *{ending}: {dataset} has {max_classes} classes")
     if extra := sorted(p.name for p in root.iterdir() if p.name not in files and _has_videos(p, suffixes)):
-        raise FileNotFoundError(f"no {extra[0]}{ending} in {str(folder)!r}, though root has a class {extra[0]!r}")
+        name = printable(extra[0])
+        raise FileNotFoundError(f"no {name}{ending} in '{printable(folder)}', though root has a class '{name}'")
     return files
 
 
@@ -124,13 +126,16 @@ def _read_codes(path: Path, dataset: str, codes: Collection[str], expected: str)
         file = file.strip()
         if code not in codes or not file:
             raise line_error(path, number, line, expected)
+        # A path could name files outside of root.
+        if "/" in file:
+            raise line_error(path, number, line, "the name of a file, not a path")
         if file in code_of_file:
             raise line_error(path, number, line, "each clip once")
         code_of_file[file] = code
         yield number, line, file, code
     for code, subset in SUBSETS.items():
         if code not in code_of_file.values():
-            raise ValueError(f"{path} has no clip of code {code} ({subset})")
+            raise ValueError(f"{printable(path)} has no clip of code {code} ({subset})")
 
 
 def _parse(stem: str, name: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from d3d.messages import printable
 from d3d.video.tables import COLUMNS, Listing
 
 VIDEO_SUFFIXES = (".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv")
@@ -34,7 +35,9 @@ def unique_path(paths: list[str], name: str) -> str | None:
         ValueError: If there are several, naming the clip and two of them.
     """
     if len(paths) > 1:
-        raise ValueError(f"{name} has two files, {paths[0]} and {paths[1]}: delete one, or choose a root with only one")
+        first, second = map(printable, paths[:2])
+        name = printable(name)
+        raise ValueError(f"{name} has two files, {first} and {second}: delete one, or choose a root with only one")
     return paths[0] if paths else None
 
 
@@ -66,7 +69,7 @@ def in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:
     """Returns a function that maps "class/file" to the path of this file, in its class's folder or directly in root."""
 
     def find(name: str) -> str | None:
-        return next((str(p) for p in (root / name, root / Path(name).name) if p.is_file()), None)
+        return next((str(p) for p in (root / name, root / Path(name).name) if os.path.isfile(p)), None)
 
     return find
 

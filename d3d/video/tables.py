@@ -15,17 +15,31 @@ Columns:
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import inf, nan
 from pathlib import Path
 
 import pandas as pd
 
 from d3d.files import write_atomic
+from d3d.messages import printable, shown
 
 COLUMNS = ("path", "class", "label", "split", "start", "end", "group")
+SPLITS = ("train", "val", "test", "")
 # No film is longer.
 MAX_SECONDS = 1e9
+# Columns with facts about a whole file, which are measured if a cell is empty, and the range of each.
+FACTS = {"seconds": (0, MAX_SECONDS), "fps": (0.001, 1000), "height": (1, 65536), "width": (1, 65536)}
+MAX_COLUMNS = 1000
+# Bytes of a table or annotation file: several times the largest official one.
+MAX_BYTES = 2**29
+CLASS_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,255}")
+LABEL = re.compile(r"\d{1,9}", re.ASCII)
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+# Text that a spreadsheet takes as a formula, as it is and as it is written.
+FORMULA, ESCAPED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True)
@@ -51,10 +65,34 @@ class Listing:
 
 
 def write_table(path: str | Path, listing: Listing) -> None:
-    """Writes a listing as CSV for `read_table`, with paths relative to the CSV's folder."""
+    """Writes a listing as CSV for `read_table`, with paths relative to the CSV's folder.
+
+    No cell is a formula to a spreadsheet: where a path would begin with =, +, -, @ or white space, it begins with ./;
+    other text that does gets a leading apostrophe, which `read_table` removes.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If a class begins or ends with a blank, which `read_table` would not keep.
+    """
     path = Path(path)
-    table = listing.table.assign(path=[os.path.relpath(p, path.parent) for p in listing.table["path"]])
-    write_atomic({path: table.to_csv(index=False).encode(errors="surrogateescape")})
+    for name in listing.classes:
+        if name != name.strip():
+            raise ValueError(f"class {shown(name)} begins or ends with a blank, which a table does not keep: rename it")
+    relative = (os.path.relpath(p, path.parent) for p in listing.table["path"])
+    table = listing.table.assign(path=[f"./{p}" if FORMULA.match(p) else p for p in relative])
+    for name in table.select_dtypes(exclude="number").columns.drop("path"):
+        table[name] = table[name].map(_escape)
+    table.columns = [_escape(name) for name in table.columns]
+    # Text is quoted, since a name with a carriage return would end its row.
+    write_atomic({path: table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="surrogateescape")})
+
+
+def _escape(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
+
+
+def _unescape(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and ESCAPED.match(cell) else cell
 
 
 def read_table(path: str | Path) -> Listing:
@@ -65,73 +103,121 @@ def read_table(path: str | Path) -> Listing:
         ValueError: If the table is malformed; the message names the file, the line and what was expected.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no table at {path}: `d3d data … --out {path}` writes one")
-    (_, header), *rows = read_rows(path, "a table", names=True) or [(1, [])]
-    header = [cell.strip() for cell in header]
-    if absent := [name for name in COLUMNS[:4] if name not in header]:
-        raise ValueError(f"{path} has no column {absent[0]!r}: its header must name {', '.join(COLUMNS[:4])}")
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"no table at {printable(path)}: `d3d data … --out FILE` writes one")
+    (_, header), *rows = read_rows(path, "a table of clips as CSV", names=True) or [(1, [])]
+    header = [_unescape(cell.strip()) for cell in header]
+    _check_header(path, header)
     for number, cells in rows:
         if len(cells) != len(header):
-            raise line_error(path, number, ",".join(cells), f"{len(header)} cells, {','.join(header)}")
-    numbers = [number for number, _ in rows]
-    table = pd.DataFrame([cells for _, cells in rows], index=numbers, columns=header, dtype=str)
+            raise line_error(path, number, ",".join(cells), f"{len(header)} cells as in the header, not {len(cells)}")
+    if not rows:
+        raise ValueError(f"{printable(path)} lists no clip")
+    table = pd.DataFrame([cells for _, cells in rows], index=[n for n, _ in rows], columns=header, dtype=str)
     stated = table["path"]
     table = table.apply(lambda column: column.str.strip())
-    if table.empty:
-        raise ValueError(f"{path} lists no clip")
+    for name in set(header) - {"path"}:
+        table[name] = table[name].map(_unescape)
     blank = pd.Series("", index=table.index)
     numeric = {
-        "label": table["label"].map(lambda cell: int(cell) if cell.isdecimal() else -1).astype(int),
-        "start": table.get("start", blank).map(lambda cell: _seconds(cell or "0")).astype(float),
-        "end": table.get("end", blank).map(lambda cell: _seconds(cell or "nan")).astype(float),
+        "label": table["label"].map(lambda cell: int(cell) if LABEL.fullmatch(cell) else -1).astype(int),
+        "start": table.get("start", blank).map(lambda cell: _number(cell or "0")),
+        "end": table.get("end", blank).map(_number),
     }
-    split, paths = table["split"], table["path"]
-    for expected, invalid in {
-        "a path and a class": (paths == "") | (table["class"] == ""),
-        "a label from 0 on": numeric["label"] < 0,
-        "seconds, a start from 0 on before its end": ~numeric["start"].between(0, MAX_SECONDS)
-        | (numeric["start"] >= numeric["end"]),
-        "each file in one split only": split.groupby(paths).transform("first") != split,
-        "a split for all clips or for none": (split == "") & (split != "").any(),
-    }.items():
-        if invalid.any():
-            raise line_error(path, invalid.idxmax(), ",".join(table.loc[invalid.idxmax()]), expected)
-    table = table.assign(**numeric, group=table.get("group", blank).where(lambda cells: cells != "", paths))
+    _check_cells(path, table, numeric)
+    table = table.assign(group=table.get("group", blank).where(lambda cells: cells != "", table["path"]), **numeric)
     for name in set(header) - set(COLUMNS):
         table[name] = _infer_type(table[name])
     table = table[[*COLUMNS, *(name for name in header if name not in COLUMNS)]]
-    classes = table.drop_duplicates(["class", "label"]).sort_values("label")
-    if classes["label"].tolist() != list(range(classes["class"].nunique())):
-        raise ValueError(f"{path}: every class must have one label, and the labels must be 0 to {len(classes) - 1}")
-    if unknown := set(table["split"]) - {"train", "val", "test", ""}:
-        raise ValueError(f"{path}: a split is train, val, test or empty, not {min(unknown)!r}")
-    listed = len(table)
-    stated, stripped = ([os.path.normpath(path.parent / p) for p in paths] for paths in (stated, table["path"]))
-    files = _list_folders([*stated, *stripped])
+    classes = table.drop_duplicates("class").sort_values("label")["class"]
+    folder = os.fspath(path.parent)
+    full = {p: os.path.normpath(os.path.join(folder, p)) for p in {*stated, *table["path"]}}
+    files = _list_folders(full.values())
     # A name may begin or end with blanks, which may also have been typed for the eye.
-    table["path"] = [a if a in files else b for a, b in zip(stated, stripped, strict=True)]
+    table["path"] = [full[a] if full[a] in files else full[b] for a, b in zip(stated, table["path"], strict=True)]
     exists = table["path"].isin(files)
     missing = tuple(dict.fromkeys(table.loc[~exists, "path"]))
-    return Listing(table[exists].reset_index(drop=True), tuple(classes["class"]), missing, listed)
+    return Listing(table[exists].reset_index(drop=True), tuple(classes), missing, len(table))
 
 
-def _seconds(cell: str) -> float:
-    """The cell as a number, or -1 if it is none."""
+def _check_header(path: Path, header: list[str]) -> None:
+    if absent := [name for name in COLUMNS[:4] if name not in header]:
+        needed = f"its header must name {', '.join(COLUMNS[:4])}, with commas between them"
+        raise ValueError(f"{printable(path)} has no column {absent[0]!r}: {needed}")
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f"{printable(path)} has {len(header)} columns: a table has at most {MAX_COLUMNS}")
+    if len(set(header)) < len(header):
+        repeated = next(name for i, name in enumerate(header) if name in header[:i])
+        raise ValueError(f"{printable(path)} has two columns {shown(repeated)}: each column needs its own name")
+
+
+def _check_cells(path: Path, table: pd.DataFrame, numeric: dict[str, pd.Series]) -> None:
+    """Checks the cells of a table, stripped text, and the numbers of label, start and end.
+
+    Raises:
+        ValueError: Naming the line, the cell and what was expected.
+    """
+    names, split, files = table["class"], table["split"], table["path"].map(os.path.normpath)
+    label, start, end, count = *numeric.values(), names.nunique()
+    wrong_label = (label >= count) | (label.groupby(names).transform("first") != label)
+    wrong_label |= names.groupby(label).transform("first") != names
+    seconds = f"seconds, a start from 0 on before its end, at most {MAX_SECONDS:g}"
+    checks = [
+        ("path", table["path"] == "", "the path of a video"),
+        (
+            "class",
+            ~names.map({name: is_class_name(name) for name in names.unique()}),
+            "a class, on one line of at most 255 characters",
+        ),
+        ("label", label < 0, "a label, a whole number from 0 on"),
+        ("label", wrong_label, f"one label per class, from 0 to {count - 1}"),
+        ("split", ~split.isin(SPLITS), "train, val, test or nothing"),
+        ("split", (split == "") & (split != "").any(), "a split for all clips or for none"),
+        ("split", split.groupby(files).transform("first") != split, "each file in one split only"),
+        ("start", ~start.between(0, MAX_SECONDS), seconds),
+        ("end", (end <= start) | (end > MAX_SECONDS), seconds),
+    ]
+    for name, (low, high) in FACTS.items():
+        if name in table:
+            values = table[name].map(_number)
+            wrong = values.notna() & ~values.between(low, high)
+            expected = f"a number from {low:g} to {high:g}, or nothing"
+            if name in ("height", "width"):
+                wrong, expected = wrong | (values % 1 > 0), f"pixels, a whole n{expected.removeprefix('a n')}"
+            checks.append((name, wrong, expected))
+    for name, wrong, expected in checks:
+        if wrong.any():
+            number = wrong.idxmax()
+            cell = table.at[number, name] if name in table else ""
+            raise ValueError(f"{printable(path)}, line {number}: {name} {shown(cell)}, expected {expected}")
+    clips = table.assign(path=files)
+    if (repeated := clips.duplicated()).any():
+        row = clips.loc[repeated.idxmax()]
+        first = clips.index[(clips == row).all(axis=1)][0]
+        raise line_error(path, row.name, ",".join(row), f"each clip once, it is already in line {first}")
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a name is fit for records, pages and terminals: 1 to 255 characters without control characters."""
+    return CLASS_NAME.fullmatch(name) is not None
+
+
+def _number(cell: str) -> float:
+    """The cell as a number, nan if it is empty, inf if it is none."""
+    if not cell:
+        return nan
     try:
-        return float(cell)
+        return inf if "_" in cell else float(cell)
     except ValueError:
-        return -1.0
+        return inf
 
 
 def _infer_type(cells: pd.Series) -> pd.Series:
     """Converts a column to int, else to float with nan for empty cells, else leaves it as text."""
-    for kind in (int, float):
-        try:
-            return cells.map(lambda cell, kind=kind: kind(cell or "nan")).astype(kind)
-        except ValueError:
-            continue
-    return cells
+    if cells.map(lambda cell: WHOLE_NUMBER.fullmatch(cell) is not None).all():
+        return cells.map(int)
+    numbers = cells.map(_number)
+    return cells if numbers.abs().eq(inf).any() else numbers
 
 
 def _list_folders(paths: Iterable[str]) -> set[str]:
@@ -141,7 +227,7 @@ def _list_folders(paths: Iterable[str]) -> set[str]:
 
 
 def read_rows(path: Path, description: str, *, names: bool = False) -> list[tuple[int, list[str]]]:
-    """Reads the rows of a CSV file that are not blank, each with its line number, its cells stripped.
+    """Reads the rows of a CSV file that are not blank, each with the number of its first line, its cells stripped.
 
     Args:
         path: The CSV file.
@@ -150,33 +236,50 @@ def read_rows(path: Path, description: str, *, names: bool = False) -> list[tupl
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not UTF-8 text.
+        ValueError: If it is not UTF-8 text, or not CSV, naming the line.
     """
-    text = _read_text(path, description, errors="surrogateescape" if names else "strict")
-    reader = csv.reader(io.StringIO(text, newline=""))
-    rows = [(reader.line_num, [cell if names else cell.strip() for cell in row]) for row in reader]
-    return [(number, row) for number, row in rows if any(cell.strip() for cell in row)]
-
-
-def _read_text(path: Path, description: str, errors: str = "strict") -> str:
+    text = read_text(path, description, errors="surrogateescape" if names else "strict")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    number = 1
     try:
-        content = path.read_bytes()
-        if b"\0" in content:
-            raise ValueError(f"{path} is no text: it must be {description}")
+        for row in reader:
+            if "".join(row).strip():
+                rows.append((number, row if names else [cell.strip() for cell in row]))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        reason = f"is no row of CSV ({error}); a quote at the start of a cell must be closed at its end"
+        raise ValueError(f"{printable(path)}, line {number} {reason}") from None
+    return rows
+
+
+def read_text(path: Path, description: str, errors: str = "strict") -> str:
+    """Reads a text file; arguments and errors as `read_rows`, `errors` is that of `bytes.decode`."""
+    name = printable(path)
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"no {printable(path.name)} in '{printable(path.parent)}': it is {description}")
+    # Opening a FIFO would wait for a writer, and a device may have no end.
+    if not os.path.isfile(path):
+        raise ValueError(f"{name} is not a regular file: it must be {description}")
+    if (size := os.path.getsize(path)) > MAX_BYTES:
+        raise ValueError(f"{name} has {size} bytes: it must be {description}, of at most {MAX_BYTES}")
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise ValueError(f"{name} is no text in UTF-8: it must be {description}")
+    try:
         return content.decode("utf-8-sig", errors)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no {path.name} in {str(path.parent)!r}: it is {description}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text: it must be {description}") from None
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{name}, line {line} is no text in UTF-8: the file must be {description}") from None
 
 
 def read_lines(path: Path, description: str) -> Iterator[tuple[int, str]]:
     """Yields the lines that are not blank, each with its number and stripped; arguments and errors as `read_rows`."""
-    for number, line in enumerate(_read_text(path, description).split("\n"), 1):
+    for number, line in enumerate(read_text(path, description).split("\n"), 1):
         if line.strip():
             yield number, line.strip()
 
 
 def line_error(path: Path, number: int, line: str, expected: str) -> ValueError:
     """A ValueError that names the file and the line, quotes it and says what was expected."""
-    return ValueError(f"{path}, line {number}: {line!r}, expected {expected}")
+    return ValueError(f"{printable(path)}, line {number}: {shown(line)}, expected {expected}")

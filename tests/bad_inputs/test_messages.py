@@ -2,7 +2,8 @@
 
 import pytest
 
-from d3d.files import one_line, printable, write_atomic
+from d3d.files import write_atomic
+from d3d.messages import one_line, printable
 
 
 @pytest.mark.parametrize(

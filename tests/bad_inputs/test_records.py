@@ -76,7 +76,7 @@ FILES = [
     shown("millions of small lists", raw("[" + "[]," * 10_000_000 + "[]]"), " needs more memory than.*"),
     shown("folder instead of a file", lambda f: (f / PATH).mkdir(parents=True), " is a folder, no file"),
     shown("pipe instead of a file", lambda f: (put(f / "s/train/x", ""), os.mkfifo(f / PATH)), " is a pipe or .*"),
-    BadInput("no file", SHOW, None, r".*No such file or directory: 's/train/rgb-seed0\.json'"),
+    BadInput("no file", SHOW, None, r"s/train/rgb-seed0\.json: No such file or directory"),
     BadInput("escape sequence as name", ("records", "show", "\x1b[31m.json"), lambda f: put(f / "\x1b[31m.json", ""),
              r"\\x1b\[31m\.json is not complete JSON.*"),
     BadInput("link that loops", SHOW, lambda f: (put(f / "s/train/x", ""), (f / PATH).symlink_to("rgb-seed0.json")),

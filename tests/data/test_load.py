@@ -73,8 +73,41 @@ def test_tvl1_is_computed_once_and_cached(tmp_path, monkeypatch):
     assert torch.equal(second.flow, uncached.flow)
     (path,) = (tmp_path / "flow").glob("*.npy")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=f"{path} is not a complete array of flow: delete it"):
+    with pytest.raises(ValueError, match=f"{path} is incomplete, changed or the flow of other clips: delete it"):
         sprite_clips(config, "iid", 16, flow=True)
+
+
+@pytest.mark.parametrize("change", ["cut", "a bit", "of other clips", "empty"])
+def test_cached_flow_that_is_not_what_was_written_is_named(tmp_path, change):
+    config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
+    sprite_clips(config, "iid", 16, flow=True)
+    (path,) = (tmp_path / "flow").glob("*.npy")
+    content = path.read_bytes()
+    if change == "of other clips":
+        sprite_clips(config, "val", 16, flow=True)
+        (other,) = set((tmp_path / "flow").glob("*.npy")) - {path}
+        path.write_bytes(other.read_bytes())
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"cut": content[:-4096], "a bit": flipped, "empty": b""}[change])
+    with pytest.raises(ValueError, match=f"{path} is incomplete, changed or the flow of other clips: delete it"):
+        sprite_clips(config, "iid", 16, flow=True)
+    path.unlink()
+    sprite_clips(config, "iid", 16, flow=True)
+    assert path.read_bytes() == content
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(tmp_path):
+    config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
+    sprite_clips(config, "iid", 16, flow=True)
+    (lock,) = (tmp_path / "flow").glob("*.lock")
+    lock.unlink()
+    lock.symlink_to(tmp_path / "mine.txt")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OSError, match=r"\.lock is a link or not a regular file: delete it"):
+        sprite_clips(config, "iid", 16, flow=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_cached_flow_of_other_code_is_deleted(tmp_path, monkeypatch):
@@ -100,7 +133,7 @@ def test_a_full_disk_stops_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("d3d.data.sprite_clips.write_atomic", fail)
     config = configs.data(**SMALL, flow_cache=str(tmp_path / "flow"))
     assert sprite_clips(config, "iid", 16, flow=True).flow is not None
-    assert "flow is not cached: [Errno 28] no space left" in capsys.readouterr().out
+    assert "flow is not cached: no space left" in capsys.readouterr().out
 
 
 def test_the_cache_key_covers_all_that_changes_the_frames(tmp_path):

@@ -105,10 +105,15 @@ def test_half_of_the_shared_memory_stays_free(monkeypatch, free, shared):
     assert torch.equal(unpack(packed)["rgb"], tensors["rgb"])
 
 
+class NoPath:
+    def __str__(self):
+        raise TypeError("no path")
+
+
 @pytest.mark.parametrize("name", ["plain", "killed", "shared memory"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_unexpected_error_names_its_file(tmp_path, name, count):
-    rows = [write(tmp_path, "a"), write(tmp_path, name) | {"flow": 5}]  # an int is no path
+    rows = [write(tmp_path, "a"), write(tmp_path, name) | {"flow": NoPath()}]
     with pytest.raises(RuntimeError, match=rf"{name}.mkv could not be read: \w*Error: ") as caught:
         read(file_clips(rows, workers=count), streams=("flow",))
     assert "in _inputs" in str(caught.value.__cause__)

@@ -174,8 +174,8 @@ def run_command(root, cache, *options, **kwargs):
     ("options", "message"),
     [
         (["--shard", "3/2"], "shard must be i/n with i from 1 to n, such as 2/4, not '3/2'"),
-        (["--bound", "0"], "bound must be positive, not 0.0"),
-        (["--short-side", "8"], "short_side must be at least 16 pixels, not 8"),
+        (["--bound", "0"], "bound must lie in [0.01, 8192], not 0.0"),
+        (["--short-side", "8"], "short_side must lie in [16, 8192], not 8"),
         (["--root", "/no/such"], "root '/no/such' does not exist"),
     ],
 )

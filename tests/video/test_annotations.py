@@ -334,9 +334,15 @@ def test_a_table_is_read_as_written(tmp_path, name):
     ("text", "message"),
     [
         ("path,class,label\na.mp4,x,0\n", "set.csv has no column 'split'"),
-        ("path,class,label,split\na.mp4,x,0,train\nb.mp4,y,2,train\n", "the labels must be 0 to 1"),
-        ("path,class,label,split\na.mp4,x,0,train\nb.mp4,x,1,train\n", "every class must have one label"),
-        ("path,class,label,split\na.mp4,x,0,dev\n", "a split is train, val, test or empty, not 'dev'"),
+        (
+            "path,class,label,split\na.mp4,x,0,train\nb.mp4,y,2,train\n",
+            "line 3: label '2', expected one label per class, from 0 to 1",
+        ),
+        (
+            "path,class,label,split\na.mp4,x,0,train\nb.mp4,x,1,train\n",
+            "line 3: label '1', expected one label per class, from 0 to 0",
+        ),
+        ("path,class,label,split\na.mp4,x,0,dev\n", "line 2: split 'dev', expected train, val, test or nothing"),
     ],
 )
 def test_a_malformed_table_raises_an_error(tmp_path, text, message):
