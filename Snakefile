@@ -130,7 +130,9 @@ def papermill(notebook, out, params, threads=1, profile=""):
     flags = [part for k, v in params.items() for part in ("-r" if isinstance(v, str) else "-p", k, str(v))]
     log = str(Path(out).with_suffix(".log"))
     profile_flags = ["-f", profile] if profile else []
-    command = ["papermill", "--no-progress-bar", "--log-output", notebook, out, *profile_flags, *flags]
+    # Without saving the notebook during a cell: papermill would end a run when the disk is full.
+    options = ["--no-progress-bar", "--log-output", "--autosave-cell-every", "0"]
+    command = ["papermill", *options, notebook, out, *profile_flags, *flags]
     quoted = shlex.quote(log)
     return (
         f"mkdir -p {shlex.quote(str(Path(log).parent))} && "
