@@ -12,10 +12,10 @@ import re
 import shlex
 from pathlib import Path
 
-from d3d.files import check_folder, one_line, write_atomic
+from d3d.files import check_folder, write_atomic
+from d3d.messages import one_line, shown
 from d3d.study import plan, profiles, staleness
 from d3d.study.experiments import EXPERIMENTS, make_config, with_defaults
-from d3d.study.schema import shown
 
 PROFILE = config.get("profile", "smoke")
 # It names folders and files, and stands in commands.
