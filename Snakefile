@@ -137,7 +137,8 @@ def papermill(notebook, out, params, threads=1, profile=""):
     return (
         f"mkdir -p {shlex.quote(str(Path(log).parent))} && "
         f"OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
-        f"{shlex.join(command)} > {quoted} 2>&1 "
+        # $PPID is Snakemake, in the shell that it starts.
+        f"python3 -m d3d.study.attached $PPID {shlex.join(command)} > {quoted} 2>&1 "
         f"|| {{ grep . {quoted} | tail -n 1; echo {shlex.quote(f'failed: see {out} and {log}')}; exit 1; }}"
     )
 

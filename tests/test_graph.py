@@ -229,7 +229,7 @@ def test_a_wrong_profile_stops_the_graph(finished):
 
 def test_runs_use_the_gpu_one_at_a_time(finished, monkeypatch):
     """There are cores for more, but the resource allows one run; each run says when it has finished."""
-    edit_profile(finished / "notebooks/params/smoke.yaml", epochs=1, train_clips=64, test_clips=32, width=0.1)
+    edit_profile(finished / "notebooks/params/smoke.yaml", epochs=1, train_clips=64, test_clips=64, width=0.1)
     targets = [f"results/smoke/train/{run}.json" for run in ("rgb-seed0", "rgb-seed1", "rgb_twin-seed0")]
     command = [snakemake()[0], "--cores", "4", "--resources", "gpu=1", *snakemake("--", *targets)[3:]]
     process = subprocess.run(
@@ -268,7 +268,7 @@ def checkout(tmp_path):
         (root / "notebooks" / name).symlink_to(ROOT / "notebooks" / name)
     program = root / "bin/papermill"
     program.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" > {root}/arguments\nfor end in json safetensors; do\n'
-                       '  touch "${4%.ipynb}.$end"\ndone\n')  # fmt: skip
+                       '  touch "${6%.ipynb}.$end"\ndone\n')  # fmt: skip
     program.chmod(0o755)
     return root
 
@@ -353,7 +353,7 @@ def test_seeds_that_the_profile_lacks_are_refused_and_write_nothing(checkout, se
         ({"overrides": {"rgb": {"fps": 1e-300}}}, "fps must be at least 0.001, not 1e-300 (train rgb)"),
         ({"students": {"batch_size": 10**12}}, "batch_size must be at most 100000000, .* (distill rgb_longer)"),
         ({"pairs": 10**12}, "pairs must be at most 100000000, .* (tvl1 default)"),
-        ({"train_clips": 10**400}, "train_clips must be at most 100000000, not an integer of about 401 digits"),
+        ({"train_clips": 10**400}, "toy.yaml holds an integer of about 401 digits in 'train_clips': .* 64 bits"),
         ({"arms": ["../../up"]}, "arms names '../../up', which is not one of the trained arms"),
         ({"arms": ["*"]}, "arms names '*', which is not one of the trained arms"),
         ({"arms": [f"$(touch {RAN})"]}, f"arms names '$(touch {RAN})', which is not one of the trained arms"),

@@ -144,7 +144,7 @@ def test_real_clips(tmp_path, real_clips):
         ("train", {"dataset": "folder", "root": "/no/such/folder"}, "root '/no/such/folder' does not exist"),
         ("distill", TINY | {"teacher": "TEACHER"}, "was trained on 3 classes (a, b, c), the data set has 16 "),
         ("distill", TINY, "a student with lambda_ above 0 needs teacher"),
-        ("train", {"dataset": "folder", "root": "ROOT", "workers": 9999}, "workers is 9999, this machine has "),
+        ("train", {"dataset": "folder", "root": "ROOT", "workers": 999}, "workers is 999, this machine has "),
         ("train", TINY | {"batch_size": 66, "accumulate": 33}, "the number of training clips, 64, is too small "),
     ],
 )
