@@ -176,7 +176,7 @@ class NetworkConfig(Group):
         "rgb", "input of the network: rgb (spatial stream) | flow (temporal stream)", choices=STREAMS
     )
     width: float = parameter(
-        0.25, "multiplies the channels of S3D-G; 1.0: the paper's network", above=0, least=0.001, limit=64
+        0.25, "multiplies the channels of S3D-G; 1.0: the paper's network", above=0, least=0.001, limit=8
     )
     dropout: float = parameter(0.2, "dropout probability before the classifier, in [0, 1)", low=0, below=1)
 

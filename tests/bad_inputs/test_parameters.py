@@ -37,7 +37,7 @@ OUT_OF_RANGE = {
     "frames": too_large("frames", 10**9, 10_000),
     "size": too_large("size", 10**6, 10_000),
     "batch_size": too_large("batch_size", 10**9, 10**8),
-    "width": too_large("width", 1e6, 64),
+    "width": too_large("width", 1e6, 8),
     "a tiny width": Wrong({"width": 1e-9}, "width must be at least 0.001, not 1e-09"),
     "epochs": too_large("epochs", 10**12, 10**6),
     "accumulate": too_large("accumulate", 10**9, 5 * 10**7),
@@ -133,7 +133,7 @@ TOO_MUCH_MEMORY = {
         r".* GB of it for the order of the training clips, .*by epochs \(1000000\) or train_clips \(10000000\)",
     ),
     "batch": Wrong(
-        {"batch_size": 10**5, "train_clips": 10**5, "frames": 1000, "size": 10_000, "width": 64.0},
+        {"batch_size": 10**5, "train_clips": 10**5, "frames": 1000, "size": 10_000, "width": 8.0},
         ".* for the activations of a batch, .* smaller by batch_size .*accumulate .*",
     ),
     "views of a video": Wrong(
