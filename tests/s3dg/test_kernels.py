@@ -92,7 +92,7 @@ def with_gradients(operation, inputs) -> list[torch.Tensor]:
     return [output.detach(), *(x.grad for x in inputs)]
 
 
-@pytest.mark.parametrize("what", ["operations", "network"])
+@pytest.mark.parametrize("what", ["operations", pytest.param("network", marks=pytest.mark.slow)])
 def test_kernels_in_the_interpreter(what):
     command = [sys.executable, "-W", "error::RuntimeWarning", "-m", "tests.s3dg.interpreted", what]
     subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)

@@ -140,10 +140,10 @@ pathlib.Path.unlink = kill_at_state
 }
 
 
-SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in [*KILLED_WHILE_WRITING][1:]}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in KILLED_WHILE_WRITING]
 
 
-@pytest.mark.parametrize("moment", [None, *(SLOW.get(name, name) for name in KILLED_WHILE_WRITING)])
+@pytest.mark.parametrize("moment", [None, *SLOW])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, moment):
     path = write_config(tmp_path)
     run = start(path, patch=KILLED_WHILE_WRITING.get(moment, ""))
