@@ -2,8 +2,7 @@
 
     params = read_yaml("run.yaml")
     fields = read_json("results/smoke/train/rgb-seed0.json")
-    for number, line in read_lines("results/h200.jsonl"):
-        fields = parse_json(line, f"line {number} of results/h200.jsonl")
+    fields = parse_json(line, "line 3 of results/h200.jsonl")
 
 A document holds mappings from text to values, lists, text, finite numbers, true, false and null. Whole numbers have at
 most 64 bits. A file that is anything else is refused in one sentence, which names it.
@@ -13,7 +12,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,49 @@ MAX_INTEGER = 2**63 - 1
 
 class DocumentError(ValueError):
     """A file or line that is no document of plain values; the message names it and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a key of a mapping may hold.
+
+    Attributes:
+        words: the words for it, after "must be".
+        passes: whether a value is allowed.
+        optional: whether the key may be missing.
+    """
+
+    words: str
+    passes: Callable[[Any], bool]
+    optional: bool = True
+
+
+def check_entries(
+    values: Mapping[str, Any], entries: Mapping[str, Entry], where: str, error: type[Exception], *, within: str = ""
+) -> None:
+    """Checks the values of a mapping; keys that `entries` does not name may hold anything.
+
+    Args:
+        values: the mapping.
+        entries: what each key may hold.
+        where: what the mapping is, printable, for errors.
+        error: the exception to raise, with one sentence.
+        within: the field of `where` that holds the mapping; empty: it is all of it.
+    """
+    for name, entry in entries.items():
+        if name in values and not entry.passes(values[name]):
+            place = f"{name} in {within}" if within else name
+            raise error(f"{where}: {place} must be {entry.words}, not {shown(values[name])}")
+        if name not in values and not entry.optional:
+            holder = f"{where}: {within}" if within else where
+            raise error(f"{holder} has no {name}, which must be {entry.words}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; truth values are none."""
+    if type(value) is float:  # nearly always: the fast way first
+        return math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -52,14 +95,9 @@ def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
     return content
 
 
-def read_lines(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines of a file with their numbers, from 1; raises as `read_bytes` does."""
-    yield from enumerate(read_bytes(path, max_bytes=max_bytes).splitlines(), 1)
-
-
-def read_json(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(path: str | Path, *, max_bytes: int = MAX_BYTES, finite: bool = True) -> Any:
     """Reads a JSON file; raises as `read_bytes` and `parse_json` do."""
-    return parse_json(read_bytes(path, max_bytes=max_bytes), printable(path))
+    return parse_json(read_bytes(path, max_bytes=max_bytes), printable(path), finite=finite)
 
 
 def parse_json(content: bytes | str, where: str, *, finite: bool = True) -> Any:

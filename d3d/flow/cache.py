@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d3d.documents import DocumentError, read_json
 from d3d.files import check_folder, fingerprint, sha256
 from d3d.messages import printable, shown
 from d3d.video.decode import PastEndError, iter_frames
@@ -103,8 +104,8 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
     if not os.path.isfile(path):
         raise foreign
     try:
-        manifest = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        manifest = read_json(path, finite=False)
+    except DocumentError:
         raise foreign from None
     if not isinstance(manifest, dict):
         raise foreign

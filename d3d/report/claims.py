@@ -9,14 +9,13 @@ A rule is one of
 A contrast is arithmetic on arms (d3d/report/contrasts.py). A bound is a number, given as `above` or `below`.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d3d.documents import DocumentError, read_yaml
+from d3d.documents import DocumentError, Entry, check_entries, is_number, read_yaml
 from d3d.messages import printable, shown
 from d3d.report.contrasts import ClaimError, parse
 from d3d.study.parameters import MAX_SEED
@@ -120,7 +119,7 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Ledger:
     _check(content, LEDGER_KEYS, where)
     margins = content.get("margins", {})
     for name, margin in margins.items():
-        if not _is_number(margin) or margin <= 0:
+        if not is_number(margin) or margin <= 0:
             raise ClaimError(f"{where}: the margin of {shown(name)} must be a number above 0, not {shown(margin)}")
     claims = tuple(_claim(fields, margins, f"{where}: claim {n}") for n, fields in enumerate(content["claims"], 1))
     ids = [claim.id for claim in claims]
@@ -134,50 +133,37 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Ledger:
     return Ledger(claims, content["seeds"])
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _is_sentence(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
-@dataclass(frozen=True)
-class _Key:
-    """A key of the ledger: the words for what it may hold, its check, and whether it may be missing."""
-
-    words: str
-    passes: Callable[[Any], bool]
-    optional: bool = True
-
-
-_SENTENCE = _Key("text on one line", _is_sentence, optional=False)
-_SEEDS = _Key(f"a whole number from 1 to {MAX_SEED}", lambda value: type(value) is int and 1 <= value <= MAX_SEED)
-_BOUND = _Key("a finite number", _is_number)
+_SENTENCE = Entry("text on one line", _is_sentence, optional=False)
+_SEEDS = Entry(f"a whole number from 1 to {MAX_SEED}", lambda value: type(value) is int and 1 <= value <= MAX_SEED)
+_BOUND = Entry("a finite number", is_number)
 LEDGER_KEYS = {
-    "seeds": _Key(_SEEDS.words, _SEEDS.passes, optional=False),
-    "margins": _Key("numbers by metric", lambda value: isinstance(value, dict)),
-    "claims": _Key("a list of claims", lambda value: isinstance(value, list), optional=False),
+    "seeds": Entry(_SEEDS.words, _SEEDS.passes, optional=False),
+    "margins": Entry("numbers by metric", lambda value: isinstance(value, dict)),
+    "claims": Entry("a list of claims", lambda value: isinstance(value, list), optional=False),
 }
 CLAIM_KEYS = {
-    "id": _Key(
+    "id": Entry(
         "a letter and a number, such as H1", lambda value: isinstance(value, str) and bool(ID.fullmatch(value)), False
     ),
     "statement": _SENTENCE,
     "source": _SENTENCE,
     "command": _SENTENCE,
-    "claimed": _Key("a finite number", _is_number),
-    "data": _Key("text on one line", _is_sentence),
+    "claimed": Entry("a finite number", is_number),
+    "data": Entry("text on one line", _is_sentence),
     "seeds": _SEEDS,
-    "rule": _Key(
+    "rule": Entry(
         f"a rule with one of: {', '.join(KINDS)}",
         lambda value: isinstance(value, dict) and len(value) == 1 and set(value) <= set(KINDS),
         optional=False,
     ),
 }
 CONDITION_KEYS = {
-    "contrast": _Key("a contrast such as d3d - rgb", lambda value: isinstance(value, str), optional=False),
-    "metric": _Key(
+    "contrast": Entry("a contrast such as d3d - rgb", lambda value: isinstance(value, str), optional=False),
+    "metric": Entry(
         "the name of a metric such as iid/top1",
         lambda value: isinstance(value, str) and bool(METRIC.fullmatch(value)),
         optional=False,
@@ -187,17 +173,13 @@ CONDITION_KEYS = {
 }
 
 
-def _check(fields: Any, keys: Mapping[str, _Key], where: str) -> None:
+def _check(fields: Any, keys: Mapping[str, Entry], where: str) -> None:
     """Checks the keys and values of a mapping; `where` names it in errors."""
     if not isinstance(fields, dict):
         raise ClaimError(f"{where} must map {', '.join(keys)} to values, not be {shown(fields)}")
     if unknown := sorted(set(fields) - set(keys)):
         raise ClaimError(f"{where} has the unknown key {shown(unknown[0])}; there are {', '.join(keys)}")
-    for name, key in keys.items():
-        if name in fields and not key.passes(fields[name]):
-            raise ClaimError(f"{where}: {name} must be {key.words}, not {shown(fields[name])}")
-        if name not in fields and not key.optional:
-            raise ClaimError(f"{where} has no {name}, which must be {key.words}")
+    check_entries(fields, keys, where, ClaimError)
 
 
 def _claim(fields: Any, margins: Mapping[str, float], where: str) -> Claim:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from d3d.documents import parse_json, read_bytes
+from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
 from d3d.report import cost, front, jhmdb, plots
@@ -229,7 +229,7 @@ def hide_injected(path: Path) -> None:
 def _read_notebook(path: Path) -> dict[str, Any]:
     """Reads a notebook; raises ValueError for a file that is none, naming it."""
     where = printable(path)
-    content = parse_json(read_bytes(path, max_bytes=MAX_NOTEBOOK_BYTES), where, finite=False)
+    content = read_json(path, max_bytes=MAX_NOTEBOOK_BYTES, finite=False)
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list) or not all(
         isinstance(c, dict) and isinstance(c.get("metadata"), dict) for c in cells

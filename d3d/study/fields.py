@@ -3,13 +3,13 @@
 What is written passes the same checks as what is read: a run that ends has a record that reads.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from typing import Any, get_origin
 
+from d3d.documents import Entry, check_entries, is_number
 from d3d.messages import printable, shown
 from d3d.study.arms import NAME
 from d3d.study.parameters import MAX_SEED
@@ -17,7 +17,7 @@ from d3d.study.parameters import MAX_SEED
 SCHEMA = 1
 # A cell is a folder of records.
 CELL_NAME = re.compile(r"\w[\w .+=,-]*")
-LONGEST_NAME = 100  # characters of the name of an experiment, arm or cell
+LONGEST_NAME = 100  # characters of the name of a cell
 LONGEST_METRIC = 300  # characters of the name of a metric or parameter
 DIGEST = re.compile(r"(?:[0-9a-f]{16})?")
 
@@ -105,7 +105,7 @@ def check(record: Record, where: str) -> None:
         if type(value) is not field_type:
             raise RecordError(f"{where}: {name} must be of type {field_type.__name__}, not {shown(value)}")
     for kind, name in {"experiment": record.experiment, "arm": record.arm}.items():
-        if not NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+        if not NAME.fullmatch(name):
             raise RecordError(
                 f"{where}: {kind} must be a name of lower-case letters, digits and _, such as d3d_kl, not {shown(name)}"
             )
@@ -114,30 +114,24 @@ def check(record: Record, where: str) -> None:
     if not DIGEST.fullmatch(record.arrays):
         raise RecordError(f"{where}: arrays must be a checksum of 16 hex digits or empty, not {shown(record.arrays)}")
     for name, value in record.params.items():
-        if not (type(value) in (str, bool) or _is_number(value)):
+        if not (type(value) in (str, bool) or is_number(value)):
             raise RecordError(
                 f"{where}: parameter {shown(name)} must be text, true, false or a finite number, not {shown(value)}"
             )
     for name, value in record.metrics.items():
-        if not _is_number(value):
+        if not is_number(value):
             raise RecordError(f"{where}: metric {shown(name)} must be a finite number, not {shown(value)}")
     lengths = set(map(len, [*record.params, *record.metrics]))
     if lengths and not 1 <= min(lengths) <= max(lengths) <= LONGEST_METRIC:
         raise RecordError(f"{where}: a metric or parameter must have a name of 1 to {LONGEST_METRIC} characters")
-    _check_values(record.provenance, PROVENANCE, where, "provenance")
-    _check_values(record.files, FILES, where, "files")
+    check_entries(record.provenance, PROVENANCE, where, RecordError, within="provenance")
+    check_entries(record.files, FILES, where, RecordError, within="files")
 
 
 def check_cell(name: Any, where: str) -> None:
     """Raises RecordError for what cannot be the name of a cell; `where` is where it comes from, for errors."""
     if not isinstance(name, str) or not CELL_NAME.fullmatch(name) or len(name) > LONGEST_NAME:
         raise RecordError(f"{where}: a cell must have a name of letters, digits and _ . + = , - not {shown(name)}")
-
-
-def _is_number(value: Any) -> bool:
-    if type(value) is float:  # nearly always: the fast way first
-        return math.isfinite(value)
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_text_by_name(value: Any) -> bool:
@@ -151,15 +145,6 @@ def _is_time(value: Any) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class _Value:
-    """What an entry of provenance or files may be: the words for it, its check, and whether it may be missing."""
-
-    words: str
-    passes: Callable[[Any], bool]
-    optional: bool = True
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -170,31 +155,22 @@ def _is_count(value: Any) -> bool:
 
 # The pages and tables of the book read those that are not optional.
 PROVENANCE = {
-    "commit": _Value("text", _is_text, optional=False),
-    "dirty": _Value("true or false", lambda value: isinstance(value, bool), optional=False),
-    "device": _Value("text", _is_text, optional=False),
-    "started": _Value("a time such as 2026-01-31T12:00:00+00:00", _is_time, optional=False),
-    "seconds": _Value("a number from 0 on", lambda value: _is_number(value) and value >= 0, optional=False),
-    "packages": _Value("versions by package", _is_text_by_name, optional=False),
-    "source": _Value("text", _is_text),
-    "notebook": _Value("text", _is_text),
-    "processes": _Value("a count", _is_count),
-    "made_from": _Value("values by name", lambda value: isinstance(value, dict)),
+    "commit": Entry("text", _is_text, optional=False),
+    "dirty": Entry("true or false", lambda value: isinstance(value, bool), optional=False),
+    "device": Entry("text", _is_text, optional=False),
+    "started": Entry("a time such as 2026-01-31T12:00:00+00:00", _is_time, optional=False),
+    "seconds": Entry("a number from 0 on", lambda value: is_number(value) and value >= 0, optional=False),
+    "packages": Entry("versions by package", _is_text_by_name, optional=False),
+    "source": Entry("text", _is_text),
+    "notebook": Entry("text", _is_text),
+    "processes": Entry("a count", _is_count),
+    "made_from": Entry("values by name", lambda value: isinstance(value, dict)),
 }
 FILES = {
-    **{name: _Value("a count", _is_count) for name in ("listed", "found", "missing", "decoded")},
-    "refused": _Value("reasons by file", _is_text_by_name),
-    "missing_first": _Value("a list of names", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+    **{name: Entry("a count", _is_count) for name in ("listed", "found", "missing", "decoded")},
+    "refused": Entry("reasons by file", _is_text_by_name),
+    "missing_first": Entry("a list of names", lambda value: isinstance(value, list) and all(map(_is_text, value))),
 }
-
-
-def _check_values(values: Mapping[str, Any], allowed: Mapping[str, _Value], where: str, field_name: str) -> None:
-    """Checks the entries of a field that the schema knows; others may be anything."""
-    for name, entry in allowed.items():
-        if name in values and not entry.passes(values[name]):
-            raise RecordError(f"{where}: {name} in {field_name} must be {entry.words}, not {shown(values[name])}")
-        if name not in values and not entry.optional:
-            raise RecordError(f"{where}: {field_name} has no {name}, which must be {entry.words}")
 
 
 def where_of(record: Record) -> str:
