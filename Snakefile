@@ -110,7 +110,7 @@ try:
     if not Path(MERGED_PROFILE).is_file() or Path(MERGED_PROFILE).read_text() != profiles.dump(STUDY):
         write_atomic({Path(MERGED_PROFILE): profiles.dump(STUDY).encode()})
 except OSError as error:
-    raise WorkflowError(str(error)) from None
+    raise WorkflowError(one_line(error)) from None
 
 # These must be written before Snakemake reads the age of any file.
 STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, seed in runs_of(n)}

@@ -20,7 +20,7 @@ from torch import Tensor
 from d3d.data import sprites
 from d3d.data.clips import Clips
 from d3d.data.sprite_classes import CLASSES, REVERSED_LABELS
-from d3d.files import append_to, write_atomic
+from d3d.files import append_to, check_folder, write_atomic
 from d3d.flow import estimate as flows
 from d3d.messages import one_line, printable
 from d3d.study.parameters import ClipConfig, DataConfig
@@ -138,8 +138,7 @@ def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
 
     if not config.flow.flow_cache:
         return compute()
-    if not os.path.isdir(config.flow.flow_cache) and os.path.lexists(config.flow.flow_cache):
-        raise NotADirectoryError(f"flow_cache '{printable(config.flow.flow_cache)}' must be a folder")
+    check_folder(config.flow.flow_cache)
     name, source = _cache_key(config.clip, clips, frames.device.type)
     path = Path(config.flow.flow_cache) / f"{name}-{source}.npy"
     with _locked(path.with_name(f"{name}.lock")):

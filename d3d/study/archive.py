@@ -76,9 +76,7 @@ def pack(folder: str | Path, out: str | Path = "") -> Path:
             fields = asdict(replace(record, arrays=digest(record_arrays)))
             lines.append(json.dumps(fields | ({"cell": cell_name} if cell_name else {}), sort_keys=True) + "\n")
     if not lines:
-        raise RecordError(
-            f"{printable(folder)} holds no records: give a folder that a study has written, such as results/smoke"
-        )
+        raise RecordError(f"{printable(folder)} holds no records: {GIVE_FOLDER}")
     contents = {path: "".join(lines).encode()}
     if arrays:
         buffer = io.BytesIO()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 PATIENCE = 60.0  # seconds for an orderly end
 
@@ -29,7 +30,7 @@ def run(pid: int, command: list[str]) -> int:
             code = child.wait(1.0)
             return 128 - code if code < 0 else code
         except subprocess.TimeoutExpired:
-            if not _runs(pid):
+            if has_ended(pid):
                 break
     child.terminate()
     try:
@@ -40,14 +41,16 @@ def run(pid: int, command: list[str]) -> int:
     return 128 + signal.SIGTERM
 
 
-def _runs(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, even if its parent has not waited for it."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except OSError:  # there is none, or by now another user's process has this id
+        return True
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:  # not Linux, or it has ended just now
         return False
-    except PermissionError:  # another user's process by now has this id
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from d3d import documents
-from d3d.files import write_atomic
+from d3d.files import sha256, write_atomic
 from d3d.messages import printable, shown
 from d3d.npz import NpzFile
 from d3d.study.arrays import check_answers, digest, open_npz, read_array, short_sha256
@@ -190,7 +190,7 @@ def read_arrays(results: str | Path, record: Record, *, cell: str = "") -> dict[
     where = printable(path)
     if not path.is_file():
         raise FileNotFoundError(f"{where} is missing, although its record exists: run {record.experiment!r} again")
-    if short_sha256(path.read_bytes()) != record.arrays:
+    if sha256(path)[:16] != record.arrays:
         raise RecordError(f"{where} does not match the checksum in its record: run {record.experiment!r} again")
     with open_npz(path) as file:
         arrays = {name: read_array(file, name) for name in file.names}

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from d3d import messages
-from d3d.messages import shown
+from d3d.messages import one_line, shown
 from d3d.progress import close_output
 from d3d.study import plan
+from d3d.study.attached import has_ended
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
@@ -70,17 +70,10 @@ def _read_parameters(path: Path) -> dict[str, Any]:
 
 def _stop_after(pid: int) -> None:
     """Sends this process SIGTERM once process `pid` has ended."""
-    is_parent = os.getppid() == pid
-    while True:
+    time.sleep(1)
+    while not has_ended(pid):
         time.sleep(1)
-        try:
-            os.kill(pid, 0)
-            ended = is_parent and os.getppid() != pid  # one that nobody has waited for still takes signals
-        except OSError:
-            ended = True
-        if ended:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,12 +126,12 @@ def main(argv: list[str] | None = None) -> None:
             f"{optimiser.accumulate}: raise accumulate",
         )
     except (ValueError, OSError, FloatingPointError) as error:
-        _exit(1, messages.one_line(error))
+        _exit(1, one_line(error))
     except SystemExit as ended:
         _exit(ended.code)
     except BaseException as error:
         traceback.print_exc()
-        _exit(1, f"unexpected {type(error).__name__}: {messages.one_line(error)}; run the same command again to resume")
+        _exit(1, f"unexpected {type(error).__name__}: {one_line(error)}; run the same command again to resume")
     close_output()
 
 

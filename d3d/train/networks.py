@@ -10,7 +10,7 @@ from torch import Tensor
 from d3d.data.clips import PARTNER, Batch
 from d3d.data.load import Data
 from d3d.messages import one_line
-from d3d.s3dg.checkpoints import CHANNELS, load_checkpoint, read_info
+from d3d.s3dg.checkpoints import CHANNELS, CheckpointInfo, load_checkpoint, read_info
 from d3d.s3dg.network import S3DG, fold, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
 from d3d.train.controls import class_means, draw_partners
@@ -50,8 +50,8 @@ def build_network(
     )
     if not (checkpoint := config.distillation.student):
         return network.to(device)
-    check_student(config)
     student, info = load_checkpoint(checkpoint)
+    _check_student_info(config, info)
     state = student.state_dict()
     if info.classes != data.classes:
         report(
@@ -70,9 +70,12 @@ def check_student(config: TrainConfig) -> None:
         ValueError: if it is damaged, or has another stream or width.
         FileNotFoundError: if it does not exist.
     """
-    if not (checkpoint := config.distillation.student):
-        return
-    info, network = read_info(checkpoint), config.network
+    if checkpoint := config.distillation.student:
+        _check_student_info(config, read_info(checkpoint))
+
+
+def _check_student_info(config: TrainConfig, info: CheckpointInfo) -> None:
+    checkpoint, network = config.distillation.student, config.network
     if info.stream != network.stream:
         raise ValueError(f"student {checkpoint} is a {info.stream} stream, but this run trains {network.stream!r}")
     if info.width != network.width:

@@ -202,7 +202,7 @@ def _run_settings(experiment: str, config: TrainConfig, data: Data, source: str,
         settings["threads"] = torch.get_num_threads()
     for name in ("teacher", "student"):
         if weights := getattr(config.distillation, name):
-            settings[f"{name}'s weights"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+            settings[f"{name}'s weights"] = files.sha256(weights)[:16]
     for rank, other in enumerate(team.all_gather(settings)):
         if differing := [name for name in settings if settings[name] != other.get(name)]:
             name = differing[0]

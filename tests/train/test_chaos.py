@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.flow.test_extract import moving_video
-from tests.train.test_survival import ONE_THREAD, children, outcome, resumed_at, write_config
+from tests.train.test_survival import ONE_THREAD, children, outcome, processes, resumed_at, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -71,11 +71,10 @@ class Running:
 def of_session(session: int) -> dict[int, str]:
     """The processes of a session, by id."""
     commands = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended since
-            state, *fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[2]) == session and state != "Z":
-                commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    for pid, _, its_session in processes():
+        if its_session == session:
+            with suppress(OSError):  # it has ended since
+                commands[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     return commands
 
 

@@ -92,14 +92,18 @@ def _restored_signals():
         signal.signal(signum, handler)
 
 
+def processes():
+    """Yields the id, the parent and the session of every process that has not ended."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended since
+            state, parent, _, session, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            if state != "Z":
+                yield int(folder.name), int(parent), int(session)
+
+
 def children(pid):
     """Ids of the processes that a process started."""
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended since
-            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
-                pids.append(int(path.parent.name))
-    return pids
+    return [child for child, parent, _ in processes() if parent == pid]
 
 
 def resumed_at(out):
