@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# The names of arms begin the names of files.
-NAME = re.compile(r"[a-z]\w{,99}(\.\d{1,9})?", re.ASCII)
+# The names of arms, of at most 100 characters, begin the names of files and stand in contrasts.
+NAME = re.compile(r"(?!.{101})[a-z]\w*(\.\d{1,9})?", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)

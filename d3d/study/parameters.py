@@ -17,7 +17,6 @@ RENDERED_DATASETS = ("sprites",)
 FILE_DATASETS = ("folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "table", "ava")
 # Upper bound of training seeds; twins and probes draw from seeds above it.
 MAX_SEED = 1000
-# Names of arms are parts of the names of files, and of contrasts (d3d/report/contrasts.py).
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
 CHANGEABLE_ON_RESUME = ("results", "workers", "save_every")
 SPRITE_CLASSES = 16

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from d3d.study import records
+from d3d.study.parameters import RunConfig
 from d3d.study.records import Record, RecordError
 
 # What every record says of its origin.
@@ -30,6 +31,18 @@ PROVENANCE = {
     "started": "2026-01-01T00:00:00+00:00",
     "seconds": 1.0,
 }
+
+
+@pytest.mark.parametrize("name", ["a" * 100, "a" * 90 + ".123456789"])
+def test_a_name_that_a_run_may_have_a_record_may_have_too(tmp_path, name):
+    """The name is refused before training, not when the record is written."""
+    RunConfig(arm=name)
+    assert records.read(records.write(tmp_path, record(arm=name))).arm == name
+    longer = f"a{name}"
+    with pytest.raises(ValueError, match="arm must be a name"):
+        RunConfig(arm=longer)
+    with pytest.raises(RecordError, match="arm must be a name"):
+        records.write(tmp_path, record(arm=longer))
 
 
 def record(**changes) -> Record:
