@@ -115,23 +115,6 @@ def test_training_has_a_flag_per_parameter(tmp_path):
         assert f"--{name.strip('_').replace('_', '-')} " in help
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--epochs", "x"], "d3d train: error: argument --epochs: it must be of type int, not 'x'"),
-        (["--sync-norm", "maybe"], "argument --sync-norm: it must be of type bool, not 'maybe'"),
-        (["--epochs", "0"], "d3d train: epochs must be at least 1, not 0"),
-        (["--lambda", "0.3"], "d3d train: 'lambda_' is no parameter of 'train', which takes "),
-        (["--config", "none.yaml"], "none.yaml"),
-    ],
-)
-def test_a_wrong_flag_ends_in_a_sentence(flags, sentence):
-    done = d3d("train", *flags)
-    assert done.returncode in (1, 2)
-    assert sentence in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize("name", ["absent", "empty", "README.md", "cut"])
 def test_claims_without_records_end_in_one_sentence(tmp_path, name):
     (tmp_path / "empty").mkdir()

@@ -157,6 +157,7 @@ def test_an_unreadable_video_that_is_repaired_is_checked_too(root, tmp_path):
     assert refusals(cache) == {}
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_anywhere_in_a_flow_file_is_named(tmp_path):
     """FFmpeg decodes such a file without an error, to other values."""
     frames = np.random.default_rng(0).integers(0, 255, (30, 96, 128, 3), dtype=np.uint8)

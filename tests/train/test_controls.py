@@ -126,7 +126,10 @@ def test_what_students_of_one_teacher_learn(options, tmp_path):
     assert np.allclose(learned["class_mean"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("outputs", ["clip", "shuffled", "class_mean"])
+SLOW_OUTPUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("clip", "class_mean")]
+
+
+@pytest.mark.parametrize("outputs", ["shuffled", *SLOW_OUTPUTS])
 def test_students_learn_alike_from_memory_and_from_files(videos, tmp_path, outputs):
     """The flow of both is that of a cache; the draws of seed, epoch and clip are the same."""
     from d3d.flow.cache import FlowSpec
