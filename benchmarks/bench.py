@@ -27,7 +27,8 @@ from torchvision.models.video import s3d
 from d3d.data import sprites
 from d3d.flow.estimate import tvl1
 from d3d.flow.fields import endpoint_error
-from d3d.s3dg.network import fold, s3dg
+from d3d.s3dg.folding import fold
+from d3d.s3dg.network import s3dg
 from d3d.study import records
 from d3d.study.parameters import ClipConfig
 from d3d.study.records import Record

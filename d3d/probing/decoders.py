@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from d3d.data.clips import Clips
 from d3d.flow.fields import endpoint_error
 from d3d.probing.linear import ENDPOINTS
-from d3d.s3dg.network import S3DG, Conv3dAs2d, ConvBlock, SeparableConv
+from d3d.s3dg.blocks import Conv3dAs2d, ConvBlock, SeparableConv
+from d3d.s3dg.network import S3DG
 
 HIDDEN_CHANNELS = 32
 PEAK_LR = 2e-3  # of Adam, with cosine decay to zero

@@ -5,7 +5,7 @@ from d3d.public import lazy_getattr
 PUBLIC = {
     "S3DG": "network",
     "s3dg": "network",
-    "fold": "network",
+    "fold": "folding",
     "load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
     "load_tf": "weights",

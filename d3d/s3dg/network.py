@@ -4,12 +4,10 @@
     logits = model(clips)                                # (B, 3, T, H, W) -> (B, 400)
     features = model.endpoints(clips, ["Mixed_4f"])      # {"Mixed_4f": (B, 832, T/4, H/16, W/16)}
 
-Activations are (B, C, T, H, W) in channels-last memory format, so that convolutions over space or time alone run as 2-D
-convolutions without a copy. For inference, `fold` the batch norms; where launch overhead dominates, capture the network
-in a CUDA graph (`torch.cuda.make_graphed_callables`).
+Activations are (B, C, T, H, W) in channels-last memory format. For inference, `fold` the batch norms and capture the
+network in CUDA graphs; for training, capture the gradients (`d3d.s3dg.graphs`).
 """
 
-import copy
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d3d.s3dg import ops
+from d3d.s3dg.blocks import Conv3dAs2d, ConvBlock, Mixed, SameMaxPool3d, SelfGating, SeparableConv, Stem, channels_last
 
 # Output channels of each branch of the Mixed blocks: 1x1, (1x1, 3x3), (1x1, 3x3), 1x1 after a pool.
 MIXED = {
@@ -52,169 +50,6 @@ class EndpointInfo(NamedTuple):
 
     channels: int
     stride: tuple[int, int, int]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Views (B, C, T, H, W) as (B, T, H, W, C); copies only if channels are not innermost in memory."""
-    return x.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    """Views (B, T, H, W, C) as (B, C, T, H, W)."""
-    return x.permute(0, 4, 1, 2, 3)
-
-
-class Conv3dAs2d(nn.Conv3d):
-    """A 1x1x1, 1xkxk or kx1x1 convolution with stride 1 and SAME padding, computed as a 2-D convolution.
-
-    With `relu_bias` (C,), `forward` returns relu(convolution + relu_bias) from one kernel, without gradient.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
-        super().__init__(in_channels, out_channels, kernel, padding="same", bias=False)
-
-    def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
-        x = _channels_last(x)
-        match self.kernel_size:
-            case (1, 1, 1):
-                return _channels_first(ops.linear(x, self.weight[:, :, 0, 0, 0], relu_bias))
-            case (1, k, _):  # each frame is an image
-                images, padding = x.flatten(0, 1).permute(0, 3, 1, 2), (k // 2, k // 2)
-                y = ops.conv2d(images, self.weight[:, :, 0], relu_bias, padding=padding)
-                return _channels_first(y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]))
-            case (k, 1, 1):  # each clip is an image of T x HW
-                images, padding = x.flatten(2, 3).permute(0, 3, 1, 2), (k // 2, 0)
-                y = ops.conv2d(images, self.weight[..., 0], relu_bias, padding=padding)
-                return _channels_first(y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4]))
-
-
-class Stem(nn.Conv3d):
-    """The 3x7x7 convolution with stride 2.
-
-    Gathers the 3x7 taps over time and height into channels (`ops.stem_taps`), then convolves with 1x7 over the width.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, (3, 7, 7), 2, bias=False)
-
-    def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
-        taps = ops.stem_taps(x)
-        weight = self.weight.flatten(1, 3)
-        weight = F.pad(weight, (0, 0, 0, taps.shape[-1] - weight.shape[1]))[:, :, None]
-        y = ops.conv2d(taps.flatten(0, 1).permute(0, 3, 1, 2), weight, relu_bias, stride=(1, 2))
-        return _channels_first(y.permute(0, 2, 3, 1).unflatten(0, taps.shape[:2]))
-
-
-class Bias(nn.Module):
-    """Adds a bias per channel, instead of a batch norm."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias.to(x.dtype)[:, None, None, None]
-
-
-class ConvBlock(nn.Module):
-    """Convolution, then batch norm without scale (or, with norm=False, a bias), then ReLU."""
-
-    def __init__(self, conv: nn.Conv3d, *, norm: bool = True) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = Bias(conv.out_channels)
-        if norm:
-            # Not TF-slim's decay of 0.999, which needs tens of thousands of steps to converge.
-            self.norm = nn.BatchNorm3d(conv.out_channels, eps=1e-3, momentum=0.1)
-            self.norm.weight.requires_grad_(False)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not ops.kernels_support(x) or not self._can_fuse():
-            return self.relu(self.norm(self.conv(x)))
-        if isinstance(self.norm, Bias) and ops.can_fuse_conv_relu(x):
-            return self.conv(x, self.norm.bias)
-        return _channels_first(self._norm_relu(_channels_last(self.conv(x))))
-
-    def _can_fuse(self) -> bool:
-        """Whether one kernel may compute norm and ReLU: no submodule was swapped or has hooks, the scale is frozen."""
-        if type(self.relu) is not nn.ReLU or any(map(_has_hooks, (self.conv, self.norm, self.relu))):
-            return False
-        if type(self.norm) is nn.BatchNorm3d:
-            norm = self.norm
-            return not norm.weight.requires_grad and norm.track_running_stats and norm.running_mean is not None
-        return type(self.norm) is Bias
-
-    def _norm_relu(self, x: Tensor) -> Tensor:
-        norm = self.norm
-        if isinstance(norm, Bias):
-            return ops.norm_relu(x, norm.bias)
-        mean, var = norm.running_mean, norm.running_var
-        if norm.training:
-            if x.numel() == x.shape[-1]:
-                raise ValueError("batch norm cannot train on one value per channel: give larger or more clips")
-            norm.num_batches_tracked.add_(1)
-            momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-            mean, var = ops.batch_stats(x, mean, var, momentum)
-        return ops.norm_relu(x, norm.bias, mean, var, norm.eps, norm.training)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module would run a forward or backward hook."""
-    if torch.nn.modules.module._has_any_global_hook():
-        return True
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
-
-
-class SameMaxPool3d(nn.Module):
-    """Max pool with SAME padding."""
-
-    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.kernel_size, self.stride = kernel, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _channels_first(ops.max_pool(_channels_last(x), self.kernel_size[:2], self.stride[:2]))
-
-
-class SeparableConv(nn.Sequential):
-    """A 1x3x3 block with batch norm, then a 3x1x1 block with a bias."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.spatial = ConvBlock(Conv3dAs2d(in_channels, out_channels, (1, 3, 3)))
-        self.temporal = ConvBlock(Conv3dAs2d(out_channels, out_channels, (3, 1, 1)), norm=False)
-
-
-class SelfGating(nn.Module):
-    """Feature gating, x · sigmoid(W · mean of x over T, H, W), of each branch; concatenates the branches along C.
-
-    Xie et al. 2018, sec. 5.
-    """
-
-    def __init__(self, *channels: int) -> None:
-        super().__init__()
-        self.transformer_W = nn.ParameterList(torch.empty(c, c) for c in channels)
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        return _channels_first(ops.gate([_channels_last(x) for x in xs], list(self.transformer_W)))
-
-
-class Mixed(nn.Module):
-    """Inception block: four gated branches, concatenated; `branches` as in `MIXED`."""
-
-    def __init__(self, in_channels: int, branches: tuple) -> None:
-        super().__init__()
-        b0, (b1a, b1b), (b2a, b2b), b3 = branches
-        point = (1, 1, 1)
-        self.Branch_0 = ConvBlock(Conv3dAs2d(in_channels, b0, point))
-        self.Branch_1 = nn.Sequential(ConvBlock(Conv3dAs2d(in_channels, b1a, point)), SeparableConv(b1a, b1b))
-        self.Branch_2 = nn.Sequential(ConvBlock(Conv3dAs2d(in_channels, b2a, point)), SeparableConv(b2a, b2b))
-        self.Branch_3 = nn.Sequential(SameMaxPool3d((3, 3, 3), point), ConvBlock(Conv3dAs2d(in_channels, b3, point)))
-        self.self_gating = SelfGating(b0, b1b, b2b, b3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.self_gating(self.Branch_0(x), self.Branch_1(x), self.Branch_2(x), self.Branch_3(x))
 
 
 class S3DG(nn.Module):
@@ -332,7 +167,7 @@ class S3DG(nn.Module):
         for stage in self.features.values():
             x = stage(x)
         t, h, w = (min(k, n) for k, n in zip(HEAD_WINDOW, x.shape[2:], strict=True))
-        x = _channels_last(x)
+        x = channels_last(x)
         x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (h, w), 1).unflatten(0, x.shape[:2])  # B, T, C, H, W
         x = (x[:, : x.shape[1] - t + 1] + x[:, t - 1 :]) / 2
         return x.transpose(1, 2)
@@ -385,16 +220,3 @@ def s3dg(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return S3DG(num_classes, in_channels, width, dropout)
-
-
-@torch.no_grad()
-def fold(model: S3DG) -> S3DG:
-    """Copies the network for inference, with each batch norm folded into the convolution before it; same logits."""
-    model = copy.deepcopy(model).eval()
-    for block in [m for m in model.modules() if isinstance(m, ConvBlock) and isinstance(m.norm, nn.BatchNorm3d)]:
-        norm = block.norm
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        block.conv.weight.mul_(scale[:, None, None, None, None])
-        block.norm = Bias(len(scale)).to(scale)
-        block.norm.bias.copy_(norm.bias - norm.running_mean * scale)
-    return model

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 try:
-    from d3d.s3dg import kernels, pooling
+    from d3d.s3dg import gating, kernels, pooling
 except ImportError:  # no Triton on this platform
-    kernels = pooling = None
+    gating = kernels = pooling = None
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The kernels index within a clip in 32 bits, and cuDNN's convolution with ReLU within a batch.
@@ -28,9 +28,10 @@ def kernels_support(x: Tensor) -> bool:
 
 
 def can_fuse_conv_relu(x: Tensor) -> bool:
-    """Whether one cuDNN kernel may compute convolution, bias and ReLU of x: needs no gradient and no torch.compile."""
-    eager = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return eager and kernels_support(x) and torch.backends.cudnn.enabled and torch.version.hip is None
+    """Whether one cuDNN kernel may compute convolution, bias and ReLU of x: not under torch.compile."""
+    if torch.compiler.is_compiling() or not x.is_cuda or not kernels_support(x):
+        return False
+    return torch.backends.cudnn.enabled and torch.version.hip is None
 
 
 def same_pad_before(size: int, kernel: int, stride: int) -> int:
@@ -39,7 +40,7 @@ def same_pad_before(size: int, kernel: int, stride: int) -> int:
 
 
 def linear(x: Tensor, weight: Tensor, relu_bias: Tensor | None = None) -> Tensor:
-    """Computes a linear layer, with `relu_bias` also relu(result + relu_bias), in one kernel without gradient.
+    """Computes a linear layer, with `relu_bias` also relu(result + relu_bias), which is one kernel without gradient.
 
     Args:
         x: (..., C).
@@ -51,7 +52,9 @@ def linear(x: Tensor, weight: Tensor, relu_bias: Tensor | None = None) -> Tensor
     """
     if relu_bias is None:
         return F.linear(x, weight)
-    dtype = _compute_dtype(x)
+    if torch.is_grad_enabled():
+        return norm_relu(F.linear(x, weight), [relu_bias])[0]
+    dtype = compute_dtype(x)
     y = torch._addmm_activation(relu_bias.to(dtype), x.flatten(0, -2).to(dtype), weight.t().to(dtype))
     return y.unflatten(0, x.shape[:-1])
 
@@ -69,12 +72,34 @@ def conv2d(
         return F.conv2d(x, weight, None, stride, padding)
     if x.numel() >= INT32_LIMIT:
         y = F.conv2d(x, weight, None, stride, padding).permute(0, 2, 3, 1).contiguous()
-        return kernels.norm_relu(y, relu_bias, None, None, 0.0).permute(0, 3, 1, 2)
-    dtype = _compute_dtype(x)
+        return norm_relu(y, [relu_bias])[0].permute(0, 3, 1, 2)
+    dtype = compute_dtype(x)
+    if torch.is_grad_enabled():
+        return _ConvRelu.apply(x.to(dtype), weight.to(dtype), relu_bias, stride, padding)
     return torch.cudnn_convolution_relu(x.to(dtype), weight.to(dtype), relu_bias.to(dtype), stride, padding, (1, 1), 1)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+class _ConvRelu(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        y = torch.cudnn_convolution_relu(x, weight, bias.to(x.dtype), stride, padding, (1, 1), 1)
+        ctx.save_for_backward(x, weight, bias, y)
+        ctx.conv_args = stride, padding, (1, 1), False, (0, 0), 1
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight, bias, y = ctx.saved_tensors
+        dy, y = (t.permute(0, 2, 3, 1).contiguous() for t in (dy, y))
+        d, dbias = kernels.relu_backward(dy, y, bias)
+        needed = (*ctx.needs_input_grad[:2], False)
+        d = d.permute(0, 3, 1, 2)
+        dx, dweight, _ = torch.ops.aten.convolution_backward(d, x, weight, None, *ctx.conv_args, needed)
+        return dx, dweight, dbias, None, None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a convolution of x computes, which autocast may choose."""
     device = x.device.type
     if x.dtype == torch.float64:
@@ -84,55 +109,67 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 def norm_relu(
     x: Tensor,
-    bias: Tensor,
+    biases: Sequence[Tensor],
     mean: Tensor | None = None,
     var: Tensor | None = None,
     eps: float = 0.0,
     training: bool = False,
-) -> Tensor:
+) -> Sequence[Tensor]:
     """Computes relu((x - mean) / sqrt(var + eps) + bias), or relu(x + bias) without mean and var.
 
     Needs `kernels_support(x)`.
 
     Args:
-        x: (B, T, H, W, C).
-        bias: (C,).
-        mean, var: (C,); None: not normalised.
+        x: (B, T, H, W, ΣC), the channels of one or several batch norms.
+        biases: (C,) of each.
+        mean, var: (ΣC,); None: not normalised.
         eps: Added to var.
         training: Whether mean and var are those of x itself, so that gradients flow through them.
 
     Returns:
-        (B, T, H, W, C).
+        (B, T, H, W, C) of each batch norm.
     """
     if torch.is_grad_enabled():
-        return _NormRelu.apply(x, bias, mean, var, eps, training)
-    return kernels.norm_relu(x, bias, mean, var, eps)
+        return _NormRelu.apply(x, mean, var, eps, training, *biases)
+    return kernels.norm_relu(x, biases, mean, var, eps)
 
 
 class _NormRelu(Function):
     @staticmethod
-    def forward(ctx, x, bias, mean, var, eps, training):
-        ctx.save_for_backward(x, bias, mean, var)
+    def forward(ctx, x, mean, var, eps, training, *biases):
+        ctx.save_for_backward(x, mean, var, *biases)
         ctx.eps, ctx.training = eps, training
-        return kernels.norm_relu(x, bias, mean, var, eps)
+        return tuple(kernels.norm_relu(x, biases, mean, var, eps))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
-        dx, dbias = kernels.norm_relu_backward(dy.contiguous(), *ctx.saved_tensors, ctx.eps, ctx.training)
-        return dx, dbias, None, None, None, None
+    def backward(ctx, *dys):
+        x, mean, var, *biases = ctx.saved_tensors
+        dys = [dy.contiguous() for dy in dys]
+        dx, *dbiases = kernels.norm_relu_backward(dys, x, biases, mean, var, ctx.eps, ctx.training)
+        return dx, None, None, None, None, *dbiases
 
 
 @torch.no_grad()
-def batch_stats(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
-    """Computes mean and biased variance (C,) of x and updates the running ones in place; needs `kernels_support(x)`."""
-    return kernels.batch_stats(x, running_mean, running_var, momentum)
+def batch_stats(
+    x: Tensor,
+    running_means: Sequence[Tensor],
+    running_vars: Sequence[Tensor],
+    num_batches: Sequence[Tensor],
+    momentum: float,
+) -> tuple[Tensor, Tensor]:
+    """Computes the mean and biased variance (ΣC,) of x (..., ΣC), the channels of one or several batch norms.
+
+    Updates the running statistics (C,) of each in place, and adds one to its number of batches. Needs
+    `kernels_support(x)`.
+    """
+    return kernels.batch_stats(x, running_means, running_vars, num_batches, momentum)
 
 
 def gate(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Computes x · sigmoid(W · mean of x over T, H, W) of each branch x, W (C, C); concatenates them along C."""
     if kernels_support(xs[0]):
-        return _Gate.apply(*xs, *weights) if torch.is_grad_enabled() else kernels.gate(xs, weights)[0]
+        return _Gate.apply(*xs, *weights) if torch.is_grad_enabled() else gating.gate(xs, weights)[0]
     gates = [torch.sigmoid(F.linear(x.mean((1, 2, 3)), w)) for x, w in zip(xs, weights, strict=True)]
     return torch.cat([x * g[:, None, None, None] for x, g in zip(xs, gates, strict=True)], -1)
 
@@ -141,7 +178,7 @@ class _Gate(Function):
     @staticmethod
     def forward(ctx, *tensors):
         n = len(tensors) // 2
-        out, means, gates = kernels.gate(tensors[:n], tensors[n:])
+        out, means, gates = gating.gate(tensors[:n], tensors[n:])
         ctx.save_for_backward(*tensors, means, gates)
         return out
 
@@ -150,7 +187,7 @@ class _Gate(Function):
     def backward(ctx, dout):
         *tensors, means, gates = ctx.saved_tensors
         n = len(tensors) // 2
-        return tuple(kernels.gate_backward(dout.contiguous(), tensors[:n], tensors[n:], means, gates))
+        return tuple(gating.gate_backward(dout.contiguous(), tensors[:n], tensors[n:], means, gates))
 
 
 def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Tensor:
@@ -216,12 +253,12 @@ def stem_taps(x: Tensor) -> Tensor:
         max_offset = sum((n - 1) * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
         x = x if max_offset < INT32_LIMIT else x.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
-            return _StemTaps.apply(x, _compute_dtype(x), output_size, pad_before)
-        return pooling.stem_taps(x, _compute_dtype(x), output_size, pad_before)
+            return _StemTaps.apply(x, compute_dtype(x), output_size, pad_before)
+        return pooling.stem_taps(x, compute_dtype(x), output_size, pad_before)
     padded_size = (2 * t + 1, 2 * h + 5, 2 * w + 5)
     pad_after = [total - b - n for total, b, n in zip(padded_size, pad_before, x.shape[2:], strict=True)]
     pads = [n for axis in (2, 1, 0) for n in (pad_before[axis], pad_after[axis])]
-    x = F.pad(x.to(_compute_dtype(x)), pads)
+    x = F.pad(x.to(compute_dtype(x)), pads)
     x = x.unfold(2, 3, 2).unfold(3, 7, 2)  # B, C, T', H', W, 3, 7
     x = x.permute(0, 2, 3, 4, 1, 5, 6).flatten(4)
     return F.pad(x, (0, -x.shape[-1] % 8))

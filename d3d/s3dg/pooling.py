@@ -1,6 +1,6 @@
 """Triton kernels of S3D-G's max pools and of its stem's taps; each reads and writes an activation once.
 
-Activations are (B, T, H, W, C); a block is BLOCK_P positions of a frame by BLOCK_C channels. Arithmetic is float32 for
+Activations are (B, T, H, W, C); a block is some positions of a frame by BLOCK_C channels. Arithmetic is float32 for
 every dtype of the activation. The functions allocate their results.
 """
 
@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d3d.s3dg.kernels import BLOCK_C, ceil_div, custom_op
+from d3d.s3dg.kernels import ceil_div, custom_op
 
-BLOCK_P = 32
-BLOCK_W = 256  # columns of the stem's taps
+# Positions of a frame per block; fewer for windows over time, which keep up to three frames in registers.
+BLOCK_P, BLOCK_P_OVER_TIME = 32, 16
+BLOCK_C = 64
+BLOCK_W = 32  # columns of the stem's taps
 
 
 def _fake_max_pool(x, kernel, stride, output_size, pad_before, return_indices):
@@ -47,12 +49,13 @@ def max_pool(
     batch, *input_size, channels = x.shape
     y = x.new_empty(batch, *output_size, channels)
     indices = torch.empty_like(y, dtype=torch.uint8) if return_indices else x.new_empty(0, dtype=torch.uint8)
-    blocks = ceil_div(output_size[1] * output_size[2], BLOCK_P)
+    block = BLOCK_P if kernel[0] == 1 else BLOCK_P_OVER_TIME
+    blocks = ceil_div(output_size[1] * output_size[2], block)
     with torch.cuda.device_of(x):
         _max_pool[batch * blocks, ceil_div(channels, BLOCK_C)](
             x, y, indices, blocks, *input_size, channels, *output_size, *pad_before,
             KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1],
-            RETURN_INDICES=return_indices, BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C,
+            RETURN_INDICES=return_indices, BLOCK_P=block, BLOCK_C=BLOCK_C,
         )  # fmt: skip
     return y, indices
 
@@ -69,11 +72,12 @@ def max_pool_backward(
     """Computes the gradient of `max_pool` with respect to x, of size `input_size`, from the indices it returned."""
     batch, *output_size, channels = dy.shape
     dx = dy.new_empty(batch, *input_size, channels)
-    blocks = ceil_div(input_size[1] * input_size[2], BLOCK_P)
+    block = BLOCK_P if kernel[0] == 1 else BLOCK_P_OVER_TIME
+    blocks = ceil_div(input_size[1] * input_size[2], block)
     with torch.cuda.device_of(dy):
         _max_pool_backward[batch * blocks, ceil_div(channels, BLOCK_C)](
             dy, indices, dx, blocks, *input_size, channels, *output_size, *pad_before,
-            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], BLOCK_P=BLOCK_P, BLOCK_C=BLOCK_C,
+            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], BLOCK_P=block, BLOCK_C=BLOCK_C,
         )  # fmt: skip
     return dx
 

@@ -16,7 +16,7 @@ import torch
 
 from d3d.messages import one_line
 from d3d.s3dg.checkpoints import load_checkpoint
-from d3d.s3dg.network import fold
+from d3d.s3dg.folding import fold
 from d3d.video.decode import read_frames, to_clip
 
 FRAMES, CROP = 64, 224

@@ -11,7 +11,8 @@ from d3d.data.clips import PARTNER, Batch
 from d3d.data.load import Data
 from d3d.messages import one_line
 from d3d.s3dg.checkpoints import CHANNELS, CheckpointInfo, load_checkpoint, read_info
-from d3d.s3dg.network import S3DG, fold, s3dg
+from d3d.s3dg.folding import fold
+from d3d.s3dg.network import S3DG, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
 from d3d.train.controls import class_means, draw_partners
 from d3d.train.evaluate import infer_features, infer_logits, predict

@@ -11,6 +11,7 @@ import torch
 from triton.runtime import interpreter
 
 from d3d.s3dg import ops
+from d3d.s3dg.blocks import Mixed
 from d3d.s3dg.network import s3dg
 from tests.s3dg.reference import randomize, relative_error, smooth_clips
 from tests.s3dg.test_kernels import CASES, with_gradients
@@ -71,17 +72,23 @@ def check_operations() -> None:
 
 
 def check_network() -> None:
-    results = []
-    for kernels_support in (original, lambda x: True):
-        ops.kernels_support = kernels_support
-        model = randomize(s3dg(3, width=0.25)).eval()
-        clips = smooth_clips(2, 3, 8, 32, 32, dtype=torch.float32).requires_grad_()
-        logits = model(clips)
-        (logits * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
-        grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-        results.append({"logits": logits.detach(), "clips": clips.grad} | grads)
-    for name, expected in results[0].items():
-        assert relative_error(results[1][name], expected) < (1e-5 if name == "logits" else 1e-3), name
+    join = Mixed._can_join
+    for training in (False, True):
+        results = []
+        # PyTorch's own operations, the kernels, and the kernels without joining the convolutions of a block's input.
+        for kernels_support, can_join in ((original, join), (lambda x: True, join), (lambda x: True, lambda *_: False)):
+            ops.kernels_support, Mixed._can_join = kernels_support, can_join
+            model = randomize(s3dg(3, width=0.25, dropout=0.0)).train(training)
+            clips = smooth_clips(2, 3, 8, 32, 32, dtype=torch.float32).requires_grad_()
+            logits = model(clips)
+            (logits * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+            grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+            results.append({"logits": logits.detach(), "clips": clips.grad} | grads | dict(model.named_buffers()))
+        # In training the few values of a norm amplify rounding errors: only the ways of the kernels are compared.
+        for reference, limit in ((results[0], 1e-3), (results[2], 1e-3))[training:]:
+            for name, expected in reference.items():
+                error = relative_error(results[1][name].double(), expected.double())
+                assert error < (limit if name != "logits" or training else 1e-5), (name, error)
 
 
 if __name__ == "__main__":

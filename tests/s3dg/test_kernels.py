@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from d3d.s3dg import ops
-from d3d.s3dg.network import fold, s3dg
+from d3d.s3dg.folding import fold
+from d3d.s3dg.network import s3dg
 from tests.s3dg.reference import randomize, relative_error, smooth_clips
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -18,11 +19,13 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def norm_in_training(x, bias):
     """Batch norm by the batch's statistics and ReLU."""
     running = [torch.zeros(x.shape[-1], device=x.device), torch.ones(x.shape[-1], device=x.device)]
-    mean, var = ops.batch_stats(x, *running, 0.1)
+    num_batches = torch.tensor(3, device=x.device)
+    mean, var = ops.batch_stats(x, *([r] for r in running), [num_batches], 0.1)
+    assert num_batches == 4
     assert torch.allclose(running[0], 0.1 * mean)
     rows = x.numel() / x.shape[-1]
     assert torch.allclose(running[1], 0.9 + 0.1 * var * rows / (rows - 1))
-    return ops.norm_relu(x, bias, mean, var, 1e-3, True)
+    return ops.norm_relu(x, [bias], mean, var, 1e-3, True)[0]
 
 
 def batch_norm_relu(x, bias):
@@ -33,15 +36,52 @@ def norm_in_inference(x, bias):
     mean, var = torch.linspace(-1, 1, x.shape[-1], device=x.device), torch.full((x.shape[-1],), 0.7, device=x.device)
     if x.dtype == torch.float64:
         return F.relu((x - mean) / (var + 1e-3).sqrt() + bias)
-    return ops.norm_relu(x, bias, mean, var, 1e-3)
+    return ops.norm_relu(x, [bias], mean, var, 1e-3)[0]
 
 
 def bias_relu(x, bias):
-    return F.relu(x + bias) if x.dtype == torch.float64 else ops.norm_relu(x, bias)
+    return F.relu(x + bias) if x.dtype == torch.float64 else ops.norm_relu(x, [bias])[0]
 
 
 def gate(a, b, v, w):
     return ops.gate([a, b], [v, w])
+
+
+def gate_of_four(a, b, c, d, *weights):
+    return ops.gate([a, b, c, d], weights)
+
+
+def joined_norms(x, a, b, c):
+    """Three batch norms at once."""
+    biases = [a, b, c]
+    if x.dtype == torch.float64:
+        return batch_norm_relu(x, torch.cat(biases))
+    running = [[torch.full_like(bias, value, dtype=torch.float32) for bias in biases] for value in (0.0, 1.0)]
+    num_batches = [torch.tensor(n, device=x.device) for n in range(3)]
+    mean, var = ops.batch_stats(x, *running, num_batches, 0.1)
+    assert [n.item() for n in num_batches] == [1, 2, 3]
+    assert torch.allclose(torch.cat(running[0]), 0.1 * mean)
+    rows = x.numel() / x.shape[-1]
+    assert torch.allclose(torch.cat(running[1]), 0.9 + 0.1 * var * rows / (rows - 1))
+    return torch.cat(ops.norm_relu(x, biases, mean, var, 1e-3, True), -1)
+
+
+class ReluOfItsOutput(torch.autograd.Function):
+    """relu(x + bias) whose gradient is computed from the output, as after a convolution with ReLU."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        y = F.relu(x + bias)
+        ctx.save_for_backward(y, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return ops.kernels.relu_backward(dy.contiguous(), *ctx.saved_tensors)
+
+
+def relu_of_its_output(x, bias):
+    return F.relu(x + bias) if x.dtype == torch.float64 else ReluOfItsOutput.apply(x, bias)
 
 
 def gate_of_one_position(a, v):
@@ -53,8 +93,8 @@ def norm_with_bfloat16_statistics(x, bias):
     """Batch statistics are float32 even if the running ones are bfloat16, as after model.bfloat16()."""
     running = [torch.zeros(x.shape[-1], device=x.device, dtype=torch.bfloat16) for _ in range(2)]
     x = x + 2
-    mean, var = ops.batch_stats(x, *running, 0.1)
-    return ops.norm_relu(x, bias, mean, var, 1e-3, True)
+    mean, var = ops.batch_stats(x, *([r] for r in running), [torch.zeros((), dtype=torch.int64, device=x.device)], 0.1)
+    return ops.norm_relu(x, [bias], mean, var, 1e-3, True)[0]
 
 
 def pool(kernel, stride):
@@ -68,6 +108,14 @@ CASES = {
     "two blocks of channels": (norm_in_training, batch_norm_relu, (1, 2, 5, 5, 72), (72,)),
     "norm in inference": (norm_in_inference, norm_in_inference, (2, 3, 7, 9, 20), (20,)),
     "bias": (bias_relu, bias_relu, (2, 3, 7, 9, 24), (24,)),
+    "joined norms": (joined_norms, joined_norms, (2, 3, 7, 9, 120), (72,), (16,), (32,)),
+    "bias and ReLU from the output": (relu_of_its_output, relu_of_its_output, (2, 3, 7, 9, 72), (72,)),
+    "gate of four": (
+        gate_of_four,
+        gate_of_four,
+        *((3, 3, 5, 9, channels) for channels in (16, 72, 24, 130)),
+        *((channels, channels) for channels in (16, 72, 24, 130)),
+    ),
     "gate": (gate, gate, (2, 3, 5, 9, 20), (2, 3, 5, 9, 7), (20, 20), (7, 7)),
     "gate of one position": (gate_of_one_position, gate_of_one_position, (3, 1, 1, 1, 20), (20, 20)),
     "norm with bfloat16 statistics": (
@@ -217,9 +265,11 @@ def test_torch_compile_treats_the_kernels_as_operators():
     code = """
 import torch
 from d3d.s3dg import ops
+from d3d.s3dg.blocks import Mixed
 from d3d.s3dg.network import s3dg
 from tests.s3dg.reference import randomize
 ops.kernels_support = lambda x: True
+Mixed._can_join = lambda self, x: False  # as under torch.compile
 results = []
 for compiled in (False, True):
     model = randomize(s3dg(3, width=0.25, dropout=0.0))

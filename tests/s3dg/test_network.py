@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from d3d.s3dg import ops
-from d3d.s3dg.network import MIXED, POOLS, S3DG, ConvBlock, SeparableConv, fold, s3dg
+from d3d.s3dg.blocks import ConvBlock, SeparableConv
+from d3d.s3dg.folding import fold
+from d3d.s3dg.network import MIXED, POOLS, S3DG, s3dg
 from d3d.s3dg.weights import load_tf
 from tests.s3dg import reference
 from tests.s3dg.reference import randomize, relative_error, smooth_clips, variables
