@@ -6,6 +6,8 @@ PUBLIC = {
     "S3DG": "network",
     "s3dg": "network",
     "fold": "folding",
+    "capture": "graphs",
+    "capture_gradients": "graphs",
     "load_checkpoint": "checkpoints",
     "save_checkpoint": "checkpoints",
     "load_tf": "weights",

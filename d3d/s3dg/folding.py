@@ -6,15 +6,17 @@ import torch
 from torch import nn
 
 from d3d.s3dg.blocks import Bias, ConvBlock
+from d3d.s3dg.graphs import CapturedS3DG
 from d3d.s3dg.network import S3DG
 
 
 @torch.no_grad()
-def fold(model: S3DG) -> S3DG:
+def fold(model: S3DG, *, capture: bool = False) -> S3DG | CapturedS3DG:
     """Copies the network for inference, with each batch norm folded into the convolution before it; same logits.
 
     Args:
         model: The network.
+        capture: Whether the copy replays CUDA graphs, which is several times as fast for few or small clips.
 
     Returns:
         The copy, in inference mode.
@@ -26,4 +28,4 @@ def fold(model: S3DG) -> S3DG:
         block.conv.weight.mul_(scale[:, None, None, None, None])
         block.norm = Bias(len(scale)).to(scale)
         block.norm.bias.copy_(norm.bias - norm.running_mean * scale)
-    return model
+    return CapturedS3DG(model) if capture else model
