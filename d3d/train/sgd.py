@@ -1,13 +1,11 @@
-"""SGD with momentum, for gradients that are views of one flat tensor."""
+"""SGD with momentum, whose learning rate may change between replays of a CUDA graph."""
 
-import numpy as np
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from d3d.study.parameters import OptimiserConfig
-
-# Gradients start at multiples of this many values, so that vectorised loads are aligned.
-ALIGNMENT = 64
 
 
 class Sgd:
@@ -20,33 +18,28 @@ class Sgd:
         model: the network; parameters with requires_grad=False are skipped.
         config: gives momentum and weight decay.
         device: device of the parameters.
-        num_extra: number of values after the gradients in the same tensor, so that one all-reduce covers both.
 
     Attributes:
-        buffer: float32, the gradients of all parameters, then the extra values.
-        extra: the extra values, a view of `buffer`.
         learning_rate: scalar tensor, read by `update`.
     """
 
-    def __init__(self, model: nn.Module, config: OptimiserConfig, device: torch.device, *, num_extra: int) -> None:
+    def __init__(self, model: nn.Module, config: OptimiserConfig, device: torch.device) -> None:
         self.model, self.config = model, config
         self.named_params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.params = list(self.named_params.values())
         self.momenta = [torch.zeros_like(p) for p in self.params]
         self.learning_rate = torch.zeros((), device=device)
-        offsets = np.cumsum([0, *(-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in self.params)])
-        self.buffer = torch.zeros(int(offsets[-1]) + num_extra, device=device)
-        for offset, p in zip(offsets.tolist(), self.params, strict=False):
-            p.grad = self.buffer.as_strided(p.shape, p.stride(), offset)
-        self.grads = [p.grad for p in self.params]
-        self.extra = self.buffer[-num_extra:]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Performs one optimiser step; adds the weight decay to the gradients in place."""
-        torch._foreach_add_(self.grads, self.params, alpha=self.config.weight_decay)
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """Performs one optimiser step; adds the weight decay to the gradients in place.
+
+        Args:
+            gradients: one for each of `params`.
+        """
+        torch._foreach_add_(gradients, self.params, alpha=self.config.weight_decay)
         torch._foreach_mul_(self.momenta, self.config.momentum)
-        torch._foreach_add_(self.momenta, self.grads)
+        torch._foreach_add_(self.momenta, gradients)
         torch._foreach_sub_(self.params, torch._foreach_mul(self.momenta, self.learning_rate))
 
     def state_dict(self) -> dict[str, Tensor]:

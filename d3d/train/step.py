@@ -1,12 +1,13 @@
 """One training step, on one process or several: gradients of an objective, their sum over processes, an update.
 
-If the clips are in GPU memory, cutting views from them, the forward and backward passes and, with one process, the
-update are captured in a CUDA graph and replayed: for networks as small as the study's, launching the kernels one by one
-takes several times as long as running them.
+If the clips are in GPU memory, the whole step, from cutting views out of them to the update, is captured in a CUDA
+graph and replayed: for networks as small as the study's, launching the kernels one by one takes several times as long
+as running them.
 """
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from d3d.data.clips import Batch, ClipSet
+from d3d.s3dg.graphs import Graphs
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import OptimiserConfig, TrainConfig
+from d3d.train.gradients import Gradients
 from d3d.train.objective import Objective
 from d3d.train.sgd import Sgd
 from d3d.train.team import SINGLE_PROCESS, Team, use_synced_norm
@@ -94,13 +97,11 @@ class TrainStep:
         # A step's metrics are returned this many steps later.
         self.lag = MAX_IN_FLIGHT if on_gpu else 0
         self.metric_names = (*objective.metric_names, *COUNTS)
-        self.sgd = Sgd(model, config.optimiser, self.device, num_extra=len(self.metric_names))
-        # Averaged over processes, so that all of them have the same network.
-        self.running_stats = [b for b in model.buffers() if b.is_floating_point()]
-        self.cuda_stream = torch.cuda.Stream(self.device) if on_gpu else None
+        self.sgd = Sgd(model, config.optimiser, self.device)
+        self.gradients = Gradients(model, team, self.device, num_extra=len(self.metric_names))
+        self.stop = torch.zeros((), device=self.device)
         self.staging = [self._new_staging() for _ in range(MAX_IN_FLIGHT)] if on_gpu else []
-        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self.warmed_up: set[tuple] = set()
+        self.graphs = Graphs()
         self.in_flight: deque[tuple[int, _Staging]] = deque()
 
     def _new_staging(self) -> _Staging:
@@ -156,20 +157,17 @@ class TrainStep:
             total, num_lacking = self.team.all_reduce_(counts).tolist()
             if num_lacking:
                 return [*self.drain(), StepMetrics(step, dict.fromkeys(self.metric_names, 0.0))]
-        if self.cuda_stream is None:
+        if not self.staging:
             self._run_step(views, mask, total, learning_rate, batch, stop)
-            return [self._to_metrics(step, self.sgd.extra)]
+            return [self._to_metrics(step, self.gradients.extra)]
         completed = [self._wait_for_oldest()] if len(self.in_flight) == MAX_IN_FLIGHT else []
         staging = self.staging[0]
         self.staging = [*self.staging[1:], staging]
-        self.cuda_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.cuda_stream):
-            if batch is None:
-                views = staging.views[: len(views)].copy_(views)
-            self._run_step(views, staging.mask[: len(mask)].copy_(mask), total, learning_rate, batch, stop)
-            staging.metrics.copy_(self.sgd.extra, non_blocking=True)
-            staging.done.record()
-        torch.cuda.current_stream().wait_stream(self.cuda_stream)
+        if batch is None:
+            views = staging.views[: len(views)].copy_(views)
+        self._run_step(views, staging.mask[: len(mask)].copy_(mask), total, learning_rate, batch, stop)
+        staging.metrics.copy_(self.gradients.extra, non_blocking=True)
+        staging.done.record()
         self.in_flight.append((step, staging))
         return completed
 
@@ -192,44 +190,21 @@ class TrainStep:
     ) -> None:
         sizes = [len(part) for part in np.array_split(np.arange(len(views)), self.config.optimiser.accumulate)]
         self.sgd.learning_rate.fill_(learning_rate)
-        alone = self.team.size == 1
-        key = (*sizes, total)
-        if self.capture and key in self.warmed_up:
-            self._replay(key, views, mask, total)
+        self.stop.fill_(stop)
+        if batch is not None:
+            self._compute(batch.split(sizes), self._to_device(mask), total)
+        elif self.capture:
+            compute = partial(self._compute_views, sizes=sizes, total=total)
+            self.graphs.run(compute, views, mask, device=self.device, key=(*sizes, total), copy_outputs=False)
         else:
-            # The first step of each size runs without a graph, since its kernels must be set up before a capture.
-            self.warmed_up.add(key)
-            batches = batch.split(sizes) if batch is not None else self._cut(self._to_device(views), sizes)
-            self._accumulate_gradients(batches, self._to_device(mask), total)
-            if alone:
-                self.sgd.update()
-        self.sgd.extra[-1] = float(stop)
-        if not alone:
-            self.team.all_reduce_(self.sgd.buffer)
-            self.sgd.update()
-            self._average_running_stats()
+            self._compute_views(self._to_device(views), self._to_device(mask), sizes=sizes, total=total)
 
-    def _replay(self, key: tuple, views: Tensor, mask: Tensor, total: int) -> None:
-        if key not in self.graphs:
-            graph_inputs = self._to_device(views), self._to_device(mask)
-            graph = torch.cuda.CUDAGraph()
-            pool = next((g.pool() for g, *_ in self.graphs.values()), None)
-            with torch.cuda.graph(graph, pool=pool, stream=self.cuda_stream, capture_error_mode="thread_local"):
-                self._accumulate_gradients(self._cut(graph_inputs[0], key[:-1]), graph_inputs[1], total)
-                if self.team.size == 1:
-                    self.sgd.update()
-            self.graphs[key] = graph, *graph_inputs
-        graph, graph_views, graph_mask = self.graphs[key]
-        graph_views.copy_(views, non_blocking=True)
-        graph_mask.copy_(mask, non_blocking=True)
-        graph.replay()
+    def _compute_views(self, views: Tensor, mask: Tensor, *, sizes: Sequence[int], total: int) -> tuple[()]:
+        self._compute((self.clips.batch(v, self.objective.streams) for v in views.split(list(sizes))), mask, total)
+        return ()
 
     def _to_device(self, x: Tensor) -> Tensor:
         return x.to(self.device, non_blocking=True)
-
-    def _cut(self, views: Tensor, sizes: Sequence[int]) -> Iterable[Batch]:
-        for micro_views in views.split(list(sizes)):
-            yield self.clips.batch(micro_views, self.objective.streams)
 
     def _dropout_mask(self, step: int, rows: np.ndarray) -> Tensor:
         """Returns the dropout mask of this process's clips, bool (B, C, T', H', W'): True where a feature is kept.
@@ -242,21 +217,18 @@ class TrainStep:
         uniform = np.random.default_rng((run.seed, run.twin, step)).random((len(rows), *shape), np.float32)
         return torch.from_numpy(self.local_part(uniform) >= self.config.network.dropout)
 
-    def _accumulate_gradients(self, batches: Iterable[Batch], mask: Tensor, total: int) -> None:
-        self.sgd.buffer.zero_()
+    def _compute(self, batches: Iterable[Batch], mask: Tensor, total: int) -> None:
+        """Computes the gradients of a step's micro-batches and updates the network."""
+        self.gradients.clear()
         start = 0
         for batch in batches:
             batch_mask = mask[start : start + len(batch.labels)]
             start += len(batch.labels)
             values = self.objective(self.model, batch, batch_mask)
-            (values["loss"].sum() / total).backward()
             ones = torch.ones_like(values["loss"])
-            metrics = torch.stack(
-                [*(values[name] for name in self.objective.metric_names), ones, torch.zeros_like(ones)]
-            )
-            self.sgd.extra += metrics.detach().sum(1)
-
-    @torch.no_grad()
-    def _average_running_stats(self) -> None:
-        means = self.team.all_reduce_(torch.cat(self.running_stats)) / self.team.size
-        torch._foreach_copy_(self.running_stats, list(means.split([len(b) for b in self.running_stats])))
+            metrics = torch.stack([*(values[name] for name in self.objective.metric_names), ones])
+            self.gradients.extra[:-1] += metrics.detach().sum(1)
+            self.gradients.backward(values["loss"].sum() / total, is_last=start == len(mask))
+        self.gradients.extra[-1] += self.stop
+        self.gradients.finish()
+        self.sgd.update(self.gradients.values)

@@ -5,7 +5,7 @@ with join_team() as team:             # reads torchrun's environment variables; 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +51,12 @@ class Team:
         if self.size > 1:
             distributed.all_reduce(x)
         return x
+
+    def start_all_reduce_(self, x: Tensor) -> Callable[[], object]:
+        """Starts to sum x over the team, in place, while this process goes on; returns a function that waits for it."""
+        if self.size == 1:
+            return lambda: None
+        return distributed.all_reduce(x, async_op=True).wait
 
     def broadcast(self, value: Any) -> Any:
         """Returns the first process's value in every process."""

@@ -230,6 +230,6 @@ def test_a_captured_step_cuts_the_views_of_an_eager_one(options, tmp_path, outpu
         for i in range(12):
             metrics += train_step(i, np.roll(np.arange(10), i), view_seeds=(0, 0, i), learning_rate=0.02 / (i + 1))
         losses[capture] = [m.values["distance"] for m in [*metrics, *train_step.drain()]]
-        assert len(train_step.graphs) == capture
+        assert len(train_step.graphs.entries) == capture
     assert losses[True] == pytest.approx(losses[False], rel=2e-2)
     assert len(set(losses[True])) == 12
