@@ -19,6 +19,7 @@ from d3d.data.clips import Clips
 from d3d.flow.fields import endpoint_error
 from d3d.probing.linear import ENDPOINTS
 from d3d.s3dg.blocks import Conv3dAs2d, ConvBlock, SeparableConv
+from d3d.s3dg.graphs import Graphs
 from d3d.s3dg.network import S3DG
 
 HIDDEN_CHANNELS = 32
@@ -102,48 +103,35 @@ class _DecoderTrainer:
         self.lr = torch.zeros((), device=self.device)
         on_gpu = self.device.type == "cuda"
         self.optimiser = torch.optim.Adam(self.params, lr=self.lr if on_gpu else 0.0, capturable=on_gpu)
-        self.rows = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.loss = torch.zeros((), device=self.device)
         self.coarse_truths: dict[tuple[int, ...], CoarseTruth] = {}
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.steps_done = 0
+        self.graphs = Graphs()
 
     def step(self, rows: np.ndarray, lr: float) -> None:
         """Takes one training step on the clips at the indices `rows` (batch_size,)."""
-        self.rows.copy_(torch.from_numpy(rows))
         self.lr.fill_(lr)
         self.model.train(self.fine_tune)
-        self.steps_done += 1
-        if self.device.type != "cuda":
-            self.optimiser.param_groups[0]["lr"] = lr
-            self._step()
-        elif self.steps_done < 3:  # warm-up, which a capture requires, on a side stream
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._step()
-            torch.cuda.current_stream().wait_stream(side)
+        if self.device.type == "cuda":
+            self.graphs.run(self._step, torch.from_numpy(rows), device=self.device, copy_outputs=False)
         else:
-            if self.graph is None:
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self._step()
-            self.graph.replay()
+            self.optimiser.param_groups[0]["lr"] = lr
+            self._step(torch.from_numpy(rows))
 
-    def _step(self) -> None:
+    def _step(self, rows: Tensor) -> tuple[()]:
         for p in self.params:
             if p.grad is not None:
                 p.grad.zero_()
         total = torch.zeros((), device=self.device)
-        for _, coarse_flow, dense_flow in self.decode(self.clips, self.rows):
+        for _, coarse_flow, dense_flow in self.decode(self.clips, rows):
             truth = self.coarse_truth(self.clips, coarse_flow.shape[2:])
-            total = total + _flow_loss(coarse_flow, truth.flow[self.rows], truth.target_fraction[self.rows])
+            total = total + _flow_loss(coarse_flow, truth.flow[rows], truth.target_fraction[rows])
             if dense_flow is not None:
-                true_flow, mask = self.clips.true_flow[self.rows].float(), self.clips.mask[self.rows].float()
+                true_flow, mask = self.clips.true_flow[rows].float(), self.clips.mask[rows].float()
                 total = total + _flow_loss(dense_flow, true_flow, mask)
         total.backward()
         self.optimiser.step()
         self.loss.copy_(total.detach())
+        return ()
 
     def decode(self, clips: Clips, rows: Tensor | slice) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Yields (endpoint, coarse flow, dense flow or None) for every endpoint; `rows` are indices of clips."""

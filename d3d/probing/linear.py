@@ -23,9 +23,10 @@ from threadpoolctl import threadpool_limits
 from d3d.data.clips import Clips
 from d3d.data.sprite_classes import CLASSES, SHAPES, TEXTURES
 from d3d.data.sprite_clips import sprite_clips
+from d3d.s3dg.graphs import capture
 from d3d.s3dg.network import MIXED, S3DG
 from d3d.study.parameters import MAX_SEED, DataConfig
-from d3d.train.evaluate import PIXELS_PER_PASS
+from d3d.train.evaluate import MIN_PASSES, PIXELS_PER_PASS
 
 # All endpoints but the max poolings.
 ENDPOINTS = ("Conv2d_1a_7x7", "Conv2d_2b_1x1", "Conv2d_2c_3x3", *MIXED)
@@ -124,9 +125,10 @@ def pooled_features(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[
     device = clips.labels.device
     batch_size = max(8, PIXELS_PER_PASS // clips.rgb[0, 0].numel() // 2) if device.type == "cuda" else 64
     batches: dict[str, list[np.ndarray]] = {name: [] for name in endpoints}
+    network = capture(model) if len(clips) >= MIN_PASSES * batch_size else model
     for i in range(0, len(clips), batch_size):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            feature_maps = model.endpoints(clips.inputs(stream, slice(i, i + batch_size)), endpoints)
+            feature_maps = network.endpoints(clips.inputs(stream, slice(i, i + batch_size)), endpoints)
         for name, x in feature_maps.items():
             batches[name].append(x.mean((2, 3, 4), dtype=torch.float32).cpu().numpy())
     return {name: np.concatenate(features) for name, features in batches.items()}

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d3d.data.clips import Clips, ClipSet
+from d3d.s3dg.graphs import capture
 from d3d.s3dg.network import S3DG
 
 # Input values per channel (frames x height x width, over all clips) in one forward pass on a GPU.
 PIXELS_PER_PASS = 2**25
+# From this number of passes on, a CUDA graph saves more time than its capture takes.
+MIN_PASSES = 4
 # Number of example clips in a run's arrays, of frames per clip, and of pixels per side.
 MAX_EXAMPLES, EXAMPLE_FRAMES, EXAMPLE_SIDE = 6, 4, 96
 
@@ -61,9 +64,10 @@ def predict(
     views: dict[int, list[np.ndarray]] = {row: [] for row in rows.tolist()}
     width = 0
     steps = [(chunk, seeds) for chunk in np.split(rows, range(size, len(rows), size))]
+    network = capture(model) if len(steps) >= MIN_PASSES else model
     for batch in clips.batches(steps, (stream,)):
         for start in range(0, len(batch.index), size):
-            outputs = forward(model, batch.inputs[stream][start : start + size]).cpu().numpy()
+            outputs = forward(network, batch.inputs[stream][start : start + size]).cpu().numpy()
             width = outputs.shape[1]
             for row, output in zip(batch.index[start : start + size].tolist(), outputs, strict=True):
                 views[row].append(output)
