@@ -51,7 +51,7 @@ def start(devices: Sequence[str]) -> dict[str, str]:
         raise MpsError(f"there is no {PROGRAM}")
     if any(device.startswith("MIG-") for device in devices):
         raise MpsError("a part of a GPU needs a daemon of its own")
-    if _ask("get_server_list", os.environ):
+    if _ask("get_server_list", os.environ) is not None:
         return {}
     # Its sockets need a short path.
     folder = tempfile.mkdtemp(prefix="d3d-mps-")
@@ -76,27 +76,25 @@ def start(devices: Sequence[str]) -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = f"{PROGRAM} -d fails: {getattr(error, 'strerror', None) or f'exit {error.returncode}'}"
     else:
-        if not probe.returncode:
+        reason = (probe.stderr.strip().splitlines() or [f"exit {probe.returncode}"])[-1] if probe.returncode else ""
+        # Without a daemon that answers, a program uses the GPU as if there were no MPS.
+        if not reason and _ask("get_server_list", environment):
             return clients
-        reason = (probe.stderr.strip().splitlines() or [f"exit {probe.returncode}"])[-1]
+        reason = reason or f"{PROGRAM} has started no server"
     _ask("quit -t 1", environment)
     raise MpsError(reason)
 
 
-def _ask(question: str, environment: Mapping[str, str], seconds: float = SECONDS_TO_ANSWER) -> bool:
-    """Sends a command to the daemon of an environment; returns whether there is one that answers."""
+def _ask(question: str, environment: Mapping[str, str], seconds: float = SECONDS_TO_ANSWER) -> str | None:
+    """Sends a command to the daemon of an environment; returns its answer, None if there is no daemon."""
+    question = f"{question}\n"
     try:
         done = subprocess.run(
-            [PROGRAM],
-            input=f"{question}\n".encode(),
-            env=environment,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
+            [PROGRAM], input=question, env=environment, capture_output=True, text=True, timeout=seconds, check=True
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ if [ "$1" = -d ]; then
 else
   [ -d "$pipe/control" ] || exit 1
   read command
-  case $command in quit*) rmdir "$pipe/control"; echo quit >> "$HOME/log";; esac
+  case $command in
+    get_server_list) echo 4711;;
+    quit*) rmdir "$pipe/control"; echo quit >> "$HOME/log";;
+  esac
 fi
 """
 DRIVER = """
@@ -203,6 +206,13 @@ def test_mps_that_does_not_start_is_named(home):
     add_mps(home)
     install(home / "bin", "nvidia-cuda-mps-control", "exit 1")
     assert "2 per GPU without MPS (nvidia-cuda-mps-control -d fails: exit 1)" in graph(home)[0]
+
+
+def test_mps_that_ends_at_once_is_named(home):
+    """Programs would run without it, and nothing would say so."""
+    add_mps(home)
+    install(home / "bin", "nvidia-cuda-mps-control", '[ "$1" = -d ]')
+    assert "2 per GPU without MPS (nvidia-cuda-mps-control has started no server)" in graph(home)[0]
 
 
 def test_parts_of_gpus_have_no_mps(home):
