@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d3d.messages import one_line
 from d3d.study.attached import PATIENCE, has_ended
 
 PROGRAM = "nvidia-cuda-mps-control"
@@ -61,28 +62,35 @@ def start(devices: Sequence[str]) -> dict[str, str]:
     # First, so that the daemon ends however this process does; in its own session, which Ctrl-C does not reach.
     watcher = [sys.executable, "-m", "d3d.study.mps", str(os.getpid())]
     subprocess.Popen(watcher, env=environment, **DETACHED)
-    # Numbers mean other GPUs to the clients of a daemon that sees only some; UUIDs do not.
-    served = ",".join(devices) if not any(device.isdecimal() for device in devices) else None
-    daemon = {k: v for k, v in environment.items() if k != "CUDA_VISIBLE_DEVICES"}
-    daemon |= {"CUDA_VISIBLE_DEVICES": served} if served else {}
     try:
-        subprocess.run([PROGRAM, "-d"], env=daemon, timeout=SECONDS_TO_ANSWER, check=True, **DETACHED)
+        _start_daemon(devices, environment)
+    except MpsError:
+        _ask("quit -t 1", environment)
+        raise
+    return clients
+
+
+def _start_daemon(devices: Sequence[str], environment: dict[str, str]) -> None:
+    """Starts the daemon of an environment and uses a GPU through it; raises MpsError if one of them fails."""
+    server = environment | {"CUDA_VISIBLE_DEVICES": ",".join(devices)}
+    # To the clients of a daemon that sees some GPUs only, numbers mean others; UUIDs do not.
+    if any(device.isdecimal() for device in devices):
+        del server["CUDA_VISIBLE_DEVICES"]
+    try:
+        subprocess.run([PROGRAM, "-d"], env=server, timeout=SECONDS_TO_ANSWER, check=True, **DETACHED)
         probe = subprocess.run(
             [sys.executable, "-c", PROBE], env=environment | {"CUDA_VISIBLE_DEVICES": devices[0]},
             capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        reason = f"no answer within {SECONDS_TO_ANSWER:.0f} s"
+        raise MpsError(f"no answer within {SECONDS_TO_ANSWER:.0f} s") from None
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = f"{PROGRAM} -d fails: {getattr(error, 'strerror', None) or f'exit {error.returncode}'}"
-    else:
-        reason = (probe.stderr.strip().splitlines() or [f"exit {probe.returncode}"])[-1] if probe.returncode else ""
-        # Without a daemon that answers, a program uses the GPU as if there were no MPS.
-        if not reason and _ask("get_server_list", environment):
-            return clients
-        reason = reason or f"{PROGRAM} has started no server"
-    _ask("quit -t 1", environment)
-    raise MpsError(reason)
+        raise MpsError(f"{PROGRAM} -d fails: {one_line(error)}") from None
+    if probe.returncode:
+        raise MpsError((probe.stderr.strip().splitlines() or [f"exit {probe.returncode}"])[-1])
+    # Without a daemon that answers, a program uses the GPU as if there were no MPS.
+    if not _ask("get_server_list", environment):
+        raise MpsError(f"{PROGRAM} has started no server")
 
 
 def _ask(question: str, environment: Mapping[str, str], seconds: float = SECONDS_TO_ANSWER) -> str | None:
