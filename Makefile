@@ -3,10 +3,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PROFILE ?= smoke
-# Notebooks that run in parallel: one per core, but in a full-size study at most RUNS of those that use the GPU. More
-# than one, so that one trains while others start, load and test.
+# Notebooks that run in parallel: one per core, or, of those that use a GPU, RUNS_PER_GPU on each GPU; empty: as many as
+# d3d/study/graph.py finds sensible.
 CORES ?= all
-RUNS ?= 3
+RUNS_PER_GPU ?=
 # Seeds to run, such as "0 1"; empty: all. A machine without permanent storage runs all experiments of a few seeds at a
 # time.
 SEEDS ?=
@@ -18,11 +18,12 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 # A variable's value as one word of the shell, whatever it holds: make expands nothing in it, nor does the shell.
 quoted = '$(subst ','\'',$(value $(1)))'
 # Recipes get their variables from make, which would expand their values again to export them.
-unexport PROFILE SEEDS CORES RUNS
+unexport PROFILE SEEDS CORES RUNS_PER_GPU
 SMOKE := smoke
 define snakemake
 set -o pipefail; \
-  $(LOCK) $(BIN)/snakemake --cores $(call quoted,CORES) $(if $(filter-out smoke,$(value $(1))),--resources gpu=$(call quoted,RUNS)) $(FLAGS) --config profile=$(call quoted,$(1)) $(if $(value SEEDS),seeds=$(call quoted,SEEDS)) -- $(2) 2>&1 \
+  $(LOCK) $(BIN)/python -m d3d.study.graph --cores=$(call quoted,CORES) --runs-per-gpu=$(call quoted,RUNS_PER_GPU) \
+  -- $(BIN)/snakemake $(FLAGS) --config profile=$(call quoted,$(1)) $(if $(value SEEDS),seeds=$(call quoted,SEEDS)) -- $(2) 2>&1 \
   | $(BIN)/python -m d3d.study.follow || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it or stop it"; exit 1; }
 endef

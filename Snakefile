@@ -6,8 +6,12 @@
 A run is stale if its record was made with other parameters than today's, or by code with another meaning
 (d3d/study/staleness.py). Each run has a stamp file under .snakemake/plan, whose age passes this on to Snakemake.
 Published studies are archives: they are no targets here and never stale.
+
+`d3d.study.graph`, through which make calls Snakemake, gives each job its GPUs; on a cluster the scheduler does, which
+reads the resource `gpu`.
 """
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -43,6 +47,9 @@ CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "r
 # The records that each chapter reads: the published study, or this machine's for what was not published.
 CHAPTER_RESULTS = dict.fromkeys(CHAPTERS, str(plan.book_results()))
 CHAPTER_RESULTS |= {"rerun": RESULTS, "attention": str(plan.book_results("attribution"))}
+# Of d3d.study.graph, if this machine has GPUs.
+GPUS = [gpu for gpu in os.environ.get("D3D_GPUS", "").split(",") if gpu]
+CORES_PER_RUN = int(os.environ.get("D3D_CORES_PER_RUN", "1"))
 TRAINED_ARMS = [name for experiment in plan.TRAINED for name in plan.arms_of(experiment, STUDY)]
 
 
@@ -125,7 +132,12 @@ CHAPTER_STAMPS = {
 }
 
 
-def papermill(notebook, out, params, threads=1, profile=""):
+def gpus_of(experiment):
+    """The resource `gpu` of a rule that trains: the number of processes, each on a GPU of its own."""
+    return lambda w: (STUDY | overrides(experiment, w.arm, int(w.seed))).get("processes", 1) or max(1, len(GPUS))
+
+
+def papermill(notebook, out, params, threads=1, profile="", gpus=0):
     """The command that runs a notebook, on one thread and with `threads` worker processes, since runs share the cores."""
     flags = [part for k, v in params.items() for part in ("-r" if isinstance(v, str) else "-p", k, str(v))]
     log = str(Path(out).with_suffix(".log"))
@@ -133,6 +145,8 @@ def papermill(notebook, out, params, threads=1, profile=""):
     # Without saving the notebook during a cell: papermill would end a run when the disk is full.
     options = ["--no-progress-bar", "--log-output", "--autosave-cell-every", "0"]
     command = ["papermill", *options, notebook, out, *profile_flags, *flags]
+    if GPUS and gpus:
+        command = ["python3", "-m", "d3d.study.gpus", str(gpus), *command]
     quoted = shlex.quote(log)
     return (
         f"mkdir -p {shlex.quote(str(Path(log).parent))} && "
@@ -146,10 +160,11 @@ def papermill(notebook, out, params, threads=1, profile=""):
 def job(experiment):
     """The command of a rule's job: the experiment's notebook with the profile and the run's own parameters."""
 
-    def command(wildcards, output, threads):
+    def command(wildcards, output, threads, resources):
         params = overrides(experiment, wildcards.get("arm"), int(wildcards.get("seed", 0)))
         out = str(Path(output[0]).with_suffix(".ipynb"))
-        run = papermill(f"notebooks/experiments/{experiment}.ipynb", out, params, threads, MERGED_PROFILE)
+        notebook, gpus = f"notebooks/experiments/{experiment}.ipynb", resources.get("gpu", 0)
+        run = papermill(notebook, out, params, threads, MERGED_PROFILE, gpus)
         return f"SECONDS=0; {run} && echo finished {shlex.quote(output[0])} $SECONDS"
 
     return command
@@ -166,8 +181,9 @@ rule train:
     output:
         RESULTS + "/train/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/train/{arm}-seed{seed,[0-9]+}.safetensors",
+    threads: CORES_PER_RUN
     resources:
-        gpu=1,
+        gpu=gpus_of("train"),
     params:
         command=job("train"),
     shell:
@@ -182,8 +198,9 @@ rule distill:
     output:
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.safetensors",
+    threads: CORES_PER_RUN
     resources:
-        gpu=1,
+        gpu=gpus_of("distill"),
     params:
         command=job("distill"),
     shell:
@@ -207,6 +224,7 @@ rule leak:
         lambda w: STAMPS["leak", None, int(w.seed)],
     output:
         [f"{RESULTS}/leak/{arm}-seed{{seed}}.json" for arm in plan.LEAKS],
+    threads: CORES_PER_RUN
     resources:
         gpu=1,
     params:
@@ -220,6 +238,7 @@ rule tvl1:
         STAMPS["tvl1", None, None],
     output:
         records_of("tvl1"),
+    threads: CORES_PER_RUN
     resources:
         gpu=1,
     params:
@@ -235,7 +254,7 @@ rule probe:
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in plan.arms_of("probe", STUDY)],
     # Linear probes are many small fits on the CPU, in parallel.
-    threads: 4
+    threads: max(4, CORES_PER_RUN)
     resources:
         gpu=1,
     params:
@@ -250,6 +269,7 @@ rule attribution:
         lambda w: weights_of("attribution", w.seed),
     output:
         [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in plan.arms_of("attribution", STUDY)],
+    threads: CORES_PER_RUN
     resources:
         gpu=1,
     params:

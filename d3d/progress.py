@@ -60,7 +60,10 @@ class Progress:
         self.total, self.unit, self.report, self.summary = total, unit, report, summary
         self.done, self.counts = 0, {}
         self.start = self.last_report = time.perf_counter()
-        self.bar = tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total, unit=f" {unit}", file=sys.stderr, disable=None, leave=False, dynamic_ncols=True,
+            smoothing=0,  # the rate since the start, as in the log: units can be reported several at a time
+        )  # fmt: skip
 
     def __enter__(self) -> "Progress":
         return self

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from d3d.study.follow import follow
 from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT, Record
 from tests.recipes import apply, recipes
+from tests.study.test_gpus import TWO, install
 from tests.study.test_records import PROVENANCE
 
 pytestmark = pytest.mark.slow
@@ -282,6 +284,38 @@ def run_graph(root, *arguments: str, config: tuple[str, ...] = ("profile=toy",),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     return process.returncode, process.stdout
+
+
+# Stands in for papermill: writes when it ran and on which GPUs, and takes a second.
+ON_GPUS = """
+echo "start $CUDA_VISIBLE_DEVICES $LOKY_MAX_CPU_COUNT" >> log
+sleep 1
+touch "${6%.ipynb}.json" "${6%.ipynb}.safetensors"
+echo "end $CUDA_VISIBLE_DEVICES" >> log
+"""
+
+
+@pytest.mark.parametrize("runs_per_gpu", [1, 2])
+def test_each_run_has_its_gpus_and_no_gpu_too_many_runs(checkout, runs_per_gpu):
+    write_toy(checkout, seeds=[0, 1, 2, 3], arms=["rgb", "flow"], overrides={"flow": {"processes": 2}})
+    install(checkout / "bin", "papermill", ON_GPUS)
+    install(checkout / "bin", "nvidia-smi", TWO)
+    runs = [*(f"rgb-seed{seed}" for seed in range(4)), "flow-seed0"]
+    command = [sys.executable, "-m", "d3d.study.graph", "--cores=8", f"--runs-per-gpu={runs_per_gpu}", "--"]
+    targets = [f"results/toy/train/{run}.json" for run in runs]
+    command += [snakemake()[0], *snakemake()[3:-1], "profile=toy", "--", *targets]
+    path = f"{checkout}/bin:{environment(checkout)['PATH']}"
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("CUDA_")} | {"PATH": path}
+    subprocess.run(command, cwd=checkout, env=variables | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    log = [line.split() for line in (checkout / "log").read_text().splitlines()]
+    running, most = Counter(), Counter()
+    for event, gpus, *_ in log:
+        running.update(dict.fromkeys(gpus.split(","), 1 if event == "start" else -1))
+        most |= running
+    assert most == {"GPU-aaaa-1": runs_per_gpu, "GPU-bbbb-2": runs_per_gpu}
+    starts = [(len(gpus.split(",")), int(*cores)) for event, gpus, *cores in log if event == "start"]
+    cores_per_run = 8 // (2 * runs_per_gpu)
+    assert sorted(starts) == [*[(1, cores_per_run)] * 4, (2, cores_per_run)]
 
 
 def write_toy(root, name: str = "toy", **changes) -> None:

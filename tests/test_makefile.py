@@ -28,13 +28,14 @@ RUNS_SOMETHING = [
 
 @pytest.fixture
 def checkout(tmp_path):
-    """The Makefile, with a snakemake that writes its arguments to the file `arguments`."""
+    """The Makefile, with a d3d.study.graph that writes its arguments to the file `arguments`."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / ".venv/bin").mkdir(parents=True)
-    for name, code in {"snakemake": 'printf "%s\\0" "$@" > arguments', "python": "cat"}.items():
-        program = tmp_path / ".venv/bin" / name
-        program.write_text(f"#!/bin/bash\n{code}\n")
-        program.chmod(0o755)
+    program = tmp_path / ".venv/bin/python"
+    program.write_text(
+        '#!/bin/bash\nif [ "$2" = d3d.study.graph ]; then printf "%s\\0" "${@:3}" > arguments; else cat; fi\n'
+    )
+    program.chmod(0o755)
     for name in ("requirements.lock", "pyproject.toml"):
         (tmp_path / name).touch()
     lock = tmp_path / ".venv/lock"
@@ -44,7 +45,7 @@ def checkout(tmp_path):
 
 
 def make(checkout, *arguments: str, **variables: str) -> list[str]:
-    """Runs make with variables of its environment; returns the arguments that snakemake received, if it ran."""
+    """Runs make with variables of its environment; returns the arguments that d3d.study.graph received, if it ran."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | variables
     subprocess.run(["make", *arguments], cwd=checkout, env=environment, capture_output=True, check=False)
     received = checkout / "arguments"
@@ -52,7 +53,7 @@ def make(checkout, *arguments: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize("value", RUNS_SOMETHING)
-@pytest.mark.parametrize("name", ["PROFILE", "SEEDS", "CORES", "RUNS"])
+@pytest.mark.parametrize("name", ["PROFILE", "SEEDS", "CORES", "RUNS_PER_GPU"])
 @pytest.mark.parametrize("given", ["as an argument", "in the environment"])
 def test_a_variable_is_one_argument_and_runs_nothing(checkout, name, value, given):
     profile = {} if name == "PROFILE" else {"PROFILE": "h200"}
@@ -63,14 +64,16 @@ def test_a_variable_is_one_argument_and_runs_nothing(checkout, name, value, give
     assert not (checkout / "ran").exists()
     # A recipe has one line, so make stops at a value of two.
     if "\n" not in value:
-        shown = {"PROFILE": f"profile={value}", "SEEDS": f"seeds={value}", "CORES": value, "RUNS": f"gpu={value}"}
+        shown = {"PROFILE": f"profile={value}", "SEEDS": f"seeds={value}"}
+        shown |= {"CORES": f"--cores={value}", "RUNS_PER_GPU": f"--runs-per-gpu={value}"}
         assert shown[name] in arguments
 
 
 def test_the_graph_gets_what_the_help_says(checkout):
-    arguments = make(checkout, "study", "PROFILE=h200", "SEEDS=0 1", "CORES=4", "RUNS=2")
-    assert arguments[:4] == ["--cores", "4", "--resources", "gpu=2"]
+    arguments = make(checkout, "study", "PROFILE=h200", "SEEDS=0 1", "CORES=4", "RUNS_PER_GPU=2")
+    assert arguments[:4] == ["--cores=4", "--runs-per-gpu=2", "--", ".venv/bin/snakemake"]
     assert arguments[-5:] == ["--config", "profile=h200", "seeds=0 1", "--", "study"]
-    assert make(checkout, "study")[-4:] == ["--config", "profile=smoke", "--", "study"]
-    assert "--resources" not in make(checkout, "study")
+    arguments = make(checkout, "study")
+    assert arguments[:2] == ["--cores=all", "--runs-per-gpu="]
+    assert arguments[-4:] == ["--config", "profile=smoke", "--", "study"]
     assert make(checkout, "book", "PROFILE=h200")[-4:] == ["--config", "profile=smoke", "--", "book"]

@@ -7,6 +7,7 @@ The notebook's kernel neither imports torch nor uses a GPU.
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,10 +85,24 @@ def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
         child.stdout.close()
     curves.update(last=True)
     if child.returncode:
-        message = next((line.removeprefix(ERROR_PREFIX) for line in output if line.startswith(ERROR_PREFIX)), None)
-        last_line = next((line for line in reversed(output) if line.strip("=-")), f"exit {child.returncode}")
-        raise TrainingError(message or last_line)
+        raise TrainingError(_error_of(output, child.returncode))
     return records.read(f"{path}.json")
+
+
+def _error_of(output: list[str], code: int) -> str:
+    """The sentence that says why training failed.
+
+    Args:
+        output: its lines.
+        code: its exit status; of a process that a signal killed, the negative number of the signal.
+    """
+    # Of several processes torchrun reports the one that failed first; the others print that they lost a connection.
+    report = re.search(r"^Root Cause .*\n(?:.*\n)*?exitcode +: (-?\d+) ", "\n".join(output), re.MULTILINE)
+    code = int(report[1]) if report else code
+    if code < 0:
+        return f"a training process was killed by {signal.Signals(-code).name}; run the notebook again to resume"
+    message = next((line.removeprefix(ERROR_PREFIX) for line in output if line.startswith(ERROR_PREFIX)), None)
+    return message or next((line for line in reversed(output) if line.strip("=-")), f"exit {code}")
 
 
 def command(processes: int, config: Path) -> list[str]:

@@ -163,7 +163,8 @@ class _Training:
         self.lr_schedule = _warmup_cosine(config.optimiser.warmup, len(self.steps))
         self.meter = AverageMeter()
         self.stop_after = len(self.steps)
-        self.clips_timed = 0.0  # clips since `epoch_start_time`
+        self.queue_times: dict[int, float] = {}  # of the steps that are not known to be finished, by step
+        self.timed_clips = 0.0  # clips of the steps that are known to be finished since an epoch was
 
     def resume(self) -> int:
         """Restores the newest state in all processes and returns the number of completed steps, 0 without a state."""
@@ -182,19 +183,22 @@ class _Training:
         local_steps = [(self.train_step.local_part(rows), view_seeds) for rows, view_seeds in self.steps[start_step:]]
         streams = self.train_step.objective.streams
         batches = None if clips.in_memory else iter(clips.batches(local_steps, streams))
-        self.last_save_time = self.last_log_time = self.epoch_start_time = time.monotonic()
+        self.last_save_time = self.last_log_time = time.monotonic()
+        # When the last step of the previous epoch was queued, and when it was known to be finished.
+        self.queued_until = self.finished_until = time.monotonic()
         while steps_done < min(total, self.stop_after + 1):
             batch = next(batches) if batches else None
             rows, view_seeds = self.steps[steps_done]
-            for metrics in self.train_step(
+            finished = self.train_step(
                 steps_done,
                 rows,
                 view_seeds=view_seeds,
                 learning_rate=self._learning_rate(steps_done),
                 batch=batch,
                 stop=bool(self.signals),
-            ):
-                self._log_step(metrics)
+            )
+            self.queue_times[steps_done] = time.monotonic()
+            self._log_steps(finished)
             steps_done += 1
             if self.metrics_file and steps_done == start_step + 1:
                 self.metrics_file.append({"event": "first step", "step": steps_done})
@@ -210,7 +214,24 @@ class _Training:
     def _learning_rate(self, step: int) -> float:
         return self.config.optimiser.learning_rate * self.lr_schedule(step)
 
-    def _log_step(self, metrics: StepMetrics) -> None:
+    def _log_steps(self, finished: list[StepMetrics]) -> None:
+        """Logs steps that are known to be finished since the previous call.
+
+        All that is finished counts once, over the time since an epoch was last known to be finished, in which states
+        are also saved: on a GPU several epochs can become known at once. On a GPU that waits for the clips, steps are
+        known to be finished long after they were; what counts then is the time in which they were queued.
+        """
+        if not finished:
+            return
+        now, queue_time = time.monotonic(), [self.queue_times.pop(metrics.step) for metrics in finished][-1]
+        self.timed_clips += sum(metrics.values["clips"] for metrics in finished)
+        seconds = max(now - self.finished_until, queue_time - self.queued_until, 1e-9)
+        for metrics in finished:
+            self._log_step(metrics, self.timed_clips / seconds)
+        if any((metrics.step + 1) % self.steps_per_epoch == 0 for metrics in finished):
+            self.timed_clips, self.finished_until, self.queued_until = 0.0, now, queue_time
+
+    def _log_step(self, metrics: StepMetrics, clips_per_second: float) -> None:
         step, values = metrics
         if values["stop"]:
             # Processes learn of a stop up to `lag` steps later; all of them must stop after the same step.
@@ -219,20 +240,18 @@ class _Training:
             self._raise_not_finite(metrics)
         self.meter.add(values)
         self.progress.update(clips=values["clips"])
-        self.clips_timed += values["clips"]
         steps_done = step + 1
         if steps_done % self.steps_per_epoch == 0:
-            self._end_epoch(step)
+            self._end_epoch(step, clips_per_second)
         elif self.metrics_file and self.meter.clips and time.monotonic() - self.last_log_time > LOG_INTERVAL:
             epoch = steps_done / self.steps_per_epoch
             self.metrics_file.append({"step": steps_done, "epoch": epoch, **self.meter.means()})
             self.last_log_time = time.monotonic()
 
-    def _end_epoch(self, step: int) -> None:
+    def _end_epoch(self, step: int, clips_per_second: float) -> None:
         if not self.meter.clips:
             reason = next(iter(self.data.refused.values()), "the output of another process has the reason")
             raise ValueError(f"no training clip could be read in epoch {step // self.steps_per_epoch + 1}: {reason}")
-        clips_per_second = self.clips_timed / (time.monotonic() - self.epoch_start_time)
         epoch_means = self.meter.end_epoch()
         if self.metrics_file:
             rates = {"learning_rate": self._learning_rate(step), "clips_per_second": round(clips_per_second, 1)}
@@ -240,8 +259,7 @@ class _Training:
         means = "  ".join(f"{name} {value:.3f}" for name, value in epoch_means.items() if name != "epoch")
         epoch = f"epoch {epoch_means['epoch']:3d}/{self.config.optimiser.epochs}"
         self.progress.log(f"{epoch}  {means}  {clips_per_second:,.0f} clips/s")
-        self.last_log_time = self.epoch_start_time = time.monotonic()
-        self.clips_timed = 0.0
+        self.last_log_time = time.monotonic()
 
     def _raise_not_finite(self, metrics: StepMetrics) -> None:
         if not self.team.is_main:
@@ -255,8 +273,7 @@ class _Training:
 
     def _drain_and_save(self, steps_done: int) -> None:
         """Waits for the steps in flight, then saves a state; if writing fails, reports the error and returns."""
-        for metrics in self.train_step.drain():
-            self._log_step(metrics)
+        self._log_steps(self.train_step.drain())
         self.last_save_time = time.monotonic()
         if not self.states:
             return

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from d3d.study import launch, records
 from d3d.study.experiments import defaults
+from tests.train.test_survival import children
 
 TINY = {"frames": 4, "size": 16, "train_clips": 64, "test_clips": 32, "epochs": 2, "batch_size": 8, "width": 0.1}
 TINY |= {"flow": "exact"}
@@ -83,3 +86,41 @@ def test_a_kernel_trains_with_two_processes(tmp_path, capsys):
     params = defaults("train") | TINY | {"results": str(tmp_path), "processes": 2, "sync_norm": True}
     assert launch.train("train", params).provenance["processes"] == 2
     assert "on 2 x cpu" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "rank"), [(1, None), (2, "0"), (2, "1")])
+def test_a_killed_process_ends_the_run_and_is_named(tmp_path, processes, rank):
+    """Whichever of the processes it is, the others end too, and within a minute, since they cannot go on."""
+    params = defaults("train") | TINY | {"results": str(tmp_path), "epochs": 4000, "processes": processes}
+    code = f"from d3d.study import launch; launch.train('train', {params!r})"
+    kernel = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in kernel.stdout:
+        if line.startswith("epoch   2/"):
+            break
+    started = children(kernel.pid)
+    (victim,) = (pid for parent in started for pid in children(parent) if rank_of(pid) == rank) if rank else started
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    _, err = kernel.communicate()  # ends with the last process
+    assert time.monotonic() - began < 60
+    assert kernel.returncode == 1
+    sentence = "a training process was killed by SIGKILL; run the notebook again to resume"
+    assert err.strip().endswith(f"TrainingError: {sentence}")
+
+
+def rank_of(pid: int) -> str | None:
+    """A process's number among those that train together, from torchrun's variable."""
+    variables = dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in line)
+    return variables.get("RANK")
+
+
+def test_the_error_is_that_of_the_process_that_failed_first():
+    report = ["d3d train: one", "two", "Root Cause (first observed failure):", "[0]:", "rank      : 1", "{}", "======"]
+    for code, sentence in (
+        (1, "one"),
+        (-9, "a training process was killed by SIGKILL; run the notebook again to resume"),
+    ):
+        assert launch._error_of([line.format(f"exitcode  : {code} (pid: 7)") for line in report], 1) == sentence
+    assert launch._error_of(["epoch 1", "----"], 1) == "epoch 1"
+    assert launch._error_of([], 3) == "exit 3"
