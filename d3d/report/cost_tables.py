@@ -77,7 +77,7 @@ def _sharing_rows(record: Record) -> Iterator[Row]:
                 "contestant": "1 run" if match[1] == "1" else f"{match[1]} runs",
                 "clips per second": rate,
                 "peer": "1 run",
-                "× peer": record.metrics[f"runs{match[1]}/ratio"],
+                "× peer": rate / record.metrics["runs1/clips_per_second"],
                 **_machine(record),
             }
 
