@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timing import CUDA, DEVICE
 from videos import write_texture_video
 
 from d3d.data.load import load
@@ -22,8 +23,6 @@ from d3d.train.networks import build_network
 from d3d.train.objective import Objective
 from d3d.train.step import TrainStep
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 # Clips as those of JHMDB: 40 frames at 25 per second, of which a view takes 16 at 12.5 per second.
 WORK = {"frames": 16, "size": 112, "short_side": 128, "fps": 12.5, "width": 1.0, "batch_size": 32}
 TOY = {"frames": 8, "size": 32, "short_side": 40, "fps": 12.5, "width": 0.25, "batch_size": 8}
@@ -35,7 +34,7 @@ def bench_memory() -> tuple[dict, dict[str, float]]:
 
     Both use all cores of the machine where they decode, draw the same views and take turns.
     """
-    scale, videos, epochs, runs = (WORK, 256, 10, 3) if CUDA else (TOY, 16, 2, 1)
+    scale, videos, epochs, runs = (WORK, 128, 4, 2) if CUDA else (TOY, 16, 2, 1)
     work = {"device": DEVICE, "cores": cores(), "videos": videos, "epochs": epochs, "runs": runs, **scale}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

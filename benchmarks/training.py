@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import yaml
+from timing import CUDA, DEVICE, interleaved
 from torch.nn import functional as F
 
 from d3d.data.load import load
@@ -26,18 +27,16 @@ from d3d.train.networks import build_network
 from d3d.train.objective import Objective
 from d3d.train.step import TrainStep
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 STUDY = {"frames": 16, "size": 64, "rho": 0.8, "amplitude": 0.75, "camera": 0.5, "noise": 0.04}
 STUDY |= {"train_clips": 6000, "test_clips": 1024, "epochs": 10, "batch_size": 128, "width": 1.0}
 TOY = {"frames": 8, "size": 32, "train_clips": 64, "test_clips": 32, "epochs": 2, "batch_size": 16, "width": 0.25}
 SCALE = STUDY if CUDA else TOY
 
 
-def bench_training(interleaved: Callable) -> tuple[dict, dict[str, float]]:
+def bench_training() -> tuple[dict, dict[str, float]]:
     """Our training step against a plain eager loop with the same network: time, and differences of the losses."""
     config = make_config("train", SCALE | {"learning_rate": 0.1})  # the study's rate
-    work = {"device": DEVICE, "runs": 20, "curve_steps": 40 if CUDA else 4, **SCALE}
+    work = {"device": DEVICE, "runs": 10, "curve_steps": 20 if CUDA else 4, **SCALE}
     data = load(config.data, seed=0, device=DEVICE)
     rng = np.random.default_rng(0)
     rows = [rng.choice(config.data.train_clips, config.optimiser.batch_size, False) for _ in range(work["curve_steps"])]
@@ -146,7 +145,7 @@ def two_runs(config: TrainConfig, data) -> dict[str, float]:
 
 def bench_sharing() -> tuple[dict, dict[str, float]]:
     """The total clips per second of 1, 2 and 4 runs on this device, while all of them train."""
-    scale = SCALE | {"epochs": 16 if CUDA else 4, "test_clips": 16}
+    scale = SCALE | {"epochs": 5 if CUDA else 4, "test_clips": 16}
     work = {"device": DEVICE, "processes": "1, 2, 4", **scale}
     metrics = {}
     for count in (1, 2, 4):
@@ -180,15 +179,15 @@ def start(parameters: dict) -> subprocess.Popen:
 
 
 def bench_start() -> tuple[dict, dict[str, float]]:
-    """Seconds from the start of a process to its training loop, first step and end, and of imports; medians of three.
+    """Seconds from the start of a process to its training loop, first step and end, and of imports; medians of two.
 
     The first run, which also compiles kernels and reads torch from the disk, is reported separately.
     """
     scale = SCALE | {"epochs": 1, "test_clips": 16}
-    work = {"device": DEVICE, "runs": 3, **scale}
+    work = {"device": DEVICE, "runs": 2, **scale}
     metrics: dict[str, float] = {}
     delays = []
-    for _ in range(4):
+    for _ in range(1 + work["runs"]):
         with tempfile.TemporaryDirectory() as folder:
             began = time.time()
             run = start(scale | {"results": folder})
@@ -203,7 +202,7 @@ def bench_start() -> tuple[dict, dict[str, float]]:
     }.items():
         if CUDA or name != "torch_gpu":
             seconds = []
-            for _ in range(3):
+            for _ in range(work["runs"]):
                 began = time.time()
                 subprocess.run([sys.executable, "-c", code], check=True)
                 seconds.append(time.time() - began)

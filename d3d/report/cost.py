@@ -1,30 +1,31 @@
 """The book's page on cost, made from the records of `make bench`."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
 
+from d3d.report import cost_tables
 from d3d.report.markdown import text
 from d3d.study import records
 
 PAGE = """# Cost
 
-**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's `s3d`, and in a training
-step {training:.1f} times as many, in bfloat16 on one {device}, with less memory at the same batch size.** With TF32 it
-is {inference_tf32:.1f} and {training_tf32:.1f} times as many. (The comparison of one D3D with a complete two-stream
-pipeline needs data.)
+{headline}{two_streams}
 
 {table}
 
 *Clips of 64 × 224 × 224 in one process. The networks take turns, and the numbers are medians; a training step includes
 the SGD update. Working memory is the memory of a step beyond weights and clips. torchvision's network is unmodified,
 under autocast for bf16; it has no gates, and its stem is separable too. "Folded" means that the batch norms are part of
-the convolutions (`d3d.s3dg.fold`). Made by `make bench` at commit {commit}.*
+the convolutions (`d3d.s3dg.fold`).{contestants} Made by `make bench` at commit {commit}.*
 
 ## Where the time goes
 
 A clip takes {gflop:.0f} GFLOP in the convolutions as the original defines them. In inference this is
-{matrix_fraction:.0%} of the {matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same device.
+{matrix_fraction:.0%} of the {matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same
+device.{rest_of_time}
 
 ```{{image}} cost.svg
 :alt: Milliseconds per clip that the GPU spends on convolutions and between them, in inference and in training.
@@ -53,8 +54,8 @@ clips to the update. A run trains on {fit:,.0f} clips per second.
   {runs4:,.0f} clips per second together. The gain is that one run computes while another starts, loads or tests.
 - **The start.** From the start of a process to the end of its first step, with 6,000 clips rendered, it takes
   {first_step:.1f} s. The import of PyTorch takes {import_torch:.1f} s of them.
-
-*Made by `make bench` at commit {training_commit}. Training on several GPUs needs data.*
+{scaling}
+*Made by `make bench` at commit {training_commit}.{several_gpus}*
 
 ## Video files
 
@@ -69,13 +70,12 @@ rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits 
 {memory_flow:,.0f}), {memory_times:.1f} times as fast as if its files are decoded in every epoch, by a worker per core
 (flow {memory_times_flow:.1f} times), with the same views to the bit.
 
-*Made by `make bench` at commits {decode_commit}, {flow_commit} and {memory_commit}; the last on one {memory_device}.*
+{videos}*Made by `make bench` at commits {decode_commit}, {flow_commit} and {memory_commit}; the last on one
+{memory_device}.*
 
 ## What could be wrong
 
-Every comparison is one run on one machine. The batch sizes are limited: 32 and 64 clips for inference, where
-torchvision's rate no longer grows, 32 for training, and 16 with TF32, where launches already slow our network down.
-`torch.compile` of torchvision's network is not in the comparison. Videos were measured that this study encoded itself,
+Every comparison is one run on one machine. {limits} Videos were measured that this study encoded itself,
 which are cheaper to decode than many of the field's.
 """
 # The numbers of the section on training, each with the arm and the metric of its record.
@@ -94,7 +94,30 @@ TRAINING = {
     "first_step": ("start", "to_first_step/seconds"),
     "import_torch": ("start", "import/torch/seconds"),
 }
-NETWORKS = {"s3dg_folded": "S3D-G, folded", "s3dg": "S3D-G", "torchvision_s3d": "torchvision s3d"}
+USE_OF_DEVICE = {
+    "training_matrix_fraction": "training/share_of_matrix_rate",
+    **{f"{step}_kernels": f"{step}/share_of_time_in_kernels" for step in ("inference", "training")},
+}
+# Passages that depend on what the records hold.
+HEADLINE = """**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's `s3d`, and
+in a training step {training:.1f} times as many, in bfloat16 on one {device}, with less memory at the same batch size.**
+With TF32 it is {inference_tf32:.1f} and {training_tf32:.1f} times as many."""
+HEADLINE_COMPILED = """**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's
+`s3d` compiled by `torch.compile`, and in a training step {training:.1f} times as many, in bfloat16 on one {device}.**
+With TF32 it is {inference_tf32:.1f} and {training_tf32:.1f} times as many. Each ratio is that of the fastest of both
+at one batch size: the largest at which torchvision's network was compiled, if it was."""
+CONTESTANTS_COMPILED = """ "Captured" means that its step is one CUDA graph, "compiled" that `torch.compile` made it,
+with channels last in memory. The peer of a row is the fastest of torchvision's at its batch size."""
+REST_OF_TIME = """ In training it is {training_matrix_fraction:.0%}. The kernels take
+{inference_kernels:.0%} of the time of the fastest inference and {training_kernels:.0%} of that of the fastest training
+step; the rest of the time, the GPU waits."""
+TWO_STREAMS_NEED_DATA = " (The comparison of one D3D with a complete two-stream pipeline needs data.)"
+SEVERAL_GPUS_NEED_DATA = " Training on several GPUs needs data."
+LIMITS = """The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no longer grows, 32 for
+training, and 16 with TF32, where launches already slow our network down. `torch.compile` of torchvision's network is
+not in the comparison."""
+LIMITS_COMPILED = """Compiling takes minutes, so torchvision's network was compiled only for the rows that say so. Its
+last pool, of a fixed size, was made smaller for clips that are smaller than it."""
 
 
 def page(folder: Path) -> str:
@@ -107,7 +130,7 @@ def page(folder: Path) -> str:
         FileNotFoundError: there are no such records.
         LookupError: a record lacks a metric or a parameter.
     """
-    rows = records.load(folder, needs=["bench"])
+    bench, rows = records.read_all(folder, ["bench"]), records.load(folder, needs=["bench"])
     value = rows.set_index(["arm", "metric"])["value"]
     network = records.of_first_seed(folder, "bench", ["s3dg"])[0]
     numbers = {
@@ -120,6 +143,8 @@ def page(folder: Path) -> str:
         "matrix": value["s3dg", "matrix_product_tflops"],
     }
     numbers |= {name: value[arm, metric] for name, (arm, metric) in TRAINING.items()}
+    # Which older records lack.
+    numbers |= {name: network.metrics.get(metric) for name, metric in USE_OF_DEVICE.items()}
     training = records.of_first_seed(folder, "bench", ["training"])[0]
     numbers |= {"training_commit": _commit(training), "curve_steps": training.params["curve_steps"]}
     memory = records.of_first_seed(folder, "bench", ["memory"])[0]
@@ -144,37 +169,44 @@ def page(folder: Path) -> str:
         "decode_commit": _commit(records.of_first_seed(folder, "bench", ["decode"])[0]),
         "flow_commit": _commit(records.of_first_seed(folder, "bench", ["flow_set"])[0]),
     }
-    return PAGE.format(
-        **numbers, device=text(network.provenance["device"]), commit=_commit(network), table=rate_table(rows)
-    )
+    numbers |= {"device": text(network.provenance["device"]), "commit": _commit(network)}
+    passages = {name: passage.format(**numbers) for name, passage in _passages(bench, network).items()}
+    return PAGE.format(**passages, **_tables(bench), **numbers)
+
+
+def _passages(bench: Sequence[records.Record], network: records.Record) -> dict[str, str]:
+    """The passages that the records support, as formats of the page's numbers."""
+    arms = {record.arm for record in bench}
+    compiled = any(fnmatch(name, "*/torchvision_s3d_compiled*/clips_per_second") for name in network.metrics)
+    return {
+        "headline": HEADLINE_COMPILED if compiled else HEADLINE,
+        "contestants": CONTESTANTS_COMPILED if compiled else "",
+        "limits": LIMITS_COMPILED if compiled else LIMITS,
+        "rest_of_time": REST_OF_TIME if "training/share_of_matrix_rate" in network.metrics else "",
+        "two_streams": "" if "end_to_end" in arms else TWO_STREAMS_NEED_DATA,
+        "several_gpus": "" if "scaling" in arms else SEVERAL_GPUS_NEED_DATA,
+    }
+
+
+def _tables(bench: Sequence[records.Record]) -> dict[str, str]:
+    """The tables that the records fill; empty where none of them answers the question."""
+    arms = {record.arm for record in bench}
+    scaling = f"\n{cost_tables.markdown(cost_tables.scaling(bench))}\n"
+    videos = f"{cost_tables.markdown(cost_tables.videos(bench))}\n\n"
+    return {
+        "table": cost_tables.markdown(cost_tables.fastest(bench)),
+        "scaling": scaling if arms & {"study_step", "scaling"} else "",
+        "videos": videos if "end_to_end" in arms else "",
+    }
 
 
 def _commit(record: records.Record) -> str:
     return text(record.provenance["commit"][:10]) + " and uncommitted changes" * record.provenance["dirty"]
 
 
-def rate_table(rows: pd.DataFrame) -> str:
-    """Formats clips per second and working memory by step, precision, batch size and network as a Markdown table."""
-    case = ["step", "precision", "batch"]
-    name = r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/(?P<quantity>\w+)"
-    named = rows["metric"].str.extract(f"^{name}$").assign(value=rows["value"]).dropna()
-    wide = named.pivot_table(index=[*case, "network"], columns="quantity", values="value").reset_index()
-    peer = wide[wide["network"] == "torchvision_s3d"].set_index(case)["clips_per_second"].rename("peer")
-    wide = wide.join(peer, on=case)
-    table = pd.DataFrame(
-        {
-            "step, precision, batch": wide[case].agg(", ".join, axis=1),
-            "network": wide["network"].map(NETWORKS),
-            "clips per second": wide["clips_per_second"].map("{:,.0f}".format),
-            "working memory (GB)": wide["working_gb"].map("{:.1f}".format),
-            "× torchvision": (wide["clips_per_second"] / wide["peer"]).map("{:.2f}".format),
-        }
-    )
-    return table.to_markdown(index=False, disable_numparse=True)
-
-
 def kernel_times(folder: Path) -> pd.DataFrame:
-    """Returns milliseconds per clip by step and kind of kernel, in the columns that `plots.cost` draws."""
+    """Returns milliseconds per clip in bf16 by step and kind of kernel, in the columns that `plots.cost` draws."""
     rows = records.load(folder, needs=["bench"])
+    rows = rows[rows["arm"] == "s3dg"]
     times = rows["metric"].str.extract(r"^(?P<step>\w+)/ms_per_clip/(?P<part>.+)$").assign(ms=rows["value"])
     return times.dropna().reset_index(drop=True)

@@ -161,6 +161,7 @@ PROVENANCE = {
     "started": Entry("a time such as 2026-01-31T12:00:00+00:00", _is_time, optional=False),
     "seconds": Entry("a number from 0 on", lambda value: is_number(value) and value >= 0, optional=False),
     "packages": Entry("versions by package", _is_text_by_name, optional=False),
+    "host": Entry("text", _is_text),
     "source": Entry("text", _is_text),
     "notebook": Entry("text", _is_text),
     "processes": Entry("a count", _is_count),

@@ -2,9 +2,9 @@
 
 import pytest
 
-from d3d.report import cost
+from d3d.report import cost, cost_tables
 from d3d.study.plan import BENCH
-from d3d.study.records import Record, write
+from d3d.study.records import Record, read_all, write
 from tests.study.test_records import PROVENANCE
 
 
@@ -84,19 +84,73 @@ def test_the_page_quotes_the_records(folder):
         if "bf16, 32" in line
     ]
     assert rows == [
-        ["inference, bf16, 32", "S3D-G, folded", "1,800", "5.0", "6.00"],
-        ["inference, bf16, 32", "torchvision s3d", "300", "9.9", "1.00"],
+        ["inference, bf16, 32", "S3D-G, folded", "1,800", "17.8", "5.0", "torchvision s3d", "6.00", "a GPU"],
+        ["inference, bf16, 32", "torchvision s3d", "300", "106.7", "9.9", "torchvision s3d", "1.00", "a GPU"],
     ]
     assert cost.kernel_times(folder).to_dict("records") == [{"step": "inference", "part": "convolutions", "ms": 0.3}]
 
 
+def test_the_page_does_not_state_what_old_records_lack(folder):
+    text = cost.page(folder)
+    assert "needs data" in text
+    assert "not in the comparison" in " ".join(text.split())
+    assert "The kernels take" not in text
+    assert "{" not in text.replace("```{image}", "")
+
+
+def test_compiled_peers_are_the_ones_that_count(folder):
+    """The peer of a row is the fastest of its case, and the page no longer says that compiled ones are missing."""
+    case = "inference__bf16__batch32"
+    rates = {"s3dg_folded_captured": 1900.0, "torchvision_s3d": 300.0, "torchvision_s3d_compiled": 380.0}
+    ratios = {"inference__bf16__ratio": 5.0, "training__bf16__ratio": 4.0, "training__share_of_matrix_rate": 0.21}
+    ratios |= {"inference__share_of_time_in_kernels": 0.91, "training__share_of_time_in_kernels": 0.82}
+    bench(
+        folder,
+        "s3dg",
+        gflop_per_clip=128.4,
+        inference__share_of_matrix_rate=0.25,
+        matrix_product_tflops=800.0,
+        **ratios,
+        **{f"{case}__{name}__clips_per_second": rate for name, rate in rates.items()},
+    )
+    text = " ".join(cost.page(folder).split())
+    assert "5.0 times as many clips per second as torchvision's `s3d` compiled by `torch.compile`" in text
+    assert "not in the comparison" not in text
+    assert "with less memory" not in text
+    assert "In training it is 21%. The kernels take 91% of the time of the fastest inference and 82% of that" in text
+    table = cost_tables.fastest(read_all(folder, ["bench"])).set_index("network")
+    assert set(table["peer"]) == {"torchvision s3d, compiled"}
+    assert table["× peer"].to_dict() == {
+        "S3D-G, folded and captured": 5.0,
+        "torchvision s3d": pytest.approx(300 / 380),
+        "torchvision s3d, compiled": 1.0,
+    }
+
+
+def test_scaling_and_videos_have_a_table_once_they_are_measured(folder):
+    provenance = PROVENANCE | {"device": "a GPU", "host": "a CPU, 16 cores"}
+    study = {"study": "128 clips per process"}
+    two = {f"study/processes2/{name}": value for name, value in (("ms_per_step", 14.0), ("ratio", 1.9))}
+    two["study/processes2/clips_per_second"] = 18286.0
+    write(folder, Record("bench", "scaling", 0, study, two, False, provenance))
+    rates = {"d3d/clips_per_second": 50.0, "two_stream_opencv/clips_per_second": 0.5}
+    write(folder, Record("bench", "end_to_end", 0, {}, rates, False, provenance))
+    text = cost.page(folder)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    case = ["128 clips per process", "2 processes", "18,286", "14.0", "1 process", "1.90", "a GPU", "a CPU, 16 cores"]
+    assert case in rows
+    assert ["end_to_end", "d3d", "50", "clips", "two stream opencv", "100.00", "a GPU", "a CPU, 16 cores"] in rows
+    assert "needs data" not in text
+
+
 def test_the_published_bench_meets_its_budgets():
-    """On one H200: five times torchvision's clips per second in inference, three in training, in no more memory."""
+    """On one GPU, against torchvision's network compiled where the records have that, in no more memory than eager."""
     from d3d.study import records
 
     value = records.load(BENCH, needs=["bench"]).set_index(["arm", "metric"])["value"]["s3dg"]
-    assert value["inference/bf16/ratio"] >= 5
-    assert value["training/bf16/ratio"] >= 3
+    compiled = "inference/bf16/batch32/torchvision_s3d_compiled/clips_per_second" in value
+    assert value["inference/bf16/ratio"] >= (4.5 if compiled else 5)
+    assert value["training/bf16/ratio"] >= (3.5 if compiled else 3)
     for case in ("inference/bf16/batch32", "inference/bf16/batch64", "training/bf16/batch32"):
         ours = "s3dg_folded" if case.startswith("inference") else "s3dg"
         assert value[f"{case}/{ours}/working_gb"] <= value[f"{case}/torchvision_s3d/working_gb"]

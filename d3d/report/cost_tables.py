@@ -1,0 +1,155 @@
+"""Tables of the records of `make bench`, one per question; `make bench` prints them and the page on cost shows them."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from d3d.report.markdown import text
+from d3d.study.records import Record
+
+NETWORKS = {
+    "s3dg": "S3D-G",
+    "s3dg_captured": "S3D-G, captured",
+    "s3dg_compiled_graphs": "S3D-G, compiled with CUDA graphs",
+    "d3d_train": "S3D-G, captured by d3d.train",
+    "s3dg_folded": "S3D-G, folded",
+    "s3dg_folded_captured": "S3D-G, folded and captured",
+    "torchvision_s3d": "torchvision s3d",
+    "torchvision_s3d_compiled": "torchvision s3d, compiled",
+    "torchvision_s3d_compiled_graphs": "torchvision s3d, compiled with CUDA graphs",
+}
+NETWORK_BENCHES = ("s3dg", "s3dg_tf32")
+RATE = re.compile(r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/clips_per_second")
+# The benches on video files, each with the contestant that the others are compared with.
+VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded", "end_to_end": "two_stream_opencv"}
+PER_SECOND = re.compile(r"(?P<group>.+/)?(?P<contestant>\w+)/(?P<unit>\w+)_per_second")
+
+Row = dict[str, Any]
+
+
+def fastest(records: Sequence[Record]) -> pd.DataFrame:
+    """Which network is fastest? A row per network and case, beside torchvision's best of that case."""
+    return pd.DataFrame(row for record in records if record.arm in NETWORK_BENCHES for row in _network_rows(record))
+
+
+def _network_rows(record: Record) -> Iterator[Row]:
+    rates = {match: rate for name, rate in record.metrics.items() if (match := RATE.fullmatch(name))}
+    order = {name: i for i, name in enumerate(NETWORKS)}
+    for match in sorted(
+        (m for m in rates if m["network"] in NETWORKS),
+        key=lambda m: (m["step"], m["precision"], int(m["batch"]), order[m["network"]]),
+    ):
+        step, precision, batch, network = match.groups()
+        case = f"{step}/{precision}/batch{batch}"
+        peers = {m["network"]: r for m, r in rates.items() if m[0].startswith(f"{case}/torchvision_s3d")}
+        peer = max(peers, key=peers.get) if peers else None
+        yield {
+            "step, precision, batch": f"{step}, {precision}, {batch}",
+            "network": NETWORKS[network],
+            "clips per second": rates[match],
+            "ms per step": 1e3 * int(batch) / rates[match],
+            "working memory (GB)": record.metrics.get(f"{case}/{network}/working_gb"),
+            "peer": NETWORKS.get(peer),
+            "× peer": rates[match] / peers[peer] if peer else None,
+            **_machine(record),
+        }
+
+
+def scaling(records: Sequence[Record]) -> pd.DataFrame:
+    """How does it scale? The study's small step, several runs on one GPU, and one run on several GPUs."""
+    return pd.DataFrame(row for record in records for row in _SCALING.get(record.arm, lambda _: ())(record))
+
+
+def _study_rows(record: Record) -> Iterator[Row]:
+    frames, size = record.params["frames"], record.params["size"]
+    for row in _network_rows(record):
+        batch = row.pop("step, precision, batch").rsplit(" ", 1)[1]
+        yield {"case": f"step of {batch} clips of {frames} × {size} × {size}", "contestant": row.pop("network"), **row}
+
+
+def _sharing_rows(record: Record) -> Iterator[Row]:
+    for name, rate in record.metrics.items():
+        if match := re.fullmatch(r"runs(\d+)/clips_per_second", name):
+            yield {
+                "case": "runs at once on one device",
+                "contestant": "1 run" if match[1] == "1" else f"{match[1]} runs",
+                "clips per second": rate,
+                "peer": "1 run",
+                "× peer": rate / record.metrics["runs1/clips_per_second"],
+                **_machine(record),
+            }
+
+
+def _scaling_rows(record: Record) -> Iterator[Row]:
+    for name, rate in record.metrics.items():
+        if match := re.fullmatch(r"(\w+)/processes(\d+)/clips_per_second", name):
+            prefix = name.removesuffix("/clips_per_second")
+            yield {
+                "case": record.params[match[1]],
+                "contestant": "1 process" if match[2] == "1" else f"{match[2]} processes",
+                "clips per second": rate,
+                "ms per step": record.metrics[f"{prefix}/ms_per_step"],
+                "peer": "1 process",
+                "× peer": record.metrics[f"{prefix}/ratio"],
+                **_machine(record),
+            }
+
+
+_SCALING: dict[str, Callable[[Record], Iterable[Row]]] = {
+    "study_step": _study_rows,
+    "sharing": _sharing_rows,
+    "scaling": _scaling_rows,
+}
+
+
+def videos(records: Sequence[Record]) -> pd.DataFrame:
+    """What does a video cost? Every rate of the benches on video files, beside that of its peer."""
+    return pd.DataFrame(row for record in records if record.arm in VIDEO_PEERS for row in _video_rows(record))
+
+
+def _video_rows(record: Record) -> Iterator[Row]:
+    metrics, peer = record.metrics, VIDEO_PEERS[record.arm]
+    for name, rate in metrics.items():
+        if match := PER_SECOND.fullmatch(name):
+            group, contestant, unit = match.groups(default="")
+            peer_rate = metrics.get(f"{group}{peer}/{unit}_per_second")
+            yield {
+                "bench": record.arm,
+                "contestant": f"{group}{contestant}".replace("/", ", ").replace("_", " "),
+                "per second": rate,
+                "unit": unit,
+                "peer": peer.replace("_", " ") if peer_rate else None,
+                # Where the bench compared run by run, its own ratio is the more exact one.
+                "× peer": metrics.get(f"{group}{contestant}/ratio", rate / peer_rate if peer_rate else None),
+                **_machine(record),
+            }
+
+
+QUESTIONS: dict[str, Callable[[Sequence[Record]], pd.DataFrame]] = {
+    "Which network is fastest?": fastest,
+    "How does it scale?": scaling,
+    "What does a video cost?": videos,
+}
+
+
+def _machine(record: Record) -> dict[str, str | None]:
+    """The card and, if the record says it, the host."""
+    return {"card": record.provenance["device"], "host": record.provenance.get("host")}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Formats a table as Markdown; leaves out columns without a value."""
+    shown = table.dropna(axis="columns", how="all")
+    formats = {"× peer": "{:.2f}", "ms per step": "{:,.1f}", "working memory (GB)": "{:.1f}"}
+    cells = {name: [_cell(value, formats.get(name)) for value in column] for name, column in shown.items()}
+    return pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
+
+
+def _cell(value: object, number_format: str | None) -> str:
+    if isinstance(value, str):
+        return text(value)
+    if pd.isna(value):
+        return ""
+    return (number_format or ("{:,.0f}" if value >= 100 else "{:.3g}")).format(value)
