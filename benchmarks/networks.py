@@ -39,8 +39,8 @@ STUDY_CLIP = (16, 64) if CUDA else (8, 32)
 KERNEL_PATTERNS = {
     "taps of the stem": r"_stem_taps",
     "pooling": r"pool",
-    "gates": r"_scale|_clip_sums",
-    "norm and ReLU": r"_norm_relu|_relu_sums|_moments",
+    "gates": r"_scale|_branch_sums|_gate|_weight_gradients",
+    "norm and ReLU": r"_norm_relu|_relu_sums|_relu_backward|_moments|_add_splits",
     "convolutions": r"xmma|cudnn|cutlass|nvjet|gemm|splitK",
     "sums of gradients": r"CUDAFunctor_add",
 }
