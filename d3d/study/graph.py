@@ -16,7 +16,7 @@ from d3d.messages import shown
 from d3d.study import mps
 from d3d.study.gpus import find_gpus
 
-# By default one run trains while others start, load and test; without MPS more than two gain nothing.
+# By default one run trains while others start, load and test; without MPS, those that train at once take turns.
 RUNS_PER_GPU, RUNS_PER_GPU_IN_TURNS = 3, 2
 MAX_RUNS_PER_GPU = 48  # clients that MPS admits
 VARIABLES = ("D3D_GPUS", "D3D_RUNS_PER_GPU", "D3D_CORES_PER_RUN")
