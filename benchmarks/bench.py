@@ -18,6 +18,7 @@ from functools import partial
 import torch
 import training as bench_training
 import videos as bench_videos
+from end_to_end import bench_end_to_end
 from memory import bench_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,6 +54,7 @@ def main() -> None:
         "tvl1": bench_tvl1,
         "decode": bench_videos.bench_decode,
         "flow_set": bench_videos.bench_flow_set,
+        "end_to_end": bench_end_to_end,
         "memory": bench_memory,
         "s3dg": bench_network,
         "s3dg_tf32": bench_tf32,
