@@ -202,7 +202,11 @@ def read_by_pyav(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> 
     starts = clips.draw(rows, (run,))[:, FIRST].tolist()
     items = [(paths[row], start) for row, start in zip(rows, starts, strict=True)]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool:
-        return time_items(pool.imap(decode_by_pyav, items), WARM_UP * workers)
+        seconds = time_items(pool.imap(decode_by_pyav, items), WARM_UP * workers)
+        # Workers of this package's server of processes ignore SIGTERM, by which leaving the block would end them.
+        pool.close()
+        pool.join()
+    return seconds
 
 
 def decode_by_pyav(item: tuple[str, int]) -> int:
