@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from clips import bench_sprites, bench_tvl1
+from end_to_end import bench_end_to_end
 from memory import bench_memory
 from networks import bench_networks, compile_beforehand
 from scaling import bench_scaling
@@ -31,6 +32,7 @@ def main() -> None:
         "tvl1": bench_tvl1,
         "decode": bench_decode,
         "flow_set": bench_flow_set,
+        "end_to_end": bench_end_to_end,
         "memory": bench_memory,
         **{name: partial(bench_networks, name) for name in ("s3dg", "s3dg_tf32", "study_step")},
         "training": bench_training,

@@ -1,14 +1,19 @@
-"""Speed on video files, for benchmarks/bench.py: decoding against PyAV, and flow of a set against TV-L1 alone."""
+"""Speed on video files, for benchmarks/bench.py: decoding, reading clips, and flow of a set against TV-L1 alone.
+
+python benchmarks/videos.py [FILE ...]      # a table of decoders, on your own files if you name some
+"""
 
 import itertools
 import math
 import multiprocessing
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import av
@@ -31,7 +36,7 @@ WARM_UP = 6  # clips per process that are not timed
 
 
 def bench_decode() -> tuple[dict, dict[str, float]]:
-    """Compares reading training clips with decoding the same frames by PyAV in as many processes.
+    """Compares decoders on whole files, and reading training clips with PyAV's frames from as many processes.
 
     Clips have 64 frames, of H.264 videos of 340 x 256 pixels with key frames 250 frames apart. `clips` are cropped
     8-bit clips as the data loader returns them, `batches` are float32 on the device; if this is a CPU, making batches
@@ -59,7 +64,103 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
             for name in ("clips", "batches"):
                 ratios = [pyav / ours for ours, pyav in zip(seconds[name], seconds["pyav"], strict=True)]
                 metrics[f"workers{workers}/{name}/ratio"] = statistics.median(ratios)
-    return work, metrics
+        rows, versions = compare_decoders(paths[:4], runs=work["runs"])
+    columns = {f"decoding/{name}/{column}": value for name, row in rows.items() for column, value in row.items()}
+    return work | versions, metrics | columns
+
+
+def compare_decoders(paths: Sequence[str | Path], *, runs: int) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Decodes whole files to RGB by each decoder in turn, each in one thread; PyAV converts in several by itself.
+
+    Args:
+        paths: Video files.
+        runs: Number of times that each file is decoded and timed, after one that is not.
+
+    Returns:
+        By decoder, CPU milliseconds per frame, their ratio to ours, the number of frames, and how many are as ours;
+        and the version of each decoder, or that it is not installed.
+    """
+    decoders, versions = installed_decoders()
+    seconds = {name: np.zeros((runs + 1, len(paths))) for name in decoders}
+    frames = dict.fromkeys(decoders, 0)
+    same = dict.fromkeys(decoders, 0)
+    for i, path in enumerate(paths):
+        # In step, since all frames of a long film do not fit in memory.
+        for images in itertools.zip_longest(*(decode(path) for decode in decoders.values())):
+            for name, image in zip(decoders, images, strict=True):
+                frames[name] += image is not None
+                same[name] += image is not None and np.array_equal(image, images[0])
+        for run in range(runs + 1):
+            for name, decode in decoders.items():
+                began = time.process_time()
+                for _ in decode(path):
+                    pass
+                seconds[name][run, i] = time.process_time() - began
+    ms = {name: 1e3 * np.median(seconds[name][1:], 0).sum() / frames[name] for name in decoders}
+    return {
+        name: {
+            "ms_per_frame": ms[name],
+            "ratio": ms[name] / ms["d3d"],
+            "frames": float(frames[name]),
+            "same": float(same[name]),
+        }
+        for name in decoders
+    }, versions
+
+
+def installed_decoders() -> tuple[dict[str, Callable[[str | Path], Iterator[np.ndarray]]], dict[str, str]]:
+    """The decoders to compare, ours first, and their versions; `pip install -e '.[bench]'` installs all."""
+    decoders = {"d3d": videos.iter_frames, "pyav": decode_file_by_pyav}
+    versions = {"pyav": version("av")}
+    optional = {"torchcodec": decode_file_by_torchcodec, "decord": decode_file_by_decord}
+    for name, decode in optional.items():
+        try:
+            __import__(name)
+        except ImportError:
+            versions[name] = "not installed"
+        except (RuntimeError, OSError):
+            versions[name] = "not usable: it finds no FFmpeg"
+        else:
+            decoders[name], versions[name] = decode, version(name)
+    return decoders, versions
+
+
+def decode_file_by_pyav(path: str | Path) -> Iterator[np.ndarray]:
+    """Decodes a file as PyAV's documentation recommends."""
+    with av.open(path) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def decode_file_by_torchcodec(path: str | Path) -> Iterator[np.ndarray]:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+    for i in range(len(decoder)):
+        try:
+            frame = decoder[i]
+        except RuntimeError:  # it does not find the last frame of some AVI files
+            return
+        yield frame.numpy()
+
+
+def decode_file_by_decord(path: str | Path) -> Iterator[np.ndarray]:
+    from decord import VideoReader
+
+    reader = VideoReader(str(path), num_threads=1)
+    for i in range(len(reader)):
+        yield reader[i].asnumpy()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = sys.argv[1:] or [str(Path(folder, f"{i}.mp4")) for i in range(4)]
+        for i, path in enumerate(paths if not sys.argv[1:] else ()):
+            write_texture_video(Path(path), i)
+        rows, versions = compare_decoders(paths, runs=5)
+    print(", ".join(f"{name} {text}" for name, text in versions.items()))
+    print(pd.DataFrame.from_dict(rows, orient="index").to_string(float_format="{:.4g}".format))
 
 
 def write_texture_video(path: Path, seed: int, *, frames: int = 250, size: tuple[int, int] = (256, 340)) -> dict:
@@ -101,7 +202,11 @@ def read_by_pyav(clips: FileClips, rows: np.ndarray, workers: int, run: int) -> 
     starts = clips.draw(rows, (run,))[:, FIRST].tolist()
     items = [(paths[row], start) for row, start in zip(rows, starts, strict=True)]
     with multiprocessing.get_context("forkserver").Pool(workers) as pool:
-        return time_items(pool.imap(decode_by_pyav, items), WARM_UP * workers)
+        seconds = time_items(pool.imap(decode_by_pyav, items), WARM_UP * workers)
+        # Workers of this package's server of processes ignore SIGTERM, by which leaving the block would end them.
+        pool.close()
+        pool.join()
+    return seconds
 
 
 def decode_by_pyav(item: tuple[str, int]) -> int:
@@ -148,3 +253,7 @@ def bench_flow_set() -> tuple[dict, dict[str, float]]:
     metrics["ratio"] = metrics["set/fields_per_second"] / metrics["tvl1_alone/fields_per_second"]
     metrics |= {name: total[name] for name in ("rms_px", "max_px", "clipped")}
     return work, metrics | {"bytes_per_field": total["bytes"] / total["fields"]}
+
+
+if __name__ == "__main__":
+    main()

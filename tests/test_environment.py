@@ -74,7 +74,8 @@ def test_every_dependency_is_locked_and_used(name):
 def test_every_import_is_a_dependency():
     declared = {IMPORT_NAMES.get(name, name).replace("-", "_") for name in dependencies()}
     internal = {"d3d", "tests", *(path.stem for path in (ROOT / "benchmarks").glob("*.py"))}
-    extras = {re.match(r"\w+", line)[0] for line in PROJECT["optional-dependencies"]["tensorflow"]}
+    optional = [PROJECT["optional-dependencies"][extra] for extra in ("tensorflow", "bench")]
+    extras = {re.match(r"\w+", line)[0] for lines in optional for line in lines}
     # papermill depends on nbformat.
     assert imported() - declared - internal - extras - {"nbformat"} <= set(sys.stdlib_module_names)
 

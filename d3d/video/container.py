@@ -8,7 +8,7 @@ with VideoFile("swim.mp4") as video:
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from fractions import Fraction
 from itertools import chain, islice, pairwise
 from math import inf
 from pathlib import Path
@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 
 from d3d.messages import printable
 from d3d.video.orientation import orientation
-from d3d.video.times import Continuous, ShownTicks
+from d3d.video.times import Continuous, ShownTicks, in_seconds
 
 # A file that lasts less than this fraction of the duration in its header is truncated.
 MIN_COMPLETE = 0.95
@@ -38,6 +38,8 @@ MAX_RATE = 1000
 # Codecs of cover pictures, and the number of packets among which a film has a second picture.
 PICTURE_CODECS = ("mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls", "ljpeg", "apng", "jpegxl")
 FILM_PACKETS = 200
+# What FFmpeg raises where a file is damaged.
+DAMAGE = (av.FFmpegError, OSError)
 
 
 class VideoError(ValueError):
@@ -66,7 +68,7 @@ class VideoFile:
         self._open()
         name = self.container.format.name
         # If the time base is finer than a frame, rounded times may be off by up to one tick; otherwise they are exact.
-        tick = float(self.stream.time_base)
+        tick = float(self.tick)
         rates = (self.stream.average_rate, self.stream.guessed_rate)
         self.rate = float(next((rate for rate in rates if rate and rate < MAX_RATE), 25))
         self.tolerance = 0.75 * tick if tick < 0.25 / self.rate else 1e-6
@@ -95,7 +97,7 @@ class VideoFile:
         """
         self.container = self._open_container()
         self.furthest = 0.0  # the latest end of any stream that was read, seconds in the file
-        self.gap = 0.0  # the longest time between two packets of the stream
+        self.gap = 0  # the longest time between two packets of the stream, in ticks
         try:
             if self.index is None:
                 self.index = self._choose_stream()
@@ -103,6 +105,7 @@ class VideoFile:
             self.container.close()
             raise
         self.stream = self.container.streams[self.index]
+        self.tick = self.stream.time_base
         # One core per file: several files are read in parallel.
         self.stream.codec_context.thread_count = 1
 
@@ -157,9 +160,17 @@ class VideoFile:
         height, width = (self.width, self.height) if turn.transposed else (self.height, self.width)
         scaled = (height, width) != (frame.height, frame.width)
         interpolation = "BICUBIC" if scaled else None
-        with self._errors_named():
-            image = self.reformatter.reformat(frame, width, height, pixel_format, interpolation=interpolation)
+        try:
+            image = self.reformatter.reformat(
+                frame, width, height, pixel_format, interpolation=interpolation, threads=1
+            )
+        except DAMAGE as error:
+            raise self._damaged(error) from None
+        if pixel_format != "rgb24" or image is frame:
             return turn.apply(image.to_ndarray())
+        # What to_ndarray returns, in half the time.
+        plane = image.planes[0]
+        return turn.apply(np.ndarray((height, width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)))
 
     def frames_from(self, start: float) -> Iterator[tuple[av.VideoFrame, float]]:
         """Yields the frames that are on screen at `start` seconds or later, each with the time at which it ends.
@@ -176,7 +187,7 @@ class VideoFile:
             # Damage spreads to all frames up to the next key frame.
             damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if end is None:
-                self.end = end = seconds + self._duration(frame)
+                self.end = end = seconds + self._duration(frame, self.tick)
             # From the start on, frames that are on screen for no time count too.
             if end > start + self.tolerance or not start:
                 if damaged:
@@ -200,7 +211,7 @@ class VideoFile:
                     self.to_image(frame, "rgb24")
         else:
             last, delay, flushed = 0.0, -1, False
-            with self._errors_named():
+            try:
                 for packet in self._packets():
                     if self.origin is None:
                         delay, flushed = delay + 1, packet.dts is None
@@ -208,7 +219,9 @@ class VideoFile:
                             self._seconds(frame, frame.dts if self.uses_dts else ShownTicks().of(frame), 0.0)
                             self.to_image(frame, "rgb24")
                     if (ticks := self._ticks(packet)) is not None and not packet.is_discard:
-                        last = max(last, float(ticks * packet.time_base) + self._duration(packet))
+                        last = max(last, in_seconds(ticks, self.tick) + self._duration(packet, self.tick))
+            except DAMAGE as error:
+                raise self._damaged(error) from None
             self.end = last - (self.origin or 0.0)
             if self.uses_dts:
                 # A frame has the time of a packet further on, and those that come last have none.
@@ -220,26 +233,30 @@ class VideoFile:
 
     def _packets(self) -> Iterator[av.Packet]:
         """Demuxes the stream from the current position; where times restart or jump, moves all that follow."""
-        tick = self.stream.time_base
-        last, continuous = None, Continuous(tick, jumps=self.jumps)
+        last, continuous = None, Continuous(self.tick, jumps=self.jumps)
+        step = round(1 / self.rate / self.tick)
         for packet in self.container.demux() if self._states_file_duration() else self.container.demux(self.stream):
-            if times := [ticks for ticks in (packet.pts, packet.dts) if ticks is not None]:
-                self.furthest = max(self.furthest, float(max(times) * packet.time_base) + self._duration(packet))
+            pts, dts, taken = packet.pts, packet.dts, packet.stream is self.stream
+            if pts is not None or dts is not None:
+                latest = pts if dts is None or (pts is not None and pts > dts) else dts
+                tick = self.tick if taken else packet.time_base
+                self.furthest = max(self.furthest, in_seconds(latest, tick) + self._duration(packet, tick))
             # A packet without data stands for an image that is shown again; to a decoder it would be the end.
-            if packet.stream.index != self.index or (not packet.size and packet.dts is not None):
+            if not taken or (dts is not None and not packet.size):
                 continue
             # The pieces of an edit list overlap in packets that are not shown.
             if not self.edited:
-                continuous.adjust(packet, packet.duration or round(1 / self.rate / tick))
-            if packet.dts is not None:
-                self.gap = max(self.gap, float((packet.dts - (packet.dts if last is None else last)) * tick))
-                last = packet.dts
+                continuous.adjust(packet, packet.duration or step)
+                dts = packet.dts
+            if dts is not None:
+                self.gap = max(self.gap, dts - (dts if last is None else last))
+                last = dts
             yield packet
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decodes from the current position, each frame with its seconds since the file's first frame."""
         end, previous, shown = 0.0, None, ShownTicks()
-        with self._errors_named():
+        try:
             for packet in self._packets():
                 for frame in packet.decode():
                     ticks = frame.dts if self.uses_dts else shown.of(frame)
@@ -247,7 +264,9 @@ class VideoFile:
                     # Decoders give frames in the order in which they are shown, whatever their times say.
                     previous = seconds = seconds if previous is None else max(previous, seconds)
                     yield seconds, frame
-                    end = seconds + self._duration(frame)
+                    end = seconds + self._duration(frame, self.tick)
+        except DAMAGE as error:
+            raise self._damaged(error) from None
 
     def _decode_from_key_frame(self, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
         """Decodes from a key frame at or before `start`."""
@@ -257,7 +276,7 @@ class VideoFile:
                 break
             target = self.origin + start - margin
             try:
-                self.container.seek(int(target / self.stream.time_base), stream=self.stream)
+                self.container.seek(int(target / self.tick), stream=self.stream)
             except (av.FFmpegError, OSError):
                 break
             timed = self._decode()
@@ -272,7 +291,7 @@ class VideoFile:
 
     def _seconds(self, frame: av.VideoFrame, ticks: int | None, expected: float) -> float:
         """A frame's seconds since the first, `expected` if it has no time; the first of all sets the origin."""
-        absolute = expected + (self.origin or 0.0) if ticks is None else float(ticks * frame.time_base)
+        absolute = expected + (self.origin or 0.0) if ticks is None else in_seconds(ticks, self.tick)
         if self.origin is None:
             self.origin, self.height, self.width = absolute, frame.height, frame.width
             if orientation(frame).transposed:
@@ -282,23 +301,18 @@ class VideoFile:
     def _ticks(self, item: av.Packet) -> int | None:
         return item.dts if self.uses_dts or item.pts is None else item.pts
 
-    def _duration(self, item: av.Packet | av.VideoFrame) -> float:
-        return float(item.duration * item.time_base) if item.duration and not self.uses_dts else 1 / self.rate
+    def _duration(self, item: av.Packet | av.VideoFrame, tick: Fraction) -> float:
+        return in_seconds(ticks, tick) if (ticks := item.duration) and not self.uses_dts else 1 / self.rate
 
-    @contextmanager
-    def _errors_named(self) -> Iterator[None]:
-        """Turns FFmpeg's errors into VideoError with the file's name."""
-        try:
-            yield
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path} is damaged: {error.strerror}") from None
+    def _damaged(self, error: av.FFmpegError | OSError) -> VideoError:
+        return VideoError(f"{self.path} is damaged: {error.strerror}")
 
     def _require_complete(self) -> None:
         stated, read = self._stream_duration(), self.furthest
         if self._states_file_duration():
             stated = self.container.duration / av.time_base
         # The header may count how long the last frame stays on screen, which is not always stored.
-        if read + self.gap < MIN_COMPLETE * stated - 0.1:
+        if read + in_seconds(self.gap, self.tick) < MIN_COMPLETE * stated - 0.1:
             raise VideoError(
                 f"{self.path} is truncated: it has {read:.1f} of the {stated:.1f} seconds that its header states"
             )

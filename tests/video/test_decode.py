@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from d3d.video import decode as videos
 from d3d.video.container import VideoFile
 from d3d.video.decode import VideoError, check, read_clip, read_frames
+from d3d.video.times import in_seconds
 
 
 def write_video(path, levels, *, codec="ffv1", fps=10, size=(48, 32), pixels="yuv420p"):
@@ -298,6 +299,8 @@ def test_frames_are_rotated_as_the_metadata_says(tmp_path, turn):
         ("prores_ks", "yuv422p10le", (64, 48), "prores.mov"),
         ("ffv1", "gray", (31, 47), "grey.mkv"),
         ("libx264", "yuvj420p", (64, 48), "full.mp4"),
+        ("rawvideo", "rgb24", (67, 45), "raw.nut"),
+        ("rawvideo", "bgr24", (66, 45), "bottom_up.avi"),
     ],
 )
 def test_pixel_formats_and_odd_sizes(tmp_path, codec, pixels, size, name):
@@ -319,6 +322,22 @@ def test_real_clips_are_read_as_pyav_decodes_them(real_clips):
         frames = read_frames(path, frames=64, fps=10, start=0.5)
         index = [int((0.5 + i / 10) * rate + 0.002) for i in range(len(frames))]
         assert all(np.array_equal(a, expected[i]) for a, i in zip(frames, index, strict=True)), path.name
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not list threads")
+def test_a_file_is_read_by_one_thread(pyramid):
+    def threads() -> set[str]:
+        return set(os.listdir("/proc/self/task"))
+
+    before = threads()
+    frames = videos.iter_frames(pyramid)
+    assert numbers([next(frames), next(frames)]) == [0, 1]
+    assert threads() <= before
+
+
+@given(st.integers(-(2**63), 2**63), st.fractions(0, 10, max_denominator=2**31))
+def test_seconds_are_rounded_once(ticks, tick):
+    assert in_seconds(ticks, tick) == float(ticks * tick)
 
 
 def test_values_out_of_range_are_named(ramp):
