@@ -136,7 +136,7 @@ def compare(case: Case, runs: int) -> dict[str, float]:
         Clips per second and, on a GPU, working memory.
     """
     frames, size = case.clip
-    clips = torch.rand(case.batch, 3, frames, size, size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    clips = torch.rand(case.batch, 3, frames, size, size, device=DEVICE)
     steps: dict[str, Callable[[], None]] = {}
     metrics, crowded_out = {}, []
     with precision_of(case.precision):

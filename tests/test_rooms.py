@@ -94,6 +94,13 @@ def test_the_room_does_not_import_torch(room):
     assert process.stdout == "False\n"
 
 
+def test_training_on_sprites_does_not_import_torchvision():
+    """Its import takes longer than that of all rooms together."""
+    code = "import sys, d3d.train.command; print('torchvision' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"
+
+
 def test_the_verdict_chapter_imports_only_records_claims_and_figures(tmp_path):
     """Neither torch nor the rooms that handle videos, flow or networks."""
     cells = json.loads((ROOT / "notebooks/chapters/verdict.ipynb").read_text())["cells"]

@@ -121,7 +121,8 @@ def read_in_workers(
         yield from map(_checked, map(reader.__getitem__, keys))
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", type(reader).__module__])
+    # torchvision resizes frames; without it here, every worker would import it for its first clip.
+    context.set_forkserver_preload(["__main__", type(reader).__module__, "torchvision.transforms.v2"])
     # Nobody writes to this pipe. It breaks when this process ends, in whatever way.
     parent_ended, lifeline = context.Pipe(duplex=False)
     loader = DataLoader(

@@ -27,7 +27,8 @@ from d3d.study.records import Record
 
 MODULE = "d3d.train"
 ERROR_PREFIX = "d3d train: "  # of the line in which training reports its error
-SECONDS_BETWEEN_PLOTS = 2.0
+SECONDS_BETWEEN_PLOTS = 2.0  # at least; and plots take at most this share of the time, which training needs
+SHARE_OF_PLOTS = 0.03
 
 
 class TrainingError(RuntimeError):
@@ -124,13 +125,14 @@ class LiveCurves:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.output = None  # handle of the notebook's output
-        self.plotted = time.monotonic()
+        self.next_plot = time.monotonic() + SECONDS_BETWEEN_PLOTS
 
     def update(self, *, last: bool = False) -> None:
-        """Plots the metrics so far, unless the previous plot is recent; always if it is the last."""
-        if not last and time.monotonic() - self.plotted < SECONDS_BETWEEN_PLOTS:
+        """Plots the metrics so far, unless the previous plot is recent or took long; always if it is the last."""
+        began = time.monotonic()
+        if not last and began < self.next_plot:
             return
-        self.plotted = time.monotonic()
+        self.next_plot = began + SECONDS_BETWEEN_PLOTS
         rows = [row for row in read_metrics(self.path) if "loss" in row]
         if not rows:
             return
@@ -144,6 +146,8 @@ class LiveCurves:
             self.output.update(image)
         else:
             self.output = display(image, display_id=True)
+        ended = time.monotonic()
+        self.next_plot = ended + max(SECONDS_BETWEEN_PLOTS, (ended - began) / SHARE_OF_PLOTS)
 
 
 def plot_curves(rows: list[dict[str, float]]):

@@ -14,7 +14,6 @@ import av
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
 
 from d3d.video.container import VideoError, VideoFile
 
@@ -115,6 +114,9 @@ def to_clip(images: list[np.ndarray], *, frames: int = 64, short_side: int = 224
     Raises:
         ValueError: If crop is larger than short_side.
     """
+    # Imported here because it takes two seconds, which runs without video files do not need.
+    from torchvision.transforms.v2 import functional as TF
+
     if crop > short_side:
         raise ValueError(f"crop ({crop}) must not be larger than short_side ({short_side})")
     clip = looped(TF.center_crop(resize(images, short_side), [crop, crop]), frames).permute(1, 0, 2, 3)
@@ -123,6 +125,8 @@ def to_clip(images: list[np.ndarray], *, frames: int = 64, short_side: int = 224
 
 def resize(images: list[np.ndarray], short_side: int) -> Tensor:
     """Resizes images, uint8 (H, W, 3), to uint8 (T, 3, H', W') whose short side is `short_side` pixels, antialiased."""
+    from torchvision.transforms.v2 import functional as TF
+
     clip = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return TF.resize(clip, list(resized_size(*clip.shape[2:], short_side)), antialias=True)
 

@@ -52,6 +52,17 @@ def test_outputs_are_the_callers_own(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_inference_mode_may_come_and_go(device):
+    fast, x = fold(network(device), capture=True), clips(2, 3, 8, 32, 32, device=device)
+    outputs = []
+    for _ in range(3):
+        with torch.inference_mode():
+            outputs.append(fast(x + 0))
+        outputs.append(fast(x))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_gradients_and_training_are_refused(device):
     fast = fold(network(device), capture=True)
     x = clips(2, 3, 8, 32, 32, device=device).requires_grad_()

@@ -1,5 +1,6 @@
 """Training from a notebook: its processes, log, curves and errors."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from d3d.study import launch, records
 from d3d.study.experiments import defaults
@@ -41,6 +43,26 @@ def test_the_plot_shows_the_metrics():
     assert learning_rate.lines[0].get_xydata().tolist() == [[1, 0.2], [2, 0.1]]
     losses, *_ = launch.plot_curves([row | {"distance": 0.0} for row in ROWS]).axes
     assert [line.get_label() for line in losses.lines] == ["loss"]
+
+
+def test_plots_leave_the_machine_to_training(tmp_path, monkeypatch):
+    """A plot that takes 3 seconds is followed by 100 without one, but the last plot is always made."""
+    clock, plotted = [0.0], []
+
+    def plot(rows):
+        plotted.append(clock[0])
+        clock[0] += 3
+        return Figure()
+
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(launch, "plot_curves", plot)
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0] | {"learning_rate": 0.1}) + "\n")
+    curves = launch.LiveCurves(tmp_path / "a.jsonl")
+    for seconds in (1, 3, 7, 105, 107):
+        clock[0] = seconds
+        curves.update()
+    curves.update(last=True)
+    assert plotted == [3, 107, 110]
 
 
 def test_training_prints_its_log_and_returns_its_record(tmp_path, capsys):
