@@ -188,7 +188,7 @@ class CapturedS3DG(nn.Module):
                 "a captured network computes no gradients: use the network itself, or torch.no_grad() and an input "
                 "that does not require them"
             )
-        # A graph's tensors are written to at every replay, which is refused for tensors of inference_mode outside of it.
+        # Tensors made in inference_mode may not be written to outside of it, as a replay does.
         with torch.inference_mode(False), torch.no_grad():
             if not x.is_cuda or not x.is_floating_point() or x.numel() == 0:
                 return function(self.model, x)
