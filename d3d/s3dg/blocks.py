@@ -43,7 +43,7 @@ class Conv3dAs2d(nn.Conv3d):
                 return channels_first(y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2]))
             case (k, 1, 1):  # each clip is an image of T x HW
                 images, padding = x.flatten(2, 3).permute(0, 3, 1, 2), (k // 2, 0)
-                y = ops.conv2d(images, self.weight.squeeze(4), relu_bias, padding=padding)
+                y = ops.conv2d(images, self.weight.squeeze(3), relu_bias, padding=padding)
                 return channels_first(y.permute(0, 2, 3, 1).unflatten(2, x.shape[2:4]))
 
 
