@@ -114,7 +114,7 @@ def plans() -> dict[str, list[Case]]:
 
 def bench_networks(name: str) -> tuple[dict, dict[str, float]]:
     """Runs the cases of one plan; on a GPU also says how much of the device each step uses, and for what."""
-    cases, runs = plans()[name], 5
+    cases, runs = plans()[name], 5 if CUDA else 2
     frames, size = cases[0].clip
     work = {"device": DEVICE, "frames": frames, "size": size, "runs": runs}
     metrics: dict[str, float] = {}
