@@ -23,8 +23,9 @@ NETWORKS = {
 NETWORK_BENCHES = ("s3dg", "s3dg_tf32")
 RATE = re.compile(r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/clips_per_second")
 # The benches on video files, each with the contestant that the others are compared with.
-VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded", "end_to_end": "two_stream_opencv"}
+VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded", "end_to_end": "two_streams_opencv"}
 PER_SECOND = re.compile(r"(?P<group>.+/)?(?P<contestant>\w+)/(?P<unit>\w+)_per_second")
+MS_PER_FRAME = re.compile(r"decoding/(\w+)/ms_per_frame")
 
 Row = dict[str, Any]
 
@@ -111,6 +112,17 @@ def videos(records: Sequence[Record]) -> pd.DataFrame:
 
 def _video_rows(record: Record) -> Iterator[Row]:
     metrics, peer = record.metrics, VIDEO_PEERS[record.arm]
+    for name, milliseconds in metrics.items():
+        if match := MS_PER_FRAME.fullmatch(name):
+            yield {
+                "bench": record.arm,
+                "contestant": f"{match[1]}, one thread",
+                "per second": 1e3 / milliseconds,
+                "unit": "frames",
+                "peer": peer,
+                "× peer": metrics[f"decoding/{peer}/ms_per_frame"] / milliseconds,
+                **_machine(record),
+            }
     for name, rate in metrics.items():
         if match := PER_SECOND.fullmatch(name):
             group, contestant, unit = match.groups(default="")

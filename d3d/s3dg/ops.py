@@ -39,6 +39,15 @@ def same_pad_before(size: int, kernel: int, stride: int) -> int:
     return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
 
 
+def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Pads clips (B, C, T, H, W) with the zeros of SAME padding; channels become innermost in memory."""
+    pads: list[int] = []
+    for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
+        before = same_pad_before(n, k, s)
+        pads = [before, max((-(-n // s) - 1) * s + k - n, 0) - before, *pads]
+    return F.pad(x, pads).contiguous(memory_format=torch.channels_last_3d)
+
+
 def linear(x: Tensor, weight: Tensor, relu_bias: Tensor | None = None) -> Tensor:
     """Computes a linear layer, with `relu_bias` also relu(result + relu_bias), which is one kernel without gradient.
 

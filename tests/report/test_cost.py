@@ -133,13 +133,13 @@ def test_scaling_and_videos_have_a_table_once_they_are_measured(folder):
     two = {f"study/processes2/{name}": value for name, value in (("ms_per_step", 14.0), ("ratio", 1.9))}
     two["study/processes2/clips_per_second"] = 18286.0
     write(folder, Record("bench", "scaling", 0, study, two, False, provenance))
-    rates = {"d3d/clips_per_second": 50.0, "two_stream_opencv/clips_per_second": 0.5}
+    rates = {"d3d/clips_per_second": 50.0, "two_streams_opencv/clips_per_second": 0.5}
     write(folder, Record("bench", "end_to_end", 0, {}, rates, False, provenance))
     text = cost.page(folder)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     case = ["128 clips per process", "2 processes", "18,286", "14.0", "1 process", "1.90", "a GPU", "a CPU, 16 cores"]
     assert case in rows
-    assert ["end_to_end", "d3d", "50", "clips", "two stream opencv", "100.00", "a GPU", "a CPU, 16 cores"] in rows
+    assert ["end_to_end", "d3d", "50", "clips", "two streams opencv", "100.00", "a GPU", "a CPU, 16 cores"] in rows
     assert "needs data" not in text
 
 

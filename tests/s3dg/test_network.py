@@ -275,19 +275,40 @@ def test_replaced_modules_disable_the_kernels(part):
     """On a GPU one kernel replaces norm and ReLU, unless one of them was replaced."""
     model = s3dg(3, width=0.25)
     block = model.features["Mixed_3b"].Branch_0
-    assert block._can_fuse()
+    assert block.can_fuse()
     setattr(block, part, nn.Identity())
-    assert not block._can_fuse()
+    assert not block.can_fuse()
 
 
 def test_global_hooks_disable_the_kernels():
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     block = s3dg(3, width=0.25).features["Mixed_3b"].Branch_0
     try:
-        assert not block._can_fuse()
+        assert not block.can_fuse()
     finally:
         handle.remove()
-    assert block._can_fuse()
+    assert block.can_fuse()
+
+
+def test_hooks_disable_the_product_of_three_convolutions(monkeypatch):
+    """Of any module that the product would pass over; `_can_join` asks only what decides."""
+    monkeypatch.setattr(ops, "kernels_support", lambda x: True)
+    block, x = s3dg(3, width=0.25).features["Mixed_3b"], torch.zeros(1)
+    points = block.Branch_0, block.Branch_1[0], block.Branch_2[0]
+    for module in (block.Branch_1, block.Branch_2, *points, points[0].conv, points[1].norm, points[2].relu):
+        assert block._can_join(x)
+        handle = module.register_forward_hook(lambda *_: None)
+        assert not block._can_join(x)
+        handle.remove()
+    points[1].norm.eval()
+    assert not block._can_join(x)
+    points[1].norm.train()
+    points[2].norm.eps = 1e-5
+    assert not block._can_join(x)
+    points[2].norm.eps = points[0].norm.eps
+    assert block._can_join(x)
+    points[2].conv = nn.Conv3d(1, 1, 1)
+    assert not block._can_join(x)
 
 
 def test_activations_stay_channels_last():
