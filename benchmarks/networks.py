@@ -103,8 +103,8 @@ def plans() -> dict[str, list[Case]]:
             *(Case("training", "bf16", n, TRAINING + {16: compiled}.get(n, ())) for n in (8, 16, 32, 64)),
         ],
         "s3dg_tf32": [
-            *(Case("inference", "tf32", n, INFERENCE + {32: compiled}.get(n, ())) for n in (1, 8, 32)),
-            *(Case("training", "tf32", n, TRAINING) for n in (8, 16)),
+            *(Case("inference", "tf32", n, INFERENCE + {32: compiled}.get(n, ())) for n in (1, 32)),
+            Case("training", "tf32", 16, TRAINING),
         ],
         "study_step": [
             Case("training", "bf16", 128, (*TRAINING, "d3d_train", "s3dg_compiled_graphs", *graphs), STUDY_CLIP)

@@ -43,7 +43,7 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
     and decoding compete for its cores.
     """
     cores = tvl1_cpu.cores()
-    work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3, "clips": 20}
+    work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3, "clips": 10}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         with ThreadPoolExecutor() as pool:
