@@ -155,19 +155,35 @@ class SeparableConv(nn.Sequential):
 class SelfGating(nn.Module):
     """Feature gating, x · sigmoid(W · mean of x over T, H, W), of each branch; concatenates the branches along C.
 
-    Xie et al. 2018, sec. 5.
+    Xie et al. 2018, sec. 5. `pool` as in `Mixed`.
     """
 
     def __init__(self, *channels: int) -> None:
         super().__init__()
         self.transformer_W = nn.ParameterList(torch.empty(c, c) for c in channels)
 
-    def forward(self, *xs: Tensor) -> Tensor:
-        return channels_first(ops.gate([channels_last(x) for x in xs], list(self.transformer_W)))
+    def forward(self, *xs: Tensor, pool: SameMaxPool3d | None = None) -> Tensor:
+        branches, weights = [channels_last(x) for x in xs], list(self.transformer_W)
+        if pool is None:
+            return channels_first(ops.gate(branches, weights))
+        return channels_first(ops.gate_pool(branches, weights, pool.kernel_size[:2], pool.stride[:2]))
+
+
+class GatedConv(nn.Sequential):
+    """A separable convolution and its gate; `pool` as in `Mixed`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(SeparableConv(in_channels, out_channels), SelfGating(out_channels))
+
+    def forward(self, x: Tensor, pool: SameMaxPool3d | None = None) -> Tensor:
+        convolution, self_gating = self
+        return self_gating(convolution(x), pool=pool)
 
 
 class Mixed(nn.Module):
     """Inception block: four gated branches, concatenated.
+
+    With `pool`, `forward` returns the pool of that (where `can_pool`), and spares a pass over the activations.
 
     Args:
         in_channels: Channels of the input.
@@ -184,11 +200,13 @@ class Mixed(nn.Module):
         self.Branch_3 = nn.Sequential(SameMaxPool3d((3, 3, 3), point), ConvBlock(Conv3dAs2d(in_channels, b3, point)))
         self.self_gating = SelfGating(b0, b1b, b2b, b3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pool: SameMaxPool3d | None = None) -> Tensor:
         if self._can_join(x):
             y0, y1, y2 = self._join(x)
-            return self.self_gating(y0, self.Branch_1[1](y1), self.Branch_2[1](y2), self.Branch_3(x))
-        return self.self_gating(self.Branch_0(x), self.Branch_1(x), self.Branch_2(x), self.Branch_3(x))
+            y1, y2 = self.Branch_1[1](y1), self.Branch_2[1](y2)
+        else:
+            y0, y1, y2 = self.Branch_0(x), self.Branch_1(x), self.Branch_2(x)
+        return self.self_gating(y0, y1, y2, self.Branch_3(x), pool=pool)
 
     def _points(self) -> tuple[ConvBlock, ConvBlock, ConvBlock]:
         """The 1x1x1 convolutions of the input itself."""
@@ -210,3 +228,11 @@ class Mixed(nn.Module):
         weight = torch.cat([p.conv.weight.flatten(1) for p in points])
         ys = _norm_relu(ops.linear(channels_last(x), weight), [p.norm for p in points])
         return [channels_first(y) for y in ys]
+
+
+def can_pool(stage: nn.Module, pool: nn.Module | None, x: Tensor) -> bool:
+    """Whether a stage may compute the pool that follows it as well, for an activation x: no module has hooks."""
+    if type(stage) not in (Mixed, GatedConv) or type(pool) is not SameMaxPool3d or not ops.can_pool_gated(x):
+        return False
+    self_gating = stage.self_gating if isinstance(stage, Mixed) else stage[1]
+    return type(self_gating) is SelfGating and not any(map(_has_hooks, (stage, self_gating, pool)))

@@ -1,4 +1,4 @@
-"""Triton kernels of S3D-G's feature gating, each one launch for all branches of a block.
+"""Triton kernels of S3D-G's feature gating, also before a max pool, each one launch for all branches of a block.
 
 Activations are (B, T, H, W, C); the T·H·W places of one clip are its positions. A block is BLOCK_R positions by BLOCK_C
 channels of one branch. Arithmetic is float32 for every dtype. The functions allocate their results.
@@ -37,18 +37,24 @@ def gate(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tenso
     Returns:
         Output (B, T, H, W, ΣC); means (B, ΣC) and gates (B, ΣC), float32, for the backward pass.
     """
+    means, gates = compute_gates(xs, weights)
+    out = xs[0].new_empty(*xs[0].shape[:-1], means.shape[1])
+    _Branches(xs).scale(xs, gates, means, out, backward=False)
+    return out, means, gates
+
+
+def compute_gates(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Computes the means over T, H and W and the gates of `gate`, both (B, ΣC), float32."""
     branches = _Branches(xs)
-    out = xs[0].new_empty(*xs[0].shape[:-1], branches.total)
     means = xs[0].new_empty(branches.batch, branches.total, dtype=torch.float32)
     gates = torch.empty_like(means)
-    with torch.cuda.device_of(out):
-        partial = branches.sums(xs, out, product=False)
+    partial = branches.sums(xs)
+    with torch.cuda.device_of(means):
         _gates[branches.batch, branches.blocks](
             partial, *branches.fill(weights), means, gates, partial.shape[1], branches.positions, branches.total,
             *branches.channels, BLOCK_K=BLOCK_K, BLOCK_C=BLOCK_C,
         )  # fmt: skip
-        branches.scale(xs, gates, means, out, backward=False)
-    return out, means, gates
+    return means, gates
 
 
 @custom_op(lambda dout, xs, weights, *_: [torch.empty_like(x) for x in (*xs, *weights)])
@@ -57,21 +63,51 @@ def gate_backward(
 ) -> list[Tensor]:
     """Computes the gradients of `gate` with respect to every x, then every W, from the means and gates it returned."""
     branches = _Branches(xs)
-    dxs, dweights = ([torch.empty_like(t) for t in tensors] for tensors in (xs, weights))
-    dlogits, addends = torch.empty_like(gates), torch.empty_like(gates)
-    with torch.cuda.device_of(dout):
-        partial = branches.sums(xs, dout, product=True)
-        _gate_gradients[branches.batch, branches.blocks](
-            partial, *branches.fill(weights), gates, dlogits, addends, partial.shape[1], branches.positions,
-            branches.total, *branches.channels, BLOCK_K=BLOCK_K, BLOCK_C=BLOCK_C,
-        )  # fmt: skip
-        widest = ceil_div(max(branches.channels), BLOCK_C)
-        _weight_gradients[branches.blocks, widest](
-            dlogits, means, *branches.fill(dweights), branches.batch, branches.total, *branches.channels,
-            BLOCK_K=BLOCK_K, BLOCK_C=BLOCK_C,
-        )  # fmt: skip
-        branches.scale(dxs, gates, addends, dout, backward=True)
+    partial = branches.sums(xs, dout)
+    addends, dweights = _gradients(partial, weights, means, gates, branches.positions, of_output=False)
+    dxs = [torch.empty_like(x) for x in xs]
+    branches.scale(dxs, gates, addends, dout, backward=True)
     return dxs + dweights
+
+
+def pooled_gate_gradients(
+    dout: Tensor, out: Tensor, weights: Sequence[Tensor], means: Tensor, gates: Tensor, positions: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Computes what a max pool of gated activations gives back through its gates.
+
+    Args:
+        dout: Gradient of the pool's output.
+        out: The output (B, T', H', W', ΣC), with gates.
+        weights: W (C, C) of each branch.
+        means, gates: (B, ΣC), of `compute_gates`.
+        positions: T · H · W of the branches.
+
+    Returns:
+        What is added to the gradient of each branch at every position, (B, ΣC), and the gradient of each W.
+    """
+    return _gradients(_Branches([out]).sums([out], dout), weights, means, gates, positions, of_output=True)
+
+
+def _gradients(
+    partial: Tensor, weights: Sequence[Tensor], means: Tensor, gates: Tensor, positions: int, *, of_output: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns addends (B, ΣC) and the gradient of each W.
+
+    Args:
+        partial: (B, splits, ΣC), sums of the output's gradient times the branch or, if `of_output`, the output.
+    """
+    parts = Parts([len(w) for w in weights])
+    dlogits, addends = torch.empty_like(gates), torch.empty_like(gates)
+    dweights = [torch.empty_like(w) for w in weights]
+    with torch.cuda.device_of(gates):
+        _gate_gradients[len(gates), parts.blocks](
+            partial, *parts.fill(weights), gates, dlogits, addends, partial.shape[1], positions, parts.total,
+            *parts.channels, OF_OUTPUT=of_output, BLOCK_K=BLOCK_K, BLOCK_C=BLOCK_C,
+        )  # fmt: skip
+        _weight_gradients[parts.blocks, ceil_div(max(parts.sizes), BLOCK_C)](
+            dlogits, means, *parts.fill(dweights), len(gates), parts.total, *parts.channels, BLOCK_C=BLOCK_C
+        )
+    return addends, dweights
 
 
 class _Branches(Parts):
@@ -81,29 +117,31 @@ class _Branches(Parts):
         super().__init__([x.shape[-1] for x in xs])
         self.batch, self.positions = xs[0].shape[0], xs[0][0, ..., 0].numel()
 
-    def sums(self, xs: Sequence[Tensor], multiplier: Tensor, *, product: bool) -> Tensor:
+    def sums(self, xs: Sequence[Tensor], multiplier: Tensor | None = None) -> Tensor:
         """Sums each x, or x times its slice of `multiplier` (B, T, H, W, ΣC): partial sums (B, splits, ΣC)."""
         splits, rows_per_split = split_rows(self.positions, max(16, min(MAX_SPLITS, MAX_BLOCKS // self.batch)))
-        partial = multiplier.new_empty(self.batch, splits, self.total, dtype=torch.float32)
-        _branch_sums[self.batch * splits, self.blocks](
-            *self.fill(xs), multiplier, partial, self.positions, rows_per_split, splits, self.total, *self.channels,
-            PRODUCT=product, BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C,
-        )  # fmt: skip
+        partial = xs[0].new_empty(self.batch, splits, self.total, dtype=torch.float32)
+        with torch.cuda.device_of(partial):
+            _branch_sums[self.batch * splits, self.blocks](
+                *self.fill(xs), multiplier, partial, self.positions, rows_per_split, splits, self.total,
+                *self.channels, BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C,
+            )  # fmt: skip
         return partial
 
     def scale(self, xs: Sequence[Tensor], gates: Tensor, addends: Tensor, joined: Tensor, *, backward: bool) -> None:
         """Writes joined = x · gate, or with `backward` x = joined · gate + addend; joined (B, T, H, W, ΣC)."""
         blocks = ceil_div(self.positions, BLOCK_R)
-        _scale[self.batch * blocks, self.blocks](
-            *self.fill(xs), gates, addends, joined, self.positions, blocks, self.total, *self.channels,
-            BACKWARD=backward, BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C,
-        )  # fmt: skip
+        with torch.cuda.device_of(gates):
+            _scale[self.batch * blocks, self.blocks](
+                *self.fill(xs), gates, addends, joined, self.positions, blocks, self.total, *self.channels,
+                BACKWARD=backward, BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["positions", "splits"])
 def _branch_sums(
     x0, x1, x2, x3, multiplier, partial, positions, rows_per_split, splits, total_channels, c0, c1, c2, c3,
-    PRODUCT: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sums x, or x · multiplier, over each split's positions: partial (B, splits, ΣC)."""
     x, channels, first, block = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
@@ -119,7 +157,7 @@ def _branch_sums(
         mask = (position + i < end)[:, None] & c_mask[None, :]
         row = clip * positions + position + i
         v = tl.load(x + row[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
-        if PRODUCT:
+        if multiplier is not None:
             offsets = row[:, None] * total_channels + (first + c)[None, :]
             v *= tl.load(multiplier + offsets, mask=mask, other=0.0).to(tl.float32)
         total += v
@@ -170,7 +208,7 @@ def _gates(
 @triton.jit(do_not_specialize=["splits", "positions"])
 def _gate_gradients(
     partial, w0, w1, w2, w3, gates, dlogits, addends, splits, positions, total_channels, c0, c1, c2, c3,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    OF_OUTPUT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes the logits' gradients and addends = Wᵀ · gradient / positions, both (B, ΣC), of a clip and block."""
     w, channels, first, block = find_part(tl.program_id(1), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
@@ -180,14 +218,18 @@ def _gate_gradients(
     partial += clip * splits * total_channels + first
     out = clip * total_channels + first
     g = tl.load(gates + out + c, mask=c_mask, other=0.0)
-    dlogit = _add_splits(partial, c, c_mask, splits, total_channels, BLOCK_K) * g * (1 - g)
+    dlogit = _add_splits(partial, c, c_mask, splits, total_channels, BLOCK_K) * (1 - g)
+    if not OF_OUTPUT:  # which has the gate as a factor
+        dlogit *= g
     tl.store(dlogits + out + c, dlogit, mask=c_mask)
     addend = tl.zeros([BLOCK_C], tl.float32)
     i = 0
     while i < channels:
         k = i + tl.arange(0, BLOCK_K)
         g_k = tl.load(gates + out + k, mask=k < channels, other=0.0)
-        dlogit_k = _add_splits(partial, k, k < channels, splits, total_channels, BLOCK_K) * g_k * (1 - g_k)
+        dlogit_k = _add_splits(partial, k, k < channels, splits, total_channels, BLOCK_K) * (1 - g_k)
+        if not OF_OUTPUT:
+            dlogit_k *= g_k
         mask = (k < channels)[:, None] & c_mask[None, :]
         v = tl.load(w + k[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
         addend += tl.sum(v * dlogit_k[:, None], 0)
@@ -197,8 +239,7 @@ def _gate_gradients(
 
 @triton.jit(do_not_specialize=["batch"])
 def _weight_gradients(
-    dlogits, means, w0, w1, w2, w3, batch, total_channels, c0, c1, c2, c3,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    dlogits, means, w0, w1, w2, w3, batch, total_channels, c0, c1, c2, c3, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """Writes a block of each W's gradient, the sum over clips of dlogit · meanᵀ."""
     w, channels, first, block = find_part(tl.program_id(0), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)

@@ -10,13 +10,25 @@ network in CUDA graphs; for training, capture the gradients (`d3d.s3dg.graphs`).
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d3d.s3dg.blocks import Conv3dAs2d, ConvBlock, Mixed, SameMaxPool3d, SelfGating, SeparableConv, Stem, channels_last
+from d3d.s3dg.blocks import (
+    Conv3dAs2d,
+    ConvBlock,
+    GatedConv,
+    Mixed,
+    SameMaxPool3d,
+    SelfGating,
+    SeparableConv,
+    Stem,
+    can_pool,
+    channels_last,
+)
 
 # Output channels of each branch of the Mixed blocks: 1x1, (1x1, 3x3), (1x1, 3x3), 1x1 after a pool.
 MIXED = {
@@ -87,7 +99,7 @@ class S3DG(nn.Module):
         add_pool("MaxPool_2a_3x3")
         add("Conv2d_2b_1x1", ConvBlock(Conv3dAs2d(channels, scaled(64), (1, 1, 1))))
         previous, channels = channels, scaled(192)
-        add("Conv2d_2c_3x3", nn.Sequential(SeparableConv(previous, channels), SelfGating(channels)))
+        add("Conv2d_2c_3x3", GatedConv(previous, channels))
         for name, (b0, (b1a, b1b), (b2a, b2b), b3) in MIXED.items():
             if name in POOL_BEFORE:
                 add_pool(POOL_BEFORE[name])
@@ -164,8 +176,12 @@ class S3DG(nn.Module):
             type(m) is nn.BatchNorm3d and m.training for m in self.modules()
         ):
             raise ValueError(f"batch norm cannot train on one clip of size {tuple(x.shape[2:])}: give two or more")
-        for stage in self.features.values():
-            x = stage(x)
+        pooled_already = None
+        for stage, following in pairwise([*self.features.values(), None]):
+            if stage is pooled_already:
+                continue
+            pooled_already = following if can_pool(stage, following, x) else None
+            x = stage(x, pool=following) if pooled_already else stage(x)
         t, h, w = (min(k, n) for k, n in zip(HEAD_WINDOW, x.shape[2:], strict=True))
         x = channels_last(x)
         x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (h, w), 1).unflatten(0, x.shape[:2])  # B, T, C, H, W

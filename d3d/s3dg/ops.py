@@ -4,6 +4,7 @@ Activations are (B, T, H, W, C). On a GPU the Triton kernels compute them; elsew
 PyTorch's operations have second derivatives.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -211,15 +212,14 @@ def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
         (B, T', H', W', C).
     """
     (kt, k), (st, s) = kernel, stride
-    if kt == 1 < x.shape[1]:  # without time in the kernel, every frame is a clip
-        return max_pool(x.flatten(0, 1).unsqueeze(1), kernel, stride).squeeze(1).unflatten(0, x.shape[:2])
-    output_size = [-(-n // step) for n, step in zip(x.shape[1:4], (st, s, s), strict=True)]
-    pad_before = [same_pad_before(*axis) for axis in zip(x.shape[1:4], (kt, k, k), (st, s, s), strict=True)]
+    if kt == 1 < x.shape[1]:
+        return _clips(max_pool(_frames(x), kernel, stride), x.shape[1])
     if kernels_support(x) and x[0].numel() < INT32_LIMIT:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _MaxPool.apply(x, kernel, stride, output_size, pad_before)
-        return pooling.max_pool(x, kernel, stride, output_size, pad_before, False)[0]
+            return _MaxPool.apply(x, kernel, stride)
+        return pooling.max_pool([x], None, kernel, stride, *_pool_sizes(x.shape[1:4], kernel, stride), False)[0]
     # Space, then time. ceil_mode adds the extra position after an axis where the padding is uneven.
+    output_size, pad_before = _pool_sizes(x.shape[1:4], kernel, stride)
     y = F.max_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), k, s, tuple(pad_before[1:]), ceil_mode=True)
     y = y.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     if kt == 1:
@@ -228,19 +228,87 @@ def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
     return y.permute(0, 2, 3, 1).unflatten(2, output_size[1:])
 
 
+def _pool_sizes(size: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """Computes (T', H', W') and the positions added before T, H and W."""
+    axes = list(zip(size, (kernel[0], *2 * kernel[1:]), (stride[0], *2 * stride[1:]), strict=True))
+    return [-(-n // s) for n, _, s in axes], [same_pad_before(*axis) for axis in axes]
+
+
+def _frames(x: Tensor) -> Tensor:
+    """Views clips (B, T, H, W, C) as B · T clips of one frame: without time in a window, every frame is a clip."""
+    return x.flatten(0, 1).unsqueeze(1)
+
+
+def _clips(x: Tensor, frames: int) -> Tensor:
+    """Views what `_frames` returned as clips again."""
+    return x.squeeze(1).unflatten(0, (-1, frames))
+
+
 class _MaxPool(Function):
     @staticmethod
-    def forward(ctx, x, kernel, stride, output_size, pad_before):
-        y, indices = pooling.max_pool(x, kernel, stride, output_size, pad_before, True)
+    def forward(ctx, x, kernel, stride):
+        output_size, pad_before = _pool_sizes(x.shape[1:4], kernel, stride)
+        y, indices = pooling.max_pool([x], None, kernel, stride, output_size, pad_before, True)
         ctx.save_for_backward(indices)
-        ctx.pool_args = x.shape[1:4], kernel, stride, pad_before
+        ctx.pool_args = x.shape[4:], x.shape[1:4], kernel, stride, pad_before
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         (indices,) = ctx.saved_tensors
-        return pooling.max_pool_backward(dy.contiguous(), indices, *ctx.pool_args), None, None, None, None
+        return pooling.max_pool_backward(dy.contiguous(), indices, None, None, *ctx.pool_args)[0], None, None
+
+
+def gate_pool(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], kernel: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    """Computes `max_pool` of `gate`: pools first, since gates are positive, and never writes the gated activations.
+
+    Needs `can_pool_gated`.
+    """
+    if torch.is_grad_enabled():
+        return _GatePool.apply(kernel, stride, *xs, *weights)
+    return _gate_pool(xs, weights, kernel, stride, False)[0]
+
+
+def can_pool_gated(x: Tensor) -> bool:
+    """Whether `gate_pool` may be used for a network's activation x: with kernels, and not under torch.compile."""
+    return not torch.compiler.is_compiling() and kernels_support(x) and x[0].numel() < INT32_LIMIT // 4
+
+
+def _gate_pool(xs, weights, kernel, stride, return_indices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    means, gates = gating.compute_gates(xs, weights)
+    frames = kernel[0] == 1
+    xs = [_frames(x) for x in xs] if frames else xs
+    y, indices = pooling.max_pool(
+        xs, gates, kernel, stride, *_pool_sizes(xs[0].shape[1:4], kernel, stride), return_indices
+    )
+    return _clips(y, len(y) // len(gates)) if frames else y, indices, means, gates
+
+
+class _GatePool(Function):
+    @staticmethod
+    def forward(ctx, kernel, stride, *tensors):
+        n = len(tensors) // 2
+        xs, weights = tensors[:n], tensors[n:]
+        y, indices, means, gates = _gate_pool(xs, weights, kernel, stride, True)
+        ctx.save_for_backward(*weights, y, indices, means, gates)
+        ctx.pool_args, ctx.size = (kernel, stride), xs[0].shape[1:4]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        *weights, y, indices, means, gates = ctx.saved_tensors
+        (kernel, stride), size, dy = ctx.pool_args, ctx.size, dy.contiguous()
+        addends, dweights = gating.pooled_gate_gradients(dy, y, weights, means, gates, math.prod(size))
+        frames = kernel[0] == 1
+        size, dy = ((1, *size[1:]), _frames(dy)) if frames else (size, dy)
+        _, pad_before = _pool_sizes(size, kernel, stride)
+        channels = [len(w) for w in weights]
+        dxs = pooling.max_pool_backward(dy, indices, gates, addends, channels, size, kernel, stride, pad_before)
+        return None, None, *((_clips(dx, ctx.size[0]) for dx in dxs) if frames else dxs), *dweights
 
 
 def stem_taps(x: Tensor) -> Tensor:

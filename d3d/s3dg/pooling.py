@@ -11,32 +11,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from d3d.s3dg.kernels import ceil_div, custom_op
+from d3d.s3dg.kernels import Parts, ceil_div, custom_op, find_part
 
 # Positions of a frame per block; fewer for windows over time, which keep up to three frames in registers.
 BLOCK_P, BLOCK_P_OVER_TIME = 32, 16
 BLOCK_C = 64
-BLOCK_W = 32  # columns of the stem's taps
+BLOCK_W = 256  # columns of the stem's taps
 
 
-def _fake_max_pool(x, kernel, stride, output_size, pad_before, return_indices):
-    y = x.new_empty(x.shape[0], *output_size, x.shape[-1])
-    return y, x.new_empty(y.shape if return_indices else 0, dtype=torch.uint8)
+def _fake_max_pool(xs, gates, kernel, stride, output_size, pad_before, return_indices):
+    y = xs[0].new_empty(xs[0].shape[0], *output_size, sum(x.shape[-1] for x in xs))
+    return y, y.new_empty(y.shape if return_indices else 0, dtype=torch.uint8)
 
 
 @custom_op(_fake_max_pool)
 def max_pool(
-    x: Tensor,
+    xs: Sequence[Tensor],
+    gates: Tensor | None,
     kernel: Sequence[int],
     stride: Sequence[int],
     output_size: Sequence[int],
     pad_before: Sequence[int],
     return_indices: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Computes a max pool.
+    """Computes a max pool of tensors, concatenated along C, and multiplies it by gates.
 
     Args:
-        x: (B, T, H, W, C).
+        xs: At most four tensors (B, T, H, W, C), each with its own C.
+        gates: Factors (G, ΣC), float32, of B / G elements of the batch each; None: 1.
         kernel: (size over T, size over H and W).
         stride: (stride over T, stride over H and W).
         output_size: (T', H', W').
@@ -44,42 +46,67 @@ def max_pool(
         return_indices: Whether to record which element of each window is the first maximum.
 
     Returns:
-        Maxima (B, T', H', W', C) and indices of the same shape, uint8; without `return_indices`, an empty tensor.
+        Maxima (B, T', H', W', ΣC) and indices of the same shape, uint8; without `return_indices`, an empty tensor.
     """
-    batch, *input_size, channels = x.shape
-    y = x.new_empty(batch, *output_size, channels)
-    indices = torch.empty_like(y, dtype=torch.uint8) if return_indices else x.new_empty(0, dtype=torch.uint8)
+    parts = Parts([x.shape[-1] for x in xs], BLOCK_C)
+    batch, *input_size, _ = xs[0].shape
+    y = xs[0].new_empty(batch, *output_size, parts.total)
+    indices = torch.empty_like(y, dtype=torch.uint8) if return_indices else y.new_empty(0, dtype=torch.uint8)
     block = BLOCK_P if kernel[0] == 1 else BLOCK_P_OVER_TIME
     blocks = ceil_div(output_size[1] * output_size[2], block)
-    with torch.cuda.device_of(x):
-        _max_pool[batch * blocks, ceil_div(channels, BLOCK_C)](
-            x, y, indices, blocks, *input_size, channels, *output_size, *pad_before,
-            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1],
+    with torch.cuda.device_of(y):
+        _max_pool[batch * blocks, parts.blocks](
+            *parts.fill(xs), y, indices, gates, _per_gate(batch, gates), blocks, *input_size, parts.total,
+            *parts.channels, *output_size, *pad_before, KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1],
             RETURN_INDICES=return_indices, BLOCK_P=block, BLOCK_C=BLOCK_C,
         )  # fmt: skip
     return y, indices
 
 
-@custom_op(lambda dy, indices, input_size, *_: dy.new_empty(dy.shape[0], *input_size, dy.shape[-1]))
+def _per_gate(batch: int, gates: Tensor | None) -> int:
+    """The number of elements of a batch that have the same gates."""
+    return batch if gates is None else batch // len(gates)
+
+
+@custom_op(
+    lambda dy, indices, gates, addends, channels, input_size, *_: [
+        dy.new_empty(dy.shape[0], *input_size, c) for c in channels
+    ]
+)
 def max_pool_backward(
     dy: Tensor,
     indices: Tensor,
+    gates: Tensor | None,
+    addends: Tensor | None,
+    channels: Sequence[int],
     input_size: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
     pad_before: Sequence[int],
-) -> Tensor:
-    """Computes the gradient of `max_pool` with respect to x, of size `input_size`, from the indices it returned."""
-    batch, *output_size, channels = dy.shape
-    dx = dy.new_empty(batch, *input_size, channels)
+) -> list[Tensor]:
+    """Computes the gradients of `max_pool` with respect to each x, from the indices it returned, plus `addends`.
+
+    Args:
+        dy: (B, T', H', W', ΣC).
+        indices: As `max_pool` returned them.
+        gates: As for `max_pool`.
+        addends: Added at every position, float32 (G, ΣC); None without gates.
+        channels: C of each x.
+        input_size: (T, H, W).
+        kernel, stride, pad_before: As for `max_pool`.
+    """
+    parts = Parts(channels, BLOCK_C)
+    batch, *output_size, _ = dy.shape
+    dxs = [dy.new_empty(batch, *input_size, c) for c in channels]
     block = BLOCK_P if kernel[0] == 1 else BLOCK_P_OVER_TIME
     blocks = ceil_div(input_size[1] * input_size[2], block)
     with torch.cuda.device_of(dy):
-        _max_pool_backward[batch * blocks, ceil_div(channels, BLOCK_C)](
-            dy, indices, dx, blocks, *input_size, channels, *output_size, *pad_before,
-            KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1], BLOCK_P=block, BLOCK_C=BLOCK_C,
+        _max_pool_backward[batch * blocks, parts.blocks](
+            dy, indices, *parts.fill(dxs), gates, addends, _per_gate(batch, gates), blocks, *input_size, parts.total,
+            *parts.channels, *output_size, *pad_before, KT=kernel[0], K=kernel[1], ST=stride[0], S=stride[1],
+            BLOCK_P=block, BLOCK_C=BLOCK_C,
         )  # fmt: skip
-    return dx
+    return dxs
 
 
 def _padded_taps(channels: int) -> int:
@@ -113,22 +140,25 @@ def stem_taps(x: Tensor, dtype: torch.dtype, output_size: Sequence[int], pad_bef
     return out
 
 
-@triton.jit(do_not_specialize=["blocks", "frames", "frames_out"])
+@triton.jit(do_not_specialize=["per_gate", "blocks", "frames", "frames_out"])
 def _max_pool(
-    x, y, indices, blocks, frames, height, width, channels, frames_out, height_out, width_out,
-    pad_t, pad_h, pad_w,
+    x0, x1, x2, x3, y, indices, gates, per_gate, blocks, frames, height, width, total_channels, c0, c1, c2, c3,
+    frames_out, height_out, width_out, pad_t, pad_h, pad_w,
     KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr,
     RETURN_INDICES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    x, channels, first, block = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     mask = (position < height_out * width_out)[:, None] & (c < channels)[None, :]
     window_row = position // width_out * S - pad_h
     window_col = position % width_out * S - pad_w
     x += clip * frames * height * width * channels
-    y += clip * frames_out * height_out * width_out * channels
-    indices += clip * frames_out * height_out * width_out * channels
+    y += clip * frames_out * height_out * width_out * total_channels + first
+    indices += clip * frames_out * height_out * width_out * total_channels + first
+    if gates is not None:
+        gate = tl.load(gates + clip // per_gate * total_channels + first + c, mask=c < channels, other=1.0)[None, :]
     # Spatial maxima of the last two frames, and their indices; a window over time takes the best of up to three frames.
     # Each name gets its own initial tensor: Triton 3.6 treats names that share one as constant through the loop.
     older, older_index = tl.full([BLOCK_P, BLOCK_C], float("-inf"), tl.float32), tl.zeros([BLOCK_P, BLOCK_C], tl.int32)
@@ -144,8 +174,8 @@ def _max_pool(
             if RETURN_INDICES:
                 new_index = tl.where(v > new, k, new_index)
             new = tl.maximum(new, v, propagate_nan=tl.PropagateNan.ALL)
-        first = t - (KT - 1) + pad_t
-        if (first >= 0) & (first % ST == 0):
+        start = t - (KT - 1) + pad_t
+        if (start >= 0) & (start % ST == 0):
             best, best_index = new, new_index + (KT - 1) * K * K
             if KT > 1:
                 # Of equal maxima the earlier one counts.
@@ -154,28 +184,36 @@ def _max_pool(
             if KT > 2:
                 best_index = tl.where(older >= best, older_index, best_index)
                 best = tl.maximum(older, best, propagate_nan=tl.PropagateNan.ALL)
-            pixel = first // ST * height_out * width_out + position
-            tl.store(y + pixel[:, None] * channels + c[None, :], best, mask=mask)
+            pixel = start // ST * height_out * width_out + position
+            if gates is not None:
+                best *= gate
+            tl.store(y + pixel[:, None] * total_channels + c[None, :], best, mask=mask)
             if RETURN_INDICES:
-                tl.store(indices + pixel[:, None] * channels + c[None, :], best_index, mask=mask)
+                tl.store(indices + pixel[:, None] * total_channels + c[None, :], best_index, mask=mask)
         older, old, older_index, old_index = old, new, old_index, new_index
         t += 1
 
 
-@triton.jit(do_not_specialize=["blocks", "frames", "frames_out"])
+@triton.jit(do_not_specialize=["per_gate", "blocks", "frames", "frames_out"])
 def _max_pool_backward(
-    dy, indices, dx, blocks, frames, height, width, channels, frames_out, height_out, width_out,
-    pad_t, pad_h, pad_w,
+    dy, indices, dx0, dx1, dx2, dx3, gates, addends, per_gate, blocks, frames, height, width, total_channels,
+    c0, c1, c2, c3, frames_out, height_out, width_out, pad_t, pad_h, pad_w,
     KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    dx, channels, offset, block = find_part(tl.program_id(1), dx0, dx1, dx2, dx3, c0, c1, c2, c3, BLOCK_C)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     row, col = position // width, position % width
     mask = (position < height * width)[:, None] & (c < channels)[None, :]
-    dy += clip * frames_out * height_out * width_out * channels
-    indices += clip * frames_out * height_out * width_out * channels
-    dx += clip * frames * height * width * channels
+    dy += clip * frames_out * height_out * width_out * total_channels + offset
+    indices += clip * frames_out * height_out * width_out * total_channels + offset
+    if gates is not None:
+        of_channel = clip // per_gate * total_channels + offset + c
+        gate = tl.load(gates + of_channel, mask=c < channels, other=0.0)[None, :]
+        addend = tl.load(addends + of_channel, mask=c < channels, other=0.0)[None, :]
+    # A pointer that has moved by a part's size loses its alignment, and stores become 2 bytes wide: rows are counted.
+    first_row = clip * frames * height * width + position
     # Gradients of frames t, t + 1 and t + 2, the window over time that starts at t; ST of them are complete per step.
     first = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     second = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -191,7 +229,7 @@ def _max_pool_backward(
             ok = (kh < K) & (kw < K) & (row + pad_h >= kh) & (col + pad_w >= kw)
             ok = ok & (ho < height_out) & (wo < width_out) & (o < frames_out)
             ok = mask & ok[:, None]
-            offsets = ((o * height_out + ho) * width_out + wo)[:, None] * channels + c[None, :]
+            offsets = ((o * height_out + ho) * width_out + wo)[:, None] * total_channels + c[None, :]
             k = tl.load(indices + offsets, mask=ok, other=255).to(tl.int32) - (kh * K + kw)[:, None]
             d = tl.load(dy + offsets, mask=ok, other=0.0).to(tl.float32)
             first += tl.where(k == 0, d, 0.0)
@@ -199,12 +237,16 @@ def _max_pool_backward(
                 second += tl.where(k == K * K, d, 0.0)
             if KT > 2:
                 third += tl.where(k == 2 * K * K, d, 0.0)
-        pointers = dx + ((t * height * width + position)[:, None] * channels + c[None, :])
-        tl.store(pointers, first, mask=mask & (t >= 0))
+        pointers = dx + (first_row + t * height * width)[:, None] * channels + c[None, :]
+        complete, next_complete = first, second
+        if gates is not None:
+            complete, next_complete = first * gate + addend, second * gate + addend
+        tl.store(pointers, complete, mask=mask & (t >= 0))
         if ST == 1:
             first, second, third = second, third, tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         else:
-            tl.store(pointers + height * width * channels, second, mask=mask & (t + 1 >= 0) & (t + 1 < frames))
+            later = mask & (t + 1 >= 0) & (t + 1 < frames)
+            tl.store(pointers + height * width * channels, next_complete, mask=later)
             first, second = third, tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
             third = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         t += ST

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from d3d.s3dg import ops
+from d3d.s3dg import network, ops
 from d3d.s3dg.blocks import Mixed
 from d3d.s3dg.network import s3dg
 from tests.s3dg.reference import randomize, relative_error, smooth_clips
@@ -72,12 +72,17 @@ def check_operations() -> None:
 
 
 def check_network() -> None:
-    join = Mixed._can_join
+    join, pool = Mixed._can_join, network.can_pool
     for training in (False, True):
         results = []
-        # PyTorch's own operations, the kernels, and the kernels without joining the convolutions of a block's input.
-        for kernels_support, can_join in ((original, join), (lambda x: True, join), (lambda x: True, lambda *_: False)):
-            ops.kernels_support, Mixed._can_join = kernels_support, can_join
+        # PyTorch's own operations, the kernels, and the kernels without products or pools of several modules.
+        never = lambda *_: False
+        for kernels_support, can_join, can_pool in (
+            (original, join, pool),
+            (lambda x: True, join, pool),
+            (lambda x: True, never, never),
+        ):
+            ops.kernels_support, Mixed._can_join, network.can_pool = kernels_support, can_join, can_pool
             model = randomize(s3dg(3, width=0.25, dropout=0.0)).train(training)
             clips = smooth_clips(2, 3, 8, 32, 32, dtype=torch.float32).requires_grad_()
             logits = model(clips)

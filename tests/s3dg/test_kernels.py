@@ -97,40 +97,67 @@ def norm_with_bfloat16_statistics(x, bias):
     return ops.norm_relu(x, [bias], mean, var, 1e-3, True)[0]
 
 
+def gated_pool(kernel, stride):
+    """A pool of two gated branches, after the ReLU that makes equal maxima."""
+
+    def operation(a, b, v, w):
+        a, b = a.relu(), b.relu()
+        if a.dtype == torch.float64:
+            return ops.max_pool(ops.gate([a, b], [v, w]), kernel, stride)
+        return ops.gate_pool([a, b], [v, w], kernel, stride)
+
+    return operation
+
+
 def pool(kernel, stride):
     # The ReLU makes equal maxima, of which the first receives the gradient.
     return lambda x: ops.max_pool(x.relu(), kernel, stride)
 
 
 # Operation, its float64 reference, input shapes. 20, 24 and 72 channels are not multiples of a block.
-CASES = {
-    "norm in training": (norm_in_training, batch_norm_relu, (2, 3, 7, 9, 20), (20,)),
-    "two blocks of channels": (norm_in_training, batch_norm_relu, (1, 2, 5, 5, 72), (72,)),
-    "norm in inference": (norm_in_inference, norm_in_inference, (2, 3, 7, 9, 20), (20,)),
-    "bias": (bias_relu, bias_relu, (2, 3, 7, 9, 24), (24,)),
-    "joined norms": (joined_norms, joined_norms, (2, 3, 7, 9, 120), (72,), (16,), (32,)),
-    "bias and ReLU from the output": (relu_of_its_output, relu_of_its_output, (2, 3, 7, 9, 72), (72,)),
-    "gate of four": (
-        gate_of_four,
-        gate_of_four,
-        *((3, 3, 5, 9, channels) for channels in (16, 72, 24, 130)),
-        *((channels, channels) for channels in (16, 72, 24, 130)),
-    ),
-    "gate": (gate, gate, (2, 3, 5, 9, 20), (2, 3, 5, 9, 7), (20, 20), (7, 7)),
-    "gate of one position": (gate_of_one_position, gate_of_one_position, (3, 1, 1, 1, 20), (20, 20)),
-    "norm with bfloat16 statistics": (
-        norm_with_bfloat16_statistics,
-        lambda x, bias: batch_norm_relu(x + 2, bias),
-        (2, 3, 7, 9, 20),
-        (20,),
-    ),
-    "taps": (ops.stem_taps, ops.stem_taps, (2, 3, 5, 9, 12)),
-    "taps of flow": (ops.stem_taps, ops.stem_taps, (1, 2, 2, 4, 7)),
-} | {
-    f"pool {kernel} by {stride} of {size}": (pool(kernel, stride), pool(kernel, stride), (2, *size, 20))
-    for kernel, stride in [((1, 3), (1, 2)), ((3, 3), (2, 2)), ((2, 2), (2, 2)), ((3, 3), (1, 1))]
-    for size in [(5, 6, 7), (4, 7, 4), (1, 2, 1)]
-}
+CASES = (
+    {
+        "norm in training": (norm_in_training, batch_norm_relu, (2, 3, 7, 9, 20), (20,)),
+        "two blocks of channels": (norm_in_training, batch_norm_relu, (1, 2, 5, 5, 72), (72,)),
+        "norm in inference": (norm_in_inference, norm_in_inference, (2, 3, 7, 9, 20), (20,)),
+        "bias": (bias_relu, bias_relu, (2, 3, 7, 9, 24), (24,)),
+        "joined norms": (joined_norms, joined_norms, (2, 3, 7, 9, 120), (72,), (16,), (32,)),
+        "bias and ReLU from the output": (relu_of_its_output, relu_of_its_output, (2, 3, 7, 9, 72), (72,)),
+        "gate of four": (
+            gate_of_four,
+            gate_of_four,
+            *((3, 3, 5, 9, channels) for channels in (16, 72, 24, 130)),
+            *((channels, channels) for channels in (16, 72, 24, 130)),
+        ),
+        "gate": (gate, gate, (2, 3, 5, 9, 20), (2, 3, 5, 9, 7), (20, 20), (7, 7)),
+        "gate of one position": (gate_of_one_position, gate_of_one_position, (3, 1, 1, 1, 20), (20, 20)),
+        "norm with bfloat16 statistics": (
+            norm_with_bfloat16_statistics,
+            lambda x, bias: batch_norm_relu(x + 2, bias),
+            (2, 3, 7, 9, 20),
+            (20,),
+        ),
+        "taps": (ops.stem_taps, ops.stem_taps, (2, 3, 5, 9, 12)),
+        "taps of flow": (ops.stem_taps, ops.stem_taps, (1, 2, 2, 4, 7)),
+    }
+    | {
+        f"gated pool {kernel} by {stride} of {size}": (
+            gated_pool(kernel, stride),
+            gated_pool(kernel, stride),
+            (2, *size, 20),
+            (2, *size, 72),
+            (20, 20),
+            (72, 72),
+        )
+        for kernel, stride in [((1, 3), (1, 2)), ((3, 3), (2, 2)), ((2, 2), (2, 2))]
+        for size in [(5, 6, 7), (1, 2, 1)]
+    }
+    | {
+        f"pool {kernel} by {stride} of {size}": (pool(kernel, stride), pool(kernel, stride), (2, *size, 20))
+        for kernel, stride in [((1, 3), (1, 2)), ((3, 3), (2, 2)), ((2, 2), (2, 2)), ((3, 3), (1, 1))]
+        for size in [(5, 6, 7), (4, 7, 4), (1, 2, 1)]
+    }
+)
 
 
 def with_gradients(operation, inputs) -> list[torch.Tensor]:
@@ -154,7 +181,8 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from d3d.s3dg.pooling import _max_pool as kernel
-types = dict.fromkeys(kernel.arg_names, "i32") | {{"x": "*bf16", "y": "*bf16", "indices": "*u8"}}
+types = dict.fromkeys(kernel.arg_names, "i32") | {{f"x{{i}}": "*bf16" for i in range(4)}}
+types |= {{"y": "*bf16", "indices": "*u8", "gates": "*fp32"}}
 values = dict(KT={frames}, K=3, ST={stride}, S=1, RETURN_INDICES=True, BLOCK_P=32, BLOCK_C=64)
 source = ASTSource(fn=kernel, signature=types | dict.fromkeys(values, "constexpr"), constexprs=values)
 print(compile(source, target=GPUTarget("cuda", 90, 32)).asm["ttir"])
@@ -163,6 +191,44 @@ print(compile(source, target=GPUTarget("cuda", 90, 32)).asm["ttir"])
     (loop,) = [line for line in compiled.stdout.splitlines() if "scf.while" in line]
     # Maxima and indices of each earlier frame of the window, and the frame's number.
     assert loop.split("->")[0].count(" = ") - 1 == 2 * (frames - 1) + 1, loop
+
+
+@pytest.mark.slow
+def test_kernels_read_and_write_wide_words():
+    """Of activations with a multiple of 16 channels, threads move 8 or 16 bytes at once; 2 halve a kernel's speed."""
+    code = """
+import re
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from d3d.s3dg import gating, kernels, pooling
+HALF = {"x", "y", "dx", "dy", "joined", "multiplier"} | {f"{n}{i}" for n in ("x", "y", "dx", "dy") for i in range(4)}
+SINGLE = {"partial", "means", "variances", "gates", "addends", "sums"} | {f"bias{i}" for i in range(4)}
+ALIGNED = HALF | SINGLE | {"indices", "channels", "total_channels", "c0", "c1", "c2", "c3"}
+def check(kernel, **constants):
+    names = kernel.arg_names
+    types = {n: "*bf16" if n in HALF else "*fp32" if n in SINGLE else "fp32" if n == "eps" else "i32" for n in names}
+    types |= {"indices": "*u8"} if "indices" in names else {}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in ALIGNED and n not in constants}
+    source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants, aligned)
+    ptx = compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    narrow = re.findall(r"(?:ld|st)\\.global(?:\\.\\w+)*\\.b(?:8|16)\\b", ptx)
+    assert not narrow and ".v4.b32" in ptx, (kernel.fn.__name__, constants, narrow)
+blocks = dict(BLOCK_R=kernels.BLOCK_R, BLOCK_C=kernels.BLOCK_C)
+for kernel in (kernels._moments, kernels._norm_relu, kernels._relu_sums, kernels._relu_backward):
+    check(kernel, **blocks)
+check(kernels._norm_relu_backward, TRAINING=True, **blocks)
+check(gating._branch_sums, **blocks)
+check(gating._scale, BACKWARD=False, **blocks)
+check(gating._scale, BACKWARD=True, **blocks)
+for KT, K, ST, S in ((1, 3, 1, 2), (3, 3, 2, 2), (2, 2, 2, 2), (3, 3, 1, 1)):
+    block = pooling.BLOCK_P if KT == 1 else pooling.BLOCK_P_OVER_TIME
+    window = dict(KT=KT, K=K, ST=ST, S=S, BLOCK_P=block, BLOCK_C=pooling.BLOCK_C)
+    for gates in ({}, {"gates": None}):
+        check(pooling._max_pool, RETURN_INDICES=True, **window, **gates)
+        check(pooling._max_pool_backward, **window, **gates, **({"addends": None} if gates else {}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @gpu

@@ -1,6 +1,7 @@
 """The network against TF-slim's activations and a plain reference, and its interface."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from d3d.s3dg import ops
-from d3d.s3dg.blocks import ConvBlock, SeparableConv
+from d3d.s3dg.blocks import ConvBlock, Mixed, SeparableConv, can_pool
 from d3d.s3dg.folding import fold
 from d3d.s3dg.network import MIXED, POOLS, S3DG, s3dg
 from d3d.s3dg.weights import load_tf
@@ -309,6 +310,26 @@ def test_hooks_disable_the_product_of_three_convolutions(monkeypatch):
     assert block._can_join(x)
     points[2].conv = nn.Conv3d(1, 1, 1)
     assert not block._can_join(x)
+
+
+def test_hooks_disable_the_pool_of_gated_activations(monkeypatch):
+    monkeypatch.setattr(ops, "kernels_support", lambda x: True)
+    features, x = s3dg(3, width=0.25).features, torch.zeros(1, 1)
+    pairs = [(a, b) for a, b in pairwise([*features.values(), None]) if can_pool(a, b, x)]
+    names = {module: name for name, module in features.items()}
+    assert [(names[a], names[b]) for a, b in pairs] == [
+        ("Conv2d_2c_3x3", "MaxPool_3a_3x3"),
+        ("Mixed_3c", "MaxPool_4a_3x3"),
+        ("Mixed_4f", "MaxPool_5a_2x2"),
+    ]
+    for stage, pool in pairs:
+        gate = stage.self_gating if isinstance(stage, Mixed) else stage[1]
+        for module in (stage, pool, gate):
+            handle = module.register_forward_hook(lambda *_: None)
+            assert not can_pool(stage, pool, x)
+            handle.remove()
+        assert can_pool(stage, pool, x)
+        assert not can_pool(stage, nn.MaxPool3d(2), x)
 
 
 def test_activations_stay_channels_last():
