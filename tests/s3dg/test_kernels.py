@@ -330,12 +330,12 @@ dist.destroy_process_group()
 def test_torch_compile_treats_the_kernels_as_operators():
     code = """
 import torch
-from d3d.s3dg import ops
+from d3d.s3dg import network, ops
 from d3d.s3dg.blocks import Mixed
 from d3d.s3dg.network import s3dg
 from tests.s3dg.reference import randomize
 ops.kernels_support = lambda x: True
-Mixed._can_join = lambda self, x: False  # as under torch.compile
+Mixed._can_join = network.can_pool = lambda *_: False  # as under torch.compile
 results = []
 for compiled in (False, True):
     model = randomize(s3dg(3, width=0.25, dropout=0.0))
