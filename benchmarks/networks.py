@@ -119,7 +119,9 @@ def bench_networks(name: str) -> tuple[dict, dict[str, float]]:
     work = {"device": DEVICE, "frames": frames, "size": size, "runs": runs}
     metrics: dict[str, float] = {}
     for case in cases:
+        began = time.perf_counter()
         metrics |= compare(case, runs)
+        print(f"  {prefix_of(case)}: {time.perf_counter() - began:.0f} s", flush=True)
     metrics |= ratios(cases, metrics)
     metrics["gflop_per_clip"] = 2e-9 * multiply_adds(frames, size)
     return work, metrics | (use_of_device(cases, metrics) if CUDA else {})

@@ -269,6 +269,21 @@ def test_network_on_a_gpu(training, monkeypatch):
 
 
 @gpu
+@pytest.mark.parametrize("name", ["Conv2d_1a_7x7", "Mixed_3b", "Mixed_5c"])
+def test_training_notices_weights_that_are_not_finite(name):
+    """cuDNN's ReLU may turn nan into 0: the branches without it carry nan to the logits."""
+    model = s3dg(5).cuda().train()
+    stage = model.features[name]
+    conv = stage.conv if name == "Conv2d_1a_7x7" else stage.Branch_1[0].conv
+    with torch.no_grad():
+        conv.weight[0, 0] = torch.nan
+    if name != "Conv2d_1a_7x7":
+        stage.Branch_0.conv.weight.data[0] = torch.nan
+    with torch.autocast("cuda", torch.bfloat16):
+        assert not model(torch.rand(2, 3, 16, 64, 64, device="cuda")).isfinite().any()
+
+
+@gpu
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by inductor's import
 def test_bfloat16_folded_compiled_and_captured_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

@@ -93,12 +93,13 @@ def test_a_renamed_module_changes_no_hash(tree):
         path.write_text(path.read_text().replace("d3d.train.losses", "d3d.train.distances"))
     assert stale(before) == set()
     (tree / "d3d/s3dg/ops.py").rename(tree / "d3d/s3dg/operations.py")
-    network = tree / "d3d/s3dg/network.py"
-    network.write_text(
-        re.sub(r"\bops\.", "operations.", network.read_text()).replace(
-            "from d3d.s3dg import ops", "from d3d.s3dg import operations"
+    for name in ("blocks", "graphs"):
+        path = tree / f"d3d/s3dg/{name}.py"
+        path.write_text(
+            re.sub(r"\bops\.", "operations.", path.read_text()).replace(
+                "from d3d.s3dg import ops", "from d3d.s3dg import operations"
+            )
         )
-    )
     assert stale(before) == set()
 
 
@@ -160,7 +161,7 @@ def test_a_record_without_a_newer_parameter_stays_current(tmp_path):
 
 def test_importing_another_function_under_the_same_name_counts(tree):
     before = hashes()
-    substitute(tree / "d3d/train/networks.py", r"\bfold, s3dg\b", "s3dg as fold, s3dg")
+    substitute(tree / "d3d/train/networks.py", r"\binfer_logits, predict\b", "infer_features as infer_logits, predict")
     assert {"train", "distill"} <= stale(before)
 
 
