@@ -99,10 +99,11 @@ class Graphs:
         dtypes = [dtype if dtype and x.is_floating_point() else x.dtype for x in inputs]
         entry = self.entries.get(key)
         if entry is None:
+            outputs = function(*(x.to(device, d, non_blocking=True) for x, d in zip(inputs, dtypes, strict=True)))
             self.entries[key] = _Entry()
             if len(self.entries) > self.max_graphs:
                 self.entries.popitem(last=False)
-            return function(*(x.to(device, d, non_blocking=True) for x, d in zip(inputs, dtypes, strict=True)))
+            return outputs
         self.entries.move_to_end(key)
         if entry.graph is None:
             entry.inputs = [torch.empty(x.shape, dtype=d, device=device) for x, d in zip(inputs, dtypes, strict=True)]
@@ -249,8 +250,9 @@ class CapturedGradients:
 
         if not batch[0].is_cuda:
             return run(*batch)[0]
-        # What a graph does depends on these as well.
-        key = tuple(module.training for module in self.model.modules()), tuple(map(id, params))
+        # What a graph does, and where, depends on these as well.
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        key = tuple(m.training for m in self.model.modules()), tuple((t.data_ptr(), t.requires_grad) for t in tensors)
         loss, *gradients = self._graphs.run(run, *batch, device=batch[0].device, key=key, copy_outputs=False)
         for p, gradient in zip(self._used, gradients, strict=True):
             p.grad = gradient
@@ -261,7 +263,7 @@ def capture_gradients(model: nn.Module, loss: Callable[..., Tensor]) -> Captured
     """Makes a function that replays the forward and the backward pass of a training step as one CUDA graph.
 
     Args:
-        model: The network whose parameters get gradients. They may change in place, as optimisers do, but not move.
+        model: The network whose parameters get gradients.
         loss: Maps the tensors of a batch to the loss, a scalar, and runs the model; under torch.autocast if wanted. It
             may not depend on anything else that changes, nor wait for the GPU (`.item()`, printing).
 

@@ -140,6 +140,43 @@ def test_captured_gradients_train_like_plain_ones_with_any_optimiser(device, mon
 
 
 @gpu
+def test_captured_gradients_follow_the_networks_state():
+    """Frozen parameters, norms in inference mode, weights that moved to other memory."""
+    model = network("cuda", dropout=0.0).train()
+    x, labels = clips(4, 3, 8, 32, 32, device="cuda"), torch.arange(4, device="cuda")
+
+    def loss(x, labels):
+        return F.cross_entropy(model(x), labels)
+
+    def freeze():
+        model.features["Mixed_3b"].requires_grad_(False)
+
+    def move():
+        for p in model.parameters():
+            p.data = p.detach().clone() * 0.9
+
+    gradients = capture_gradients(model, loss)
+    for change in (lambda: None, freeze, model.eval, move):
+        change()
+        gc.collect()
+        torch.cuda.empty_cache()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        for p in model.parameters():
+            p.grad = None
+        expected = loss(x, labels)
+        expected.backward()
+        wanted = [p.grad for p in model.parameters()]
+        for _ in range(3):
+            model.load_state_dict(state)
+            for p in model.parameters():
+                p.grad = None
+            assert torch.allclose(gradients(x, labels), expected, rtol=1e-3)
+            for p, gradient in zip(model.parameters(), wanted, strict=True):
+                assert (p.grad is None) == (gradient is None)
+                assert gradient is None or p.grad.shape == gradient.shape
+
+
+@gpu
 @pytest.mark.parametrize("enabled", [True, False])
 def test_autocast_around_a_call_or_inside_of_a_loss(enabled):
     folded, fast = fold(network("cuda")), fold(network("cuda"), capture=True)
