@@ -97,9 +97,10 @@ def _error_of(output: list[str], code: int) -> str:
         output: its lines.
         code: its exit status; of a process that a signal killed, the negative number of the signal.
     """
-    # Of several processes torchrun reports the one that failed first; the others print that they lost a connection.
-    report = re.search(r"^Root Cause .*\n(?:.*\n)*?exitcode +: (-?\d+) ", "\n".join(output), re.MULTILINE)
-    code = int(report[1]) if report else code
+    # Of several processes torchrun reports those that failed, before it ends the others by SIGTERM. One that was killed
+    # counts, whichever was noticed first: the others fail because they lose a connection.
+    reported = re.findall(r"^ *exitcode +: (-?\d+) ", "\n".join(output), re.MULTILINE)
+    code = next((number for number in map(int, reported) if number < 0 and number != -signal.SIGTERM), code)
     if code < 0:
         return f"a training process was killed by {signal.Signals(-code).name}; run the notebook again to resume"
     message = next((line.removeprefix(ERROR_PREFIX) for line in output if line.startswith(ERROR_PREFIX)), None)

@@ -137,12 +137,19 @@ def rank_of(pid: int) -> str | None:
     return variables.get("RANK")
 
 
-def test_the_error_is_that_of_the_process_that_failed_first():
-    report = ["d3d train: one", "two", "Root Cause (first observed failure):", "[0]:", "rank      : 1", "{}", "======"]
-    for code, sentence in (
-        (1, "one"),
-        (-9, "a training process was killed by SIGKILL; run the notebook again to resume"),
+def test_the_error_is_that_of_the_process_that_was_killed():
+    """Both of two processes may have failed when torchrun looks, and either can be called the root cause."""
+    killed = "a training process was killed by SIGKILL; run the notebook again to resume"
+    for codes, sentence in (
+        ((1, None), "one"),
+        ((-9, None), killed),
+        ((-9, 1), killed),
+        ((1, -9), killed),
+        ((1, -15), "one"),
     ):
-        assert launch._error_of([line.format(f"exitcode  : {code} (pid: 7)") for line in report], 1) == sentence
+        root, other = (code if code is None else f"  exitcode  : {code} (pid: 7)" for code in codes)
+        failures = ["Failures:", other] if other else ["Failures:", "  <NO_OTHER_FAILURES>"]
+        report = ["d3d train: one", "two", *failures, "Root Cause (first observed failure):", "[0]:", root, "======"]
+        assert launch._error_of(report, 1) == sentence
     assert launch._error_of(["epoch 1", "----"], 1) == "epoch 1"
     assert launch._error_of([], 3) == "exit 3"
