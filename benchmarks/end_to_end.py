@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from timing import CUDA, DEVICE
 from torch import Tensor, nn
 from videos import write_texture_video
 
@@ -27,8 +28,6 @@ from d3d.flow.opencv import cores
 from d3d.s3dg import fold, s3dg
 from d3d.video.decode import read_frames, to_clip
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 BOUND = 20.0  # pixels per frame
 # Batches that are timed by arm, after some that are not.
 BATCHES = {"one_network": 100, "two_streams": 50, "two_streams_opencv": 1}

@@ -20,6 +20,7 @@ import av
 import numpy as np
 import pandas as pd
 import torch
+from timing import CUDA, DEVICE
 from torch.nn import functional as F
 
 from d3d.data.file_clips import FileClips
@@ -30,8 +31,6 @@ from d3d.flow.estimate import tvl1
 from d3d.flow.extract import extract
 from d3d.video import decode as videos
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 WARM_UP = 6  # clips per process that are not timed
 
 
