@@ -59,7 +59,8 @@ class Stem(nn.Conv3d):
 
     def forward(self, x: Tensor, relu_bias: Tensor | None = None) -> Tensor:
         if not ops.kernels_support(x):
-            return F.conv3d(ops.pad_same(x, self.kernel_size, self.stride), self.weight, None, self.stride)
+            padded = ops.pad_same(x, self.kernel_size, self.stride).contiguous(memory_format=torch.channels_last_3d)
+            return F.conv3d(padded, self.weight, None, self.stride)
         taps = ops.stem_taps(x)
         weight = self.weight.flatten(1, 3)
         weight = F.pad(weight, (0, 0, 0, taps.shape[-1] - weight.shape[1]))[:, :, None]

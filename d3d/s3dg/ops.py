@@ -35,18 +35,16 @@ def can_fuse_conv_relu(x: Tensor) -> bool:
     return torch.backends.cudnn.enabled and torch.version.hip is None
 
 
-def same_pad_before(size: int, kernel: int, stride: int) -> int:
-    """Computes TensorFlow's SAME padding before an axis; after it, it is the same, or one more if the total is odd."""
-    return max((-(-size // stride) - 1) * stride + kernel - size, 0) // 2
+def same_pad(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Computes TensorFlow's SAME padding before and after an axis; after it is one more if the total is odd."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
 
 
 def pad_same(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Pads clips (B, C, T, H, W) with the zeros of SAME padding; channels become innermost in memory."""
-    pads: list[int] = []
-    for n, k, s in zip(x.shape[2:], kernel, stride, strict=True):
-        before = same_pad_before(n, k, s)
-        pads = [before, max((-(-n // s) - 1) * s + k - n, 0) - before, *pads]
-    return F.pad(x, pads).contiguous(memory_format=torch.channels_last_3d)
+    """Pads clips (B, C, T, H, W) with the zeros of SAME padding."""
+    pads = [same_pad(*axis) for axis in zip(x.shape[2:], kernel, stride, strict=True)]
+    return F.pad(x, [n for axis in reversed(pads) for n in axis])
 
 
 def linear(x: Tensor, weight: Tensor, relu_bias: Tensor | None = None) -> Tensor:
@@ -231,7 +229,7 @@ def max_pool(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int]) -> Ten
 def _pool_sizes(size: Sequence[int], kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[list[int], list[int]]:
     """Computes (T', H', W') and the positions added before T, H and W."""
     axes = list(zip(size, (kernel[0], *2 * kernel[1:]), (stride[0], *2 * stride[1:]), strict=True))
-    return [-(-n // s) for n, _, s in axes], [same_pad_before(*axis) for axis in axes]
+    return [-(-n // s) for n, _, s in axes], [same_pad(*axis)[0] for axis in axes]
 
 
 def _frames(x: Tensor) -> Tensor:
@@ -324,18 +322,15 @@ def stem_taps(x: Tensor) -> Tensor:
         convolution.
     """
     t, h, w = (-(-n // 2) for n in x.shape[2:])
-    pad_before = [same_pad_before(n, k, 2) for n, k in zip(x.shape[2:], (3, 7, 7), strict=True)]
     if kernels_support(x) and x[0].numel() < INT32_LIMIT:
         output_size = (t, h, 2 * w + 5)
+        pad_before = [same_pad(n, k, 2)[0] for n, k in zip(x.shape[2:], (3, 7, 7), strict=True)]
         max_offset = sum((n - 1) * stride for n, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
         x = x if max_offset < INT32_LIMIT else x.contiguous()
         if torch.is_grad_enabled() and x.requires_grad:
             return _StemTaps.apply(x, compute_dtype(x), output_size, pad_before)
         return pooling.stem_taps(x, compute_dtype(x), output_size, pad_before)
-    padded_size = (2 * t + 1, 2 * h + 5, 2 * w + 5)
-    pad_after = [total - b - n for total, b, n in zip(padded_size, pad_before, x.shape[2:], strict=True)]
-    pads = [n for axis in (2, 1, 0) for n in (pad_before[axis], pad_after[axis])]
-    x = F.pad(x.to(compute_dtype(x)), pads)
+    x = pad_same(x.to(compute_dtype(x)), (3, 7, 7), (2, 2, 2))
     x = x.unfold(2, 3, 2).unfold(3, 7, 2)  # B, C, T', H', W, 3, 7
     x = x.permute(0, 2, 3, 4, 1, 5, 6).flatten(4)
     return F.pad(x, (0, -x.shape[-1] % 8))

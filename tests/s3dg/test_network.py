@@ -81,8 +81,13 @@ def test_equals_the_reference_where_the_last_map_is_larger_than_the_heads_window
 
 
 def symmetric_padding(model, patch):
-    same_pad_before = ops.same_pad_before
-    patch.setattr(ops, "same_pad_before", lambda n, k, s: k // 2 if k == 7 else same_pad_before(n, k, s))
+    same_pad = ops.same_pad
+
+    def symmetric(n, k, s):
+        total = sum(same_pad(n, k, s))
+        return (k // 2, total - k // 2) if k == 7 else same_pad(n, k, s)
+
+    patch.setattr(ops, "same_pad", symmetric)
 
 
 def small_epsilon(model, patch):
