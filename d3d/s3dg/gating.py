@@ -144,8 +144,7 @@ def _branch_sums(
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sums x, or x · multiplier, over each split's positions: partial (B, splits, ΣC)."""
-    x, channels, first, block = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    x, channels, first, c = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
     c_mask = c < channels
     clip = (tl.program_id(0) // splits).to(tl.int64)
     start = (tl.program_id(0) % splits) * rows_per_split
@@ -185,8 +184,7 @@ def _gates(
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes means and gates = sigmoid(W · mean), both (B, ΣC), of one clip and block of channels."""
-    w, channels, first, block = find_part(tl.program_id(1), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    w, channels, first, c = find_part(tl.program_id(1), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
     c_mask = c < channels
     clip = tl.program_id(0).to(tl.int64)
     partial += clip * splits * total_channels + first
@@ -211,8 +209,7 @@ def _gate_gradients(
     OF_OUTPUT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes the logits' gradients and addends = Wᵀ · gradient / positions, both (B, ΣC), of a clip and block."""
-    w, channels, first, block = find_part(tl.program_id(1), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    w, channels, first, c = find_part(tl.program_id(1), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
     c_mask = c < channels
     clip = tl.program_id(0).to(tl.int64)
     partial += clip * splits * total_channels + first
@@ -242,8 +239,7 @@ def _weight_gradients(
     dlogits, means, w0, w1, w2, w3, batch, total_channels, c0, c1, c2, c3, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """Writes a block of each W's gradient, the sum over clips of dlogit · meanᵀ."""
-    w, channels, first, block = find_part(tl.program_id(0), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
-    row = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    w, channels, first, row = find_part(tl.program_id(0), w0, w1, w2, w3, c0, c1, c2, c3, BLOCK_C)
     column = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     if tl.program_id(1) * BLOCK_C < channels:
         total = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
@@ -263,8 +259,7 @@ def _scale(
     BACKWARD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """joined = x · gate, or with BACKWARD x = joined · gate + addend; gate and addend per clip and channel."""
-    x, channels, first, block = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    x, channels, first, c = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
     c_mask = c < channels
     clip = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)

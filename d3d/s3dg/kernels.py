@@ -217,7 +217,7 @@ def _moments(x, partial, rows, channels, rows_per_split, BLOCK_R: tl.constexpr, 
 
 @triton.jit
 def find_part(block, x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C: tl.constexpr):
-    """Finds a block's part: its tensor, channels and first channel in the concatenation, and the block within it."""
+    """Finds a block's part: its tensor, size and first channel in the concatenation, and the block's channels in it."""
     x, channels, first = x0, c0, 0
     if block >= tl.cdiv(c0, BLOCK_C):
         block -= tl.cdiv(c0, BLOCK_C)
@@ -228,7 +228,7 @@ def find_part(block, x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C: tl.constexpr):
             if block >= tl.cdiv(c2, BLOCK_C):
                 block -= tl.cdiv(c2, BLOCK_C)
                 x, channels, first = x3, c3, c0 + c1 + c2
-    return x, channels, first, block
+    return x, channels, first, block * BLOCK_C + tl.arange(0, BLOCK_C)
 
 
 @triton.jit(do_not_specialize=["splits", "rows"])
@@ -239,7 +239,7 @@ def _finish_moments(
 ):  # fmt: skip
     """Computes mean and biased variance (ΣC,) from the partial sums of `_moments`; updates the running ones."""
     part = tl.program_id(0)
-    running_mean, channels, first, block = find_part(
+    running_mean, channels, first, in_part = find_part(
         part, running_mean0, running_mean1, running_mean2, running_mean3, c0, c1, c2, c3, BLOCK_C
     )
     running_var, _, _, _ = find_part(
@@ -248,7 +248,6 @@ def _finish_moments(
     num_batches, _, _, _ = find_part(
         part, num_batches0, num_batches1, num_batches2, num_batches3, c0, c1, c2, c3, BLOCK_C
     )
-    in_part = block * BLOCK_C + tl.arange(0, BLOCK_C)
     c, c_mask = first + in_part, in_part < channels
     row = tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -270,7 +269,7 @@ def _finish_moments(
     tl.store(running_mean + in_part, old + momentum * (mean - old), mask=c_mask)
     old = tl.load(running_var + in_part, mask=c_mask).to(tl.float32)
     tl.store(running_var + in_part, old + momentum * (unbiased - old), mask=c_mask)
-    if block == 0:
+    if tl.min(in_part, 0) == 0:
         tl.store(num_batches, tl.load(num_batches) + 1)
 
 
@@ -292,9 +291,8 @@ def _norm_relu(
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y = relu((x - mean) / sqrt(var + eps) + bias)."""
-    y, channels, first, block = find_part(tl.program_id(1), y0, y1, y2, y3, c0, c1, c2, c3, BLOCK_C)
+    y, channels, first, in_part = find_part(tl.program_id(1), y0, y1, y2, y3, c0, c1, c2, c3, BLOCK_C)
     bias, _, _, _ = find_part(tl.program_id(1), bias0, bias1, bias2, bias3, c0, c1, c2, c3, BLOCK_C)
-    in_part = block * BLOCK_C + tl.arange(0, BLOCK_C)
     c, c_mask = first + in_part, in_part < channels
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     b, mean, rstd = _load_channels(bias, means, variances, in_part, c, c_mask, eps)
@@ -310,9 +308,8 @@ def _relu_sums(
     c0, c1, c2, c3, rows_per_split, eps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Sums d = dy where the ReLU is active, and d · normalized x, over each split's rows: partial (splits, 2, ΣC)."""
-    dy, channels, first, block = find_part(tl.program_id(1), dy0, dy1, dy2, dy3, c0, c1, c2, c3, BLOCK_C)
+    dy, channels, first, in_part = find_part(tl.program_id(1), dy0, dy1, dy2, dy3, c0, c1, c2, c3, BLOCK_C)
     bias, _, _, _ = find_part(tl.program_id(1), bias0, bias1, bias2, bias3, c0, c1, c2, c3, BLOCK_C)
-    in_part = block * BLOCK_C + tl.arange(0, BLOCK_C)
     c, c_mask = first + in_part, in_part < channels
     b, mean, rstd = _load_channels(bias, means, variances, in_part, c, c_mask, eps)
     row = tl.program_id(0).to(tl.int64) * rows_per_split + tl.arange(0, BLOCK_R)
@@ -340,9 +337,8 @@ def _norm_relu_backward(
     c0, c1, c2, c3, eps, TRAINING: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Writes dx; sums (2, ΣC) are those of `_relu_sums` over all rows."""
-    dy, channels, first, block = find_part(tl.program_id(1), dy0, dy1, dy2, dy3, c0, c1, c2, c3, BLOCK_C)
+    dy, channels, first, in_part = find_part(tl.program_id(1), dy0, dy1, dy2, dy3, c0, c1, c2, c3, BLOCK_C)
     bias, _, _, _ = find_part(tl.program_id(1), bias0, bias1, bias2, bias3, c0, c1, c2, c3, BLOCK_C)
-    in_part = block * BLOCK_C + tl.arange(0, BLOCK_C)
     c, c_mask = first + in_part, in_part < channels
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     b, mean, rstd = _load_channels(bias, means, variances, in_part, c, c_mask, eps)

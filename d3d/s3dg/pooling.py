@@ -147,8 +147,7 @@ def _max_pool(
     KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr,
     RETURN_INDICES: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    x, channels, first, block = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    x, channels, first, c = find_part(tl.program_id(1), x0, x1, x2, x3, c0, c1, c2, c3, BLOCK_C)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     mask = (position < height_out * width_out)[:, None] & (c < channels)[None, :]
@@ -200,8 +199,7 @@ def _max_pool_backward(
     c0, c1, c2, c3, frames_out, height_out, width_out, pad_t, pad_h, pad_w,
     KT: tl.constexpr, K: tl.constexpr, ST: tl.constexpr, S: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    dx, channels, offset, block = find_part(tl.program_id(1), dx0, dx1, dx2, dx3, c0, c1, c2, c3, BLOCK_C)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    dx, channels, offset, c = find_part(tl.program_id(1), dx0, dx1, dx2, dx3, c0, c1, c2, c3, BLOCK_C)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
     position = (tl.program_id(0) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     row, col = position // width, position % width
