@@ -242,6 +242,7 @@ class CapturedGradients:
         def run(*batch: Tensor) -> list[Tensor]:
             for p in params:
                 p.grad = None
+                _forget_accumulator(p)
             loss = self.loss(*batch)
             loss.backward()
             # A loss may leave some out.
@@ -257,6 +258,17 @@ class CapturedGradients:
         for p, gradient in zip(self._used, gradients, strict=True):
             p.grad = gradient
         return loss.clone()
+
+
+def _forget_accumulator(parameter: nn.Parameter) -> None:
+    """Lets the next backward pass accumulate a parameter's gradient on its own stream.
+
+    While an earlier loss is kept, every backward pass accumulates on that one's stream, which no graph can capture.
+    Autograd makes a new accumulator after a change of dtype.
+    """
+    data = parameter.data
+    parameter.data = data.new_empty(0, dtype=torch.float32 if data.dtype == torch.float64 else torch.float64)
+    parameter.data = data
 
 
 def capture_gradients(model: nn.Module, loss: Callable[..., Tensor]) -> CapturedGradients:

@@ -16,7 +16,7 @@ from d3d.s3dg.kernels import Parts, ceil_div, custom_op, find_part
 # Positions of a frame per block; fewer for windows over time, which keep up to three frames in registers.
 BLOCK_P, BLOCK_P_OVER_TIME = 32, 16
 BLOCK_C = 64
-BLOCK_W = 256  # columns of the stem's taps
+BLOCK_W = 32  # columns of the stem's taps at a time
 
 
 def _fake_max_pool(xs, gates, kernel, stride, output_size, pad_before, return_indices):
@@ -131,9 +131,8 @@ def stem_taps(x: Tensor, dtype: torch.dtype, output_size: Sequence[int], pad_bef
     batch, channels = x.shape[:2]
     taps = _padded_taps(channels)
     out = x.new_empty(batch, *output_size, taps, dtype=dtype)
-    frames, rows, columns = output_size
     with torch.cuda.device_of(x):
-        _stem_taps[batch * frames * rows, ceil_div(columns, BLOCK_W), ceil_div(taps, BLOCK_C)](
+        _stem_taps[batch * output_size[0] * output_size[1], ceil_div(taps, BLOCK_C)](
             x, out, *x.shape[2:], *x.stride(), *output_size, 21 * channels, taps, *pad_before,
             BLOCK_W=BLOCK_W, BLOCK_C=BLOCK_C,
         )  # fmt: skip
@@ -260,13 +259,17 @@ def _stem_taps(
     row_out, frame_out = position % rows_out, position // rows_out % frames_out
     x += (position // rows_out // frames_out).to(tl.int64) * stride_b
     out += position.to(tl.int64) * cols_out * padded_taps
-    col = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
-    k = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     frame = 2 * frame_out + k // 7 % 3 - pad_t
     row = 2 * row_out + k % 7 - pad_h
-    ok = (k < taps) & (frame >= 0) & (frame < frames) & (row >= 0) & (row < height)
-    ok = ok[None, :] & (col >= pad_w)[:, None] & (col < width + pad_w)[:, None]
-    offsets = (k // 21 * stride_c + frame * stride_t + row * stride_h)[None, :] + ((col - pad_w) * stride_w)[:, None]
-    v = tl.load(x + offsets, mask=ok, other=0.0).to(out.dtype.element_ty)
-    store_mask = (col < cols_out)[:, None] & (k < padded_taps)[None, :]
-    tl.store(out + col[:, None] * padded_taps + k[None, :], v, mask=store_mask)
+    is_inside = (k < taps) & (frame >= 0) & (frame < frames) & (row >= 0) & (row < height)
+    start_of_row = k // 21 * stride_c + frame * stride_t + row * stride_h
+    first_col = 0
+    while first_col < cols_out:
+        col = first_col + tl.arange(0, BLOCK_W)
+        ok = is_inside[None, :] & (col >= pad_w)[:, None] & (col < width + pad_w)[:, None]
+        offsets = start_of_row[None, :] + ((col - pad_w) * stride_w)[:, None]
+        v = tl.load(x + offsets, mask=ok, other=0.0).to(out.dtype.element_ty)
+        store_mask = (col < cols_out)[:, None] & (k < padded_taps)[None, :]
+        tl.store(out + col[:, None] * padded_taps + k[None, :], v, mask=store_mask)
+        first_col += BLOCK_W

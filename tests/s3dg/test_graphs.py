@@ -1,10 +1,12 @@
 """Captured inference and training: the same bits as without graphs, for several shapes, threads and precisions."""
 
+import copy
 import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
 from d3d.s3dg.folding import fold
@@ -101,42 +103,60 @@ def test_wrong_clips_are_refused_as_by_the_network(device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_captured_gradients_train_like_plain_ones_with_any_optimiser(device, monkeypatch):
-    """Batches of two sizes, Adam, clipped gradients, weighted clips.
+    """Batches of two sizes, Adam, clipped gradients, weighted clips; each step from the same weights.
 
     Norms of few values, and Adam without its eps, would amplify the rounding of a GPU's other kernels.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    results = []
-    for captured in (False, True):
+
+    def trainer():
         model = network(device, dropout=0.0).train()
         for norm in [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm3d)]:
             norm.eval()
-        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2, eps=1e-2)
+        return model, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2, eps=1e-2)
 
-        def loss(x, labels, weights, model=model):
-            return (F.cross_entropy(model(x).float(), labels, reduction="none") * weights).mean()
+    def loss_of(model):
+        return lambda x, y, weights: (F.cross_entropy(model(x).float(), y, reduction="none") * weights).mean()
 
-        gradients = capture_gradients(model, loss)
-        losses = []
-        for step in range(7):
-            size = 4 - step % 2
-            x, labels = clips(size, 3, 8, 32, 32, device=device, seed=step), torch.arange(size, device=device)
-            batch = x, labels, torch.rand(size, generator=torch.Generator().manual_seed(step)).to(device)
-            optimiser.zero_grad()
-            if captured:
-                value = gradients(*batch)
-                assert not value.requires_grad
-            else:
-                value = loss(*batch)
-                value.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            optimiser.step()
-            losses.append(value.item())
-        results.append([torch.tensor(losses), *(p.detach() for p in model.parameters()), *model.buffers()])
-    start = [p.detach() for p in network(device).parameters()]
-    assert max((a - b).abs().max() for a, b in zip(results[0][1:], start, strict=False)) > 1e-2
-    for plain, replayed in zip(*results, strict=True):
-        assert torch.allclose(plain.cpu(), replayed.cpu(), atol=0 if device == "cpu" else 1e-4, rtol=0)
+    def update(model, optimiser):
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimiser.step()
+
+    (captured, captured_optimiser), (plain, plain_optimiser) = trainer(), trainer()
+    gradients, start = capture_gradients(captured, loss_of(captured)), [p.detach().clone() for p in plain.parameters()]
+    for step in range(7):
+        size = 4 - step % 2
+        x, labels = clips(size, 3, 8, 32, 32, device=device, seed=step), torch.arange(size, device=device)
+        batch = x, labels, torch.rand(size, generator=torch.Generator().manual_seed(step)).to(device)
+        plain.load_state_dict(captured.state_dict())
+        plain_optimiser.load_state_dict(copy.deepcopy(captured_optimiser.state_dict()))
+        plain_optimiser.zero_grad()
+        expected = loss_of(plain)(*batch)
+        expected.backward()
+        update(plain, plain_optimiser)
+        loss = gradients(*batch)
+        assert not loss.requires_grad
+        update(captured, captured_optimiser)
+        for a, b in zip([loss, *captured.parameters()], [expected, *plain.parameters()], strict=True):
+            assert torch.allclose(a, b, atol=0 if device == "cpu" else 1e-4, rtol=0)
+    assert max((a - b).abs().max() for a, b in zip(captured.parameters(), start, strict=True)) > 1e-2
+
+
+def test_captured_gradients_do_not_depend_on_a_loss_that_is_kept():
+    """Its backward pass would tie those of others to its stream (on a GPU no graph could be captured)."""
+    model = network("cpu").train()
+    batch = clips(2, 3, 8, 32, 32), torch.arange(2)
+
+    def nodes():
+        return [get_gradient_edge(p).node for p in model.parameters() if p.requires_grad]
+
+    kept = F.cross_entropy(model(batch[0]), batch[1])
+    for node in nodes():
+        node.metadata["kept"] = True
+    assert all(node.metadata for node in nodes())
+    capture_gradients(model, lambda x, labels: F.cross_entropy(model(x), labels))(*batch)
+    assert not any(node.metadata for node in nodes())
+    kept.backward()
 
 
 @gpu

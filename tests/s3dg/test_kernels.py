@@ -139,6 +139,7 @@ CASES = (
         ),
         "taps": (ops.stem_taps, ops.stem_taps, (2, 3, 5, 9, 12)),
         "taps of flow": (ops.stem_taps, ops.stem_taps, (1, 2, 2, 4, 7)),
+        "taps of wide clips": (ops.stem_taps, ops.stem_taps, (1, 3, 2, 4, 70)),
     }
     | {
         f"gated pool {kernel} by {stride} of {size}": (
