@@ -1,5 +1,7 @@
 """Speed as ratios, in one process on one machine: `make bench`, or `python benchmarks/bench.py NAME …` for some.
 
+`make bench` leaves out `batches`, the networks at more batch sizes.
+
 The contestants of a comparison run alternately, and their median times are compared. Writes a record per bench to
 results/local/bench, prints its numbers, and at the end one table per question: which network is fastest, how it scales,
 and what a video costs.
@@ -34,7 +36,7 @@ def main() -> None:
         "flow_set": bench_flow_set,
         "end_to_end": bench_end_to_end,
         "memory": bench_memory,
-        **{name: partial(bench_networks, name) for name in ("s3dg", "s3dg_tf32", "study_step")},
+        **{name: partial(bench_networks, name) for name in ("s3dg", "batches", "s3dg_tf32", "study_step")},
         "training": bench_training,
         "sharing": bench_sharing,
         "start": bench_start,
@@ -42,7 +44,7 @@ def main() -> None:
     }
     if unknown := [name for name in sys.argv[1:] if name not in benches]:
         sys.exit(f"no bench {unknown[0]!r}: there are {', '.join(benches)}")
-    names = sys.argv[1:] or list(benches)
+    names = sys.argv[1:] or [name for name in benches if name != "batches"]
     torch.backends.cudnn.benchmark = True
     began = time.perf_counter()
     compile_beforehand(names)

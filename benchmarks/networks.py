@@ -3,7 +3,7 @@
 Every contestant of a case gets the same clips and takes turns with the others in one process. On a GPU clips are 64 x
 224 x 224 under bfloat16 autocast or in float32 with TF32, on a CPU 16 x 112 x 112 in float32. Compiling takes minutes,
 so that only the cases that a claim is about have compiled contestants; all of them are compiled beforehand, each in a
-process of its own, into Inductor's cache.
+process of its own, into Inductor's cache. The plan `batches` has the other batch sizes.
 """
 
 import gc
@@ -91,24 +91,30 @@ def plans() -> dict[str, list[Case]]:
     compiled, graphs = ("torchvision_s3d_compiled",), ("torchvision_s3d_compiled_graphs",)
     if not CUDA:
         inference, training = (INFERENCE[0], INFERENCE[2]), (TRAINING[0], TRAINING[2])
-        cases = [Case("inference", "float32", 1, (*inference, *compiled)), Case("inference", "float32", 4, inference)]
-        study = Case("training", "float32", 16, (*training, "d3d_train"), STUDY_CLIP)
-        return {"s3dg": [*cases, Case("training", "float32", 4, training)], "study_step": [study]}
+        return {
+            "s3dg": [
+                Case("inference", "float32", 1, (*inference, *compiled)),
+                Case("training", "float32", 4, training),
+            ],
+            "batches": [Case("inference", "float32", 4, inference)],
+            "study_step": [Case("training", "float32", 16, (*training, "d3d_train"), STUDY_CLIP)],
+        }
+    study = ("s3dg", "s3dg_captured", "d3d_train", "s3dg_compiled_graphs", *graphs)
     return {
         "s3dg": [
-            *(
-                Case("inference", "bf16", n, INFERENCE + {1: graphs, 32: compiled}.get(n, ()))
-                for n in (1, 8, 16, 32, 64)
-            ),
-            *(Case("training", "bf16", n, TRAINING + {16: compiled}.get(n, ())) for n in (8, 16, 32, 64)),
+            Case("inference", "bf16", 1, INFERENCE + graphs),
+            Case("inference", "bf16", 32, INFERENCE + compiled),
+            Case("training", "bf16", 16, TRAINING + compiled),
+        ],
+        "batches": [
+            *(Case("inference", "bf16", n, INFERENCE) for n in (8, 16, 64)),
+            *(Case("training", "bf16", n, TRAINING) for n in (8, 32, 64)),
         ],
         "s3dg_tf32": [
-            *(Case("inference", "tf32", n, INFERENCE + {32: compiled}.get(n, ())) for n in (1, 32)),
+            Case("inference", "tf32", 32, INFERENCE + compiled),
             Case("training", "tf32", 16, TRAINING),
         ],
-        "study_step": [
-            Case("training", "bf16", 128, (*TRAINING, "d3d_train", "s3dg_compiled_graphs", *graphs), STUDY_CLIP)
-        ],
+        "study_step": [Case("training", "bf16", 128, study, STUDY_CLIP)],
     }
 
 
@@ -124,7 +130,7 @@ def bench_networks(name: str) -> tuple[dict, dict[str, float]]:
         print(f"  {prefix_of(case)}: {time.perf_counter() - began:.0f} s", flush=True)
     metrics |= ratios(cases, metrics)
     metrics["gflop_per_clip"] = 2e-9 * multiply_adds(frames, size)
-    return work, metrics | (use_of_device(cases, metrics) if CUDA else {})
+    return work, metrics | (use_of_device(cases, metrics) if CUDA and name != "batches" else {})
 
 
 def prefix_of(case: Case) -> str:
@@ -290,7 +296,7 @@ def ratios(cases: Iterable[Case], metrics: dict[str, float]) -> dict[str, float]
 def use_of_device(cases: Iterable[Case], metrics: dict[str, float]) -> dict[str, float]:
     """Returns how much of the device's matrix rate our fastest steps reach, and what the GPU spends its time on."""
     use: dict[str, float] = {}
-    largest = {(case.step, case.precision): case for case in cases if case.batch in (16, 32, 128)}
+    largest = {(case.step, case.precision): case for case in cases}
     for case in largest.values():
         with precision_of(case.precision):
             use["matrix_product_tflops"] = matrix_rate(case.precision)

@@ -20,7 +20,7 @@ NETWORKS = {
     "torchvision_s3d_compiled": "torchvision s3d, compiled",
     "torchvision_s3d_compiled_graphs": "torchvision s3d, compiled with CUDA graphs",
 }
-NETWORK_BENCHES = ("s3dg", "s3dg_tf32")
+NETWORK_BENCHES = ("s3dg", "batches", "s3dg_tf32")
 RATE = re.compile(r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/clips_per_second")
 # The benches on video files, each with the contestant that the others are compared with.
 VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded", "end_to_end": "two_streams_opencv"}
@@ -32,7 +32,13 @@ Row = dict[str, Any]
 
 def fastest(records: Sequence[Record]) -> pd.DataFrame:
     """Which network is fastest? A row per network and case, beside torchvision's best of that case."""
-    return pd.DataFrame(row for record in records if record.arm in NETWORK_BENCHES for row in _network_rows(record))
+    rows = [row for record in records if record.arm in NETWORK_BENCHES for row in _network_rows(record)]
+    return pd.DataFrame(sorted(rows, key=_case_order))
+
+
+def _case_order(row: Row) -> tuple[str, str, int]:
+    step, precision, batch = row["step, precision, batch"].split(", ")
+    return step, precision, int(batch)
 
 
 def _network_rows(record: Record) -> Iterator[Row]:
