@@ -1,6 +1,6 @@
 """Speed as ratios, in one process on one machine: `make bench`, or `python benchmarks/bench.py NAME …` for some.
 
-`make bench` leaves out `batches`, the networks at more batch sizes.
+`make bench` leaves out ON_REQUEST, the networks at more batch sizes and with TF32.
 
 The contestants of a comparison run alternately, and their median times are compared. Writes a record per bench to
 results/local/bench, prints its numbers, and at the end one table per question: which network is fastest, how it scales,
@@ -26,6 +26,7 @@ from d3d.study import records
 from d3d.study.records import Record
 
 RESULTS = "results/local"
+ON_REQUEST = ("batches", "s3dg_tf32")
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     }
     if unknown := [name for name in sys.argv[1:] if name not in benches]:
         sys.exit(f"no bench {unknown[0]!r}: there are {', '.join(benches)}")
-    names = sys.argv[1:] or [name for name in benches if name != "batches"]
+    names = sys.argv[1:] or [name for name in benches if name not in ON_REQUEST]
     torch.backends.cudnn.benchmark = True
     began = time.perf_counter()
     compile_beforehand(names)

@@ -37,7 +37,7 @@ def bench_sprites() -> tuple[dict, dict[str, float]]:
 def bench_tvl1() -> tuple[dict, dict[str, float]]:
     """TV-L1 on this device against OpenCV on one core, with the same parameters, on frames of sprites."""
     pairs, size, opencv_pairs = (216 if CUDA else 4), 256, 2
-    work = {"device": DEVICE, "pairs": pairs, "size": size, "opencv_pairs": opencv_pairs, "runs": 3}
+    work = {"device": DEVICE, "pairs": pairs, "size": size, "opencv_pairs": opencv_pairs, "runs": 2}
     clip = sprites.render(ClipConfig(frames=2, size=size, camera=0.5), "iid", range(pairs))
     a, b = (clip.rgb[:, :, t] for t in (0, 1))
     a_device, b_device = a.to(DEVICE), b.to(DEVICE)

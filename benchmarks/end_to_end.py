@@ -30,7 +30,7 @@ from d3d.video.decode import read_frames, to_clip
 
 BOUND = 20.0  # pixels per frame
 # Batches that are timed by arm, after some that are not.
-BATCHES = {"one_network": 100, "two_streams": 50, "two_streams_opencv": 1}
+BATCHES = {"one_network": 60, "two_streams": 25, "two_streams_opencv": 1}
 WARM_UP = {"one_network": 8, "two_streams": 4, "two_streams_opencv": 1}
 
 

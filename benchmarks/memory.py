@@ -34,7 +34,7 @@ def bench_memory() -> tuple[dict, dict[str, float]]:
 
     Both use all cores of the machine where they decode, draw the same views and take turns.
     """
-    scale, videos, epochs, runs = (WORK, 128, 4, 2) if CUDA else (TOY, 16, 2, 1)
+    scale, videos, epochs, runs = (WORK, 128, 3, 2) if CUDA else (TOY, 16, 2, 1)
     work = {"device": DEVICE, "cores": cores(), "videos": videos, "epochs": epochs, "runs": runs, **scale}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

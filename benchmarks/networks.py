@@ -128,9 +128,12 @@ def bench_networks(name: str) -> tuple[dict, dict[str, float]]:
         began = time.perf_counter()
         metrics |= compare(case, runs)
         print(f"  {prefix_of(case)}: {time.perf_counter() - began:.0f} s", flush=True)
-    metrics |= ratios(cases, metrics)
+    by_case, by_step = ratios(cases, metrics)
+    metrics |= by_case
     metrics["gflop_per_clip"] = 2e-9 * multiply_adds(frames, size)
-    return work, metrics | (use_of_device(cases, metrics) if CUDA and name != "batches" else {})
+    if name != "batches":  # none of its cases speaks for a step
+        metrics |= by_step | (use_of_device(cases, metrics) if CUDA else {})
+    return work, metrics
 
 
 def prefix_of(case: Case) -> str:
@@ -196,9 +199,11 @@ def prepare(name: str, case: Case, clips: Tensor) -> tuple[Callable[[], None], d
     step = build_step(name, case, clips)
     for _ in range(3):  # CUDA graphs are recorded in the second step, or in the third
         step()
+    # torch.compile's own graphs share memory with those of other contestants.
+    if not CUDA or CONTESTANTS[name].mode == "reduce-overhead":
+        return step, {}
     # A graph keeps the memory of its step.
-    working = {"working_gb": reserved_gb() - reserved + peak_gb(step)} if CUDA else {}
-    return step, {f"{prefix_of(case)}/{name}/{quantity}": value for quantity, value in working.items()}
+    return step, {f"{prefix_of(case)}/{name}/working_gb": reserved_gb() - reserved + peak_gb(step)}
 
 
 def build_step(name: str, case: Case, clips: Tensor) -> Callable[[], None]:
@@ -275,8 +280,8 @@ def precision_of(name: str):
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
-def ratios(cases: Iterable[Case], metrics: dict[str, float]) -> dict[str, float]:
-    """Returns our best rate over torchvision's best, by case; by step and precision that of the strongest peers.
+def ratios(cases: Iterable[Case], metrics: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns our best rate over torchvision's best, by case, and by step and precision that of the strongest peers.
 
     Those are the compiled ones: the case with most clips that has them speaks for its step and precision.
     """
@@ -290,7 +295,7 @@ def ratios(cases: Iterable[Case], metrics: dict[str, float]) -> dict[str, float]
             is_compiled = any(CONTESTANTS[name].mode for name in peers)
             step = f"{case.step}/{case.precision}/ratio"
             by_step[step] = max(by_step.get(step, (False, 0, 0.0)), (is_compiled, case.batch, ratio))
-    return by_case | {name: ratio for name, (_, _, ratio) in by_step.items()}
+    return by_case, {name: ratio for name, (_, _, ratio) in by_step.items()}
 
 
 def use_of_device(cases: Iterable[Case], metrics: dict[str, float]) -> dict[str, float]:
@@ -305,6 +310,7 @@ def use_of_device(cases: Iterable[Case], metrics: dict[str, float]) -> dict[str,
         rates = [metrics.get(f"{prefix_of(case)}/{name}/clips_per_second", 0.0) for name in ours]
         # The backward pass convolves twice, for the gradients of inputs and weights.
         gflop = metrics["gflop_per_clip"] * (1 if case.step == "inference" else 3)
+        use[f"{case.step}/batch"] = case.batch
         use[f"{case.step}/share_of_matrix_rate"] = gflop * max(rates) / use["matrix_product_tflops"] / 1e3
         use[f"{case.step}/share_of_time_in_kernels"] = sum(times.values()) * max(rates) / 1e3
         use |= {f"{case.step}/ms_per_clip/{part}": ms for part, ms in times.items()}

@@ -6,6 +6,7 @@ python benchmarks/videos.py [FILE ...]      # a table of decoders, on your own f
 import itertools
 import math
 import multiprocessing
+import os
 import shutil
 import statistics
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from d3d.flow.estimate import tvl1
 from d3d.flow.extract import extract
 from d3d.video import decode as videos
 
-WARM_UP = 6  # clips per process that are not timed
+WARM_UP = 4  # clips per process that are not timed
 
 
 def bench_decode() -> tuple[dict, dict[str, float]]:
@@ -42,14 +44,14 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
     and decoding compete for its cores.
     """
     cores = tvl1_cpu.cores()
-    work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3, "clips": 10}
+    work = {"device": DEVICE, "videos": 16, "frames": 64, "size": 224, "cores": cores, "runs": 3, "clips": 8}
     metrics: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         with ThreadPoolExecutor() as pool:
             paths = [Path(folder, f"{i}.mp4") for i in range(work["videos"])]
             table = pd.DataFrame(pool.map(write_texture_video, paths, range(len(paths))))
         view = ViewSpec(frames=64, size=224, fps=25, short_side=256, bound=20)
-        for workers in sorted({1, 2, cores}):
+        for workers in sorted({1, cores}):
             clips = FileClips(table=table, labels=torch.zeros(len(table), device=DEVICE), view=view, workers=workers)
             rows = np.arange((WARM_UP + work["clips"]) * workers) % len(table)
             readers = {"clips": read_clips, "batches": read_batches, "pyav": read_by_pyav}
@@ -69,7 +71,7 @@ def bench_decode() -> tuple[dict, dict[str, float]]:
 
 
 def compare_decoders(paths: Sequence[str | Path], *, runs: int) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Decodes whole files to RGB by each decoder in turn, each in one thread; PyAV converts in several by itself.
+    """Decodes whole files to RGB by each decoder in turn, on one core: PyAV converts in as many threads as cores.
 
     Args:
         paths: Video files.
@@ -89,12 +91,13 @@ def compare_decoders(paths: Sequence[str | Path], *, runs: int) -> tuple[dict[st
             for name, image in zip(decoders, images, strict=True):
                 frames[name] += image is not None
                 same[name] += image is not None and np.array_equal(image, images[0])
-        for run in range(runs + 1):
-            for name, decode in decoders.items():
-                began = time.process_time()
-                for _ in decode(path):
-                    pass
-                seconds[name][run, i] = time.process_time() - began
+        with one_core():
+            for run in range(runs + 1):
+                for name, decode in decoders.items():
+                    began = time.process_time()
+                    for _ in decode(path):
+                        pass
+                    seconds[name][run, i] = time.process_time() - began
     ms = {name: 1e3 * np.median(seconds[name][1:], 0).sum() / frames[name] for name in decoders}
     return {
         name: {
@@ -105,6 +108,20 @@ def compare_decoders(paths: Sequence[str | Path], *, runs: int) -> tuple[dict[st
         }
         for name in decoders
     }, versions
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Restricts what this thread does, and the threads that it starts, to one core; on Linux alone."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def installed_decoders() -> tuple[dict[str, Callable[[str | Path], Iterator[np.ndarray]]], dict[str, str]]:
@@ -220,7 +237,7 @@ def decode_by_pyav(item: tuple[str, int]) -> int:
 
 def bench_flow_set() -> tuple[dict, dict[str, float]]:
     """Compares `d3d flow` on ten-second videos, from decoding to writing, with TV-L1 alone on 250 frames at once."""
-    count = 48 if CUDA else 1
+    count = 32 if CUDA else 1
     work = {"device": DEVICE, "videos": count, "fps": 25.0, "short_side": 256 if CUDA else 48, "runs": 2}
     spec = FlowSpec(fps=25, short_side=work["short_side"])
     with tempfile.TemporaryDirectory() as name:

@@ -31,10 +31,11 @@ device.{rest_of_time}
 :alt: Milliseconds per clip that the GPU spends on convolutions and between them, in inference and in training.
 ```
 
-*Milliseconds per clip on the GPU at 32 clips per batch, by the names of the kernels. The convolutions are cuDNN's and
-cuBLAS's: two-dimensional over space or over time, with channels last in memory. The rest moves memory: pooling, gates,
-norms, and the taps of the stem (two axes of its kernel become channels, which turns a slow convolution of 3 channels
-and stride 2 into a fast one of 64 channels).*
+*Milliseconds per clip on the GPU, {inference_batch:.0f} clips per batch in inference and {training_batch:.0f} in
+training, by the names of the kernels. The convolutions are cuDNN's and cuBLAS's: two-dimensional over space or over
+time, with channels last in memory. The rest moves memory: pooling, gates, norms, and the taps of the stem (two axes of
+its kernel become channels, which turns a slow convolution of 3 channels and stride 2 into a fast one of 64
+channels).*
 
 ## Training at the study's scale
 
@@ -61,7 +62,7 @@ clips to the update. A run trains on {fit:,.0f} clips per second.
 
 {workers} worker processes deliver {clips:.0f} training clips of 64 × 224 × 224 per second from H.264 of 340 × 256
 pixels. This is {times:.2f} times the rate at which PyAV alone decodes the same frames in as many processes; with one
-process it is {times_one:.2f} times, with two {times_two:.2f} times. As batches on the GPU it is {batches:.0f} clips per
+process it is {times_one:.2f} times. As batches on the GPU it is {batches:.0f} clips per
 second. `d3d flow` computes {fields:.0f} fields per second at short side 256, from file to file: {of_alone:.0%} of the
 rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits costs a root mean square error of
 {rms:.3f} pixels, and {largest:.3f} pixels at most.
@@ -145,6 +146,7 @@ def page(folder: Path) -> str:
     numbers |= {name: value[arm, metric] for name, (arm, metric) in TRAINING.items()}
     # Which older records lack.
     numbers |= {name: network.metrics.get(metric) for name, metric in USE_OF_DEVICE.items()}
+    numbers |= {f"{step}_batch": network.metrics.get(f"{step}/batch", 32) for step in ("inference", "training")}
     training = records.of_first_seed(folder, "bench", ["training"])[0]
     numbers |= {"training_commit": _commit(training), "curve_steps": training.params["curve_steps"]}
     memory = records.of_first_seed(folder, "bench", ["memory"])[0]
@@ -155,7 +157,6 @@ def page(folder: Path) -> str:
         "batches": value["decode", f"workers{workers}/batches/clips_per_second"],
         "times": value["decode", f"workers{workers}/clips/ratio"],
         "times_one": value["decode", "workers1/clips/ratio"],
-        "times_two": value["decode", "workers2/clips/ratio"],
         "fields": value["flow_set", "set/fields_per_second"],
         "of_alone": value["flow_set", "ratio"],
         "rms": value["flow_set", "rms_px"],

@@ -237,9 +237,9 @@ class CapturedGradients:
         Returns:
             The loss, a scalar without gradient. `.grad` of every parameter is replaced: nothing is accumulated.
         """
-        params = [p for p in self.model.parameters() if p.requires_grad]
 
         def run(*batch: Tensor) -> list[Tensor]:
+            params = [p for p in self.model.parameters() if p.requires_grad]
             for p in params:
                 p.grad = None
                 _forget_accumulator(p)
@@ -251,13 +251,21 @@ class CapturedGradients:
 
         if not batch[0].is_cuda:
             return run(*batch)[0]
-        # What a graph does, and where, depends on these as well.
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        key = tuple(m.training for m in self.model.modules()), tuple((t.data_ptr(), t.requires_grad) for t in tensors)
+        key = _state(self.model)
         loss, *gradients = self._graphs.run(run, *batch, device=batch[0].device, key=key, copy_outputs=False)
         for p, gradient in zip(self._used, gradients, strict=True):
             p.grad = gradient
         return loss.clone()
+
+
+def _state(model: nn.Module) -> Hashable:
+    """What a graph of a network's training depends on, besides its inputs: modes, and where the tensors are."""
+    # The GPU waits for this, and the loops behind model.parameters() take four times as long.
+    modules = [model]
+    for module in modules:
+        modules.extend(m for m in module._modules.values() if m is not None)
+    tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+    return tuple(m.training for m in modules), tuple((t.data_ptr(), t.requires_grad) for t in tensors)
 
 
 def _forget_accumulator(parameter: nn.Parameter) -> None:
