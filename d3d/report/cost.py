@@ -73,7 +73,7 @@ rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits 
 
 {videos}*Made by `make bench` at commits {decode_commit}, {flow_commit} and {memory_commit}; the last on one
 {memory_device}.*
-
+{end_to_end}
 ## What could be wrong
 
 Every comparison is one run on one machine. {limits} Videos were measured that this study encoded itself,
@@ -112,6 +112,15 @@ with channels last in memory. The peer of a row is the fastest of torchvision's 
 REST_OF_TIME = """ In training it is {training_matrix_fraction:.0%}. The kernels take
 {inference_kernels:.0%} of the time of the fastest inference and {training_kernels:.0%} of that of the fastest training
 step; the rest of the time, the GPU waits."""
+END_TO_END = """
+## From a video file to a decision
+
+{table}
+
+*Clips per second with every core decoding for one GPU, 64 × 224 × 224 from H.264 of 340 × 256 pixels. Two streams need
+flow, which OpenCV's TV-L1 computes on every core. Joules are the GPU's. The percentages divide the time of one video,
+decoded by one core, among its stages.*
+"""
 TWO_STREAMS_NEED_DATA = " (The comparison of one D3D with a complete two-stream pipeline needs data.)"
 SEVERAL_GPUS_NEED_DATA = " Training on several GPUs needs data."
 LIMITS = """The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no longer grows, 32 for
@@ -194,10 +203,12 @@ def _tables(bench: Sequence[records.Record]) -> dict[str, str]:
     arms = {record.arm for record in bench}
     scaling = f"\n{cost_tables.markdown(cost_tables.scaling(bench))}\n"
     videos = f"{cost_tables.markdown(cost_tables.videos(bench))}\n\n"
+    end_to_end = END_TO_END.format(table=cost_tables.markdown(cost_tables.end_to_end(bench)))
     return {
         "table": cost_tables.markdown(cost_tables.fastest(bench)),
         "scaling": scaling if arms & {"study_step", "scaling"} else "",
-        "videos": videos if "end_to_end" in arms else "",
+        "videos": videos,
+        "end_to_end": end_to_end if "end_to_end" in arms else "",
     }
 
 

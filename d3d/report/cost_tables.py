@@ -23,7 +23,13 @@ NETWORKS = {
 NETWORK_BENCHES = ("s3dg", "batches", "s3dg_tf32")
 RATE = re.compile(r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/clips_per_second")
 # The benches on video files, each with the contestant that the others are compared with.
-VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded", "end_to_end": "two_streams_opencv"}
+VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded"}
+END_TO_END = {
+    "one_network": "one network (RGB or D3D)",
+    "two_streams": "two streams, our TV-L1",
+    "two_streams_opencv": "two streams, OpenCV's TV-L1",
+}
+STAGES = ("decode", "preprocess", "flow", "network")
 PER_SECOND = re.compile(r"(?P<group>.+/)?(?P<contestant>\w+)/(?P<unit>\w+)_per_second")
 MS_PER_FRAME = re.compile(r"decoding/(\w+)/ms_per_frame")
 
@@ -111,8 +117,31 @@ _SCALING: dict[str, Callable[[Record], Iterable[Row]]] = {
 }
 
 
+def end_to_end(records: Sequence[Record]) -> pd.DataFrame:
+    """What does a video cost? From files to decisions, one network and two streams."""
+    return pd.DataFrame(row for record in records if record.arm == "end_to_end" for row in _end_to_end_rows(record))
+
+
+def _end_to_end_rows(record: Record) -> Iterator[Row]:
+    metrics, peer = record.metrics, END_TO_END["two_streams_opencv"]
+    for arm, label in END_TO_END.items():
+        if rate := metrics.get(f"{arm}/clips_per_second"):
+            shares = {f"{stage} (%)": metrics.get(f"{arm}/one_video/share/{stage}") for stage in STAGES}
+            yield {
+                "contestant": label,
+                "clips per second": rate,
+                "peer": peer,
+                "× peer": rate / metrics["two_streams_opencv/clips_per_second"],
+                "joules per clip": metrics.get(f"{arm}/joules_per_clip"),
+                "GPU memory (GB)": metrics.get(f"{arm}/peak_gb"),
+                "one video (ms)": metrics.get(f"{arm}/one_video/ms"),
+                **{stage: share and 100 * share for stage, share in shares.items()},
+                **_machine(record),
+            }
+
+
 def videos(records: Sequence[Record]) -> pd.DataFrame:
-    """What does a video cost? Every rate of the benches on video files, beside that of its peer."""
+    """How fast are video files read? Every rate of the benches on video files, beside that of its peer."""
     return pd.DataFrame(row for record in records if record.arm in VIDEO_PEERS for row in _video_rows(record))
 
 
@@ -148,7 +177,8 @@ def _video_rows(record: Record) -> Iterator[Row]:
 QUESTIONS: dict[str, Callable[[Sequence[Record]], pd.DataFrame]] = {
     "Which network is fastest?": fastest,
     "How does it scale?": scaling,
-    "What does a video cost?": videos,
+    "What does a video cost, from its file to a decision?": end_to_end,
+    "How fast are video files read?": videos,
 }
 
 
@@ -161,6 +191,7 @@ def markdown(table: pd.DataFrame) -> str:
     """Formats a table as Markdown; leaves out columns without a value."""
     shown = table.dropna(axis="columns", how="all")
     formats = {"× peer": "{:.2f}", "ms per step": "{:,.1f}", "working memory (GB)": "{:.1f}"}
+    formats |= {f"{stage} (%)": "{:.0f}" for stage in STAGES}
     cells = {name: [_cell(value, formats.get(name)) for value in column] for name, column in shown.items()}
     return pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
 

@@ -139,13 +139,16 @@ def test_scaling_and_videos_have_a_table_once_they_are_measured(folder):
     two = {f"study/processes2/{name}": value for name, value in (("ms_per_step", 14.0), ("ratio", 1.9))}
     two["study/processes2/clips_per_second"] = 18286.0
     write(folder, Record("bench", "scaling", 0, study, two, False, provenance))
-    rates = {"d3d/clips_per_second": 50.0, "two_streams_opencv/clips_per_second": 0.5}
+    rates = {"one_network/clips_per_second": 50.0, "two_streams_opencv/clips_per_second": 0.5}
+    rates |= {"one_network/joules_per_clip": 1.5, "one_network/one_video/share/decode": 0.536}
     write(folder, Record("bench", "end_to_end", 0, {}, rates, False, provenance))
     text = cost.page(folder)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     case = ["128 clips per process", "2 processes", "18,286", "14.0", "1 process", "1.90", "a GPU", "a CPU, 16 cores"]
     assert case in rows
-    assert ["end_to_end", "d3d", "50", "clips", "two streams opencv", "100.00", "a GPU", "a CPU, 16 cores"] in rows
+    peer, machine = "two streams, OpenCV's TV-L1", ["a GPU", "a CPU, 16 cores"]
+    assert ["one network (RGB or D3D)", "50", peer, "100.00", "1.5", "54", *machine] in rows
+    assert [peer, "0.5", peer, "1.00", "", "", *machine] in rows
     assert "needs data" not in text
 
 
