@@ -29,6 +29,8 @@ END_TO_END = {
     "two_streams": "two streams, our TV-L1",
     "two_streams_opencv": "two streams, OpenCV's TV-L1",
 }
+# Columns that a table need not repeat in every row.
+COMMON = ("peer", "card", "host")
 STAGES = ("decode", "preprocess", "flow", "network")
 PER_SECOND = re.compile(r"(?P<group>.+/)?(?P<contestant>\w+)/(?P<unit>\w+)_per_second")
 MS_PER_FRAME = re.compile(r"decoding/(\w+)/ms_per_frame")
@@ -188,12 +190,19 @@ def _machine(record: Record) -> dict[str, str | None]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Formats a table as Markdown; leaves out columns without a value."""
+    """Formats a table as Markdown; leaves out columns without a value.
+
+    A peer, card or host that is the same in all rows is named once, below the table.
+    """
     shown = table.dropna(axis="columns", how="all")
+    common = {name: shown[name].iloc[0] for name in COMMON if name in shown and shown[name].nunique(dropna=False) == 1}
+    shown = shown.drop(columns=list(common))
     formats = {"× peer": "{:.2f}", "ms per step": "{:,.1f}", "working memory (GB)": "{:.1f}"}
     formats |= {f"{stage} (%)": "{:.0f}" for stage in STAGES}
     cells = {name: [_cell(value, formats.get(name)) for value in column] for name, column in shown.items()}
-    return pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
+    lines = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
+    named = "; ".join(f"{name}: {_cell(value, None)}" for name, value in common.items())
+    return f"{lines}\n\n{named[0].upper()}{named[1:]}." if named else lines
 
 
 def _cell(value: object, number_format: str | None) -> str:

@@ -84,9 +84,10 @@ def test_the_page_quotes_the_records(folder):
         if "bf16, 32" in line
     ]
     assert rows == [
-        ["inference, bf16, 32", "S3D-G, folded", "1,800", "17.8", "5.0", "torchvision s3d", "6.00", "a GPU"],
-        ["inference, bf16, 32", "torchvision s3d", "300", "106.7", "9.9", "torchvision s3d", "1.00", "a GPU"],
+        ["inference, bf16, 32", "S3D-G, folded", "1,800", "17.8", "5.0", "6.00"],
+        ["inference, bf16, 32", "torchvision s3d", "300", "106.7", "9.9", "1.00"],
     ]
+    assert "\n\nPeer: torchvision s3d; card: a GPU.\n" in cost.page(folder)
     assert cost.kernel_times(folder).to_dict("records") == [{"step": "inference", "part": "convolutions", "ms": 0.3}]
 
 
@@ -138,17 +139,18 @@ def test_scaling_and_videos_have_a_table_once_they_are_measured(folder):
     study = {"study": "128 clips per process"}
     two = {f"study/processes2/{name}": value for name, value in (("ms_per_step", 14.0), ("ratio", 1.9))}
     two["study/processes2/clips_per_second"] = 18286.0
-    write(folder, Record("bench", "scaling", 0, study, two, False, provenance))
+    write(folder, Record("bench", "scaling", 0, study, two, False, provenance | {"device": "another"}))
     rates = {"one_network/clips_per_second": 50.0, "two_streams_opencv/clips_per_second": 0.5}
     rates |= {"one_network/joules_per_clip": 1.5, "one_network/one_video/share/decode": 0.536}
     write(folder, Record("bench", "end_to_end", 0, {}, rates, False, provenance))
     text = cost.page(folder)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    case = ["128 clips per process", "2 processes", "18,286", "14.0", "1 process", "1.90", "a GPU", "a CPU, 16 cores"]
+    case = ["128 clips per process", "2 processes", "18,286", "14.0", "1 process", "1.90", "another", "a CPU, 16 cores"]
     assert case in rows
-    peer, machine = "two streams, OpenCV's TV-L1", ["a GPU", "a CPU, 16 cores"]
-    assert ["one network (RGB or D3D)", "50", peer, "100.00", "1.5", "54", *machine] in rows
-    assert [peer, "0.5", peer, "1.00", "", "", *machine] in rows
+    peer = "two streams, OpenCV's TV-L1"
+    assert ["one network (RGB or D3D)", "50", "100.00", "1.5", "54"] in rows
+    assert [peer, "0.5", "1.00", "", ""] in rows
+    assert f"\n\nPeer: {peer}; card: a GPU; host: a CPU, 16 cores.\n" in text
     assert "needs data" not in text
 
 
