@@ -122,7 +122,8 @@ except OSError as error:
 # These must be written before Snakemake reads the age of any file.
 STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, seed in runs_of(n)}
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINING for s in plan.seeds_of(n, STUDY)}
-STAMPS |= {("fuse", None, None): stamp("fuse", seeds=SEEDS), ("tvl1", None, None): stamp("tvl1")}
+STAMPS |= {(name, None, None): stamp(name, seeds=SEEDS) for name in ("fuse", "compare")}
+STAMPS |= {("tvl1", None, None): stamp("tvl1")}
 CHAPTER_STAMPS = {
     name: staleness.write_stamp(
         STAMP_FOLDER / f"chapter-{name}",
@@ -215,6 +216,18 @@ rule fuse:
         records_of("fuse", seeds=SEEDS),
     params:
         command=job("fuse"),
+    shell:
+        "{params.command}"
+
+
+rule compare:
+    input:
+        STAMPS["compare", None, None],
+        [records_of(experiment, seeds=SEEDS) for experiment in plan.TRAINED],
+    output:
+        records_of("compare", seeds=SEEDS),
+    params:
+        command=job("compare"),
     shell:
         "{params.command}"
 

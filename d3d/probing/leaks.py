@@ -19,6 +19,7 @@ from d3d.data.sprite_clips import render_batches, sprite_clips
 from d3d.study.parameters import LeakConfig
 from d3d.study.run import Run
 from d3d.study.schema import changed
+from d3d.train import scores
 from d3d.train.evaluate import predict
 from d3d.train.loop import fit
 from d3d.train.networks import build_network
@@ -48,12 +49,9 @@ def pair_accuracy(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     Returns:
         `motion_pairs` and `appearance_pairs`, each only if there are clips of such pairs.
     """
-    label_logit, sibling_logit = (logits[np.arange(len(labels)), column] for column in (labels, siblings()[labels]))
-    correct = (label_logit > sibling_logit) + 0.5 * (label_logit == sibling_logit)
     groups = np.array([c.group for c in CLASSES])[labels]
-    return {
-        f"{name}_pairs": float(correct[groups == name].mean()) for name in ("motion", "appearance") if name in groups
-    }
+    accuracies = scores.pair_accuracy(logits, labels, groups, siblings())
+    return {name.replace("/pair_accuracy", "_pairs"): value for name, value in accuracies.items()}
 
 
 def single_frame_control(config: LeakConfig, device: torch.device | str = "cpu") -> dict[str, float]:

@@ -20,7 +20,7 @@ from d3d.messages import printable, shown
 from d3d.report.contrasts import ClaimError, parse
 from d3d.study.parameters import MAX_SEED
 
-ID = re.compile(r"[A-Z]\d{1,3}")
+ID = re.compile(r"[A-Z]\d{1,3}[a-z]?")
 # Metrics stand in tables and in code of Markdown.
 METRIC = re.compile(r"\w[\w./+-]{0,199}")
 KINDS = ("all", "report", "follows")
@@ -147,7 +147,9 @@ LEDGER_KEYS = {
 }
 CLAIM_KEYS = {
     "id": Entry(
-        "a letter and a number, such as H1", lambda value: isinstance(value, str) and bool(ID.fullmatch(value)), False
+        "a capital letter and a number, such as H1 or H2b",
+        lambda value: isinstance(value, str) and bool(ID.fullmatch(value)),
+        optional=False,
     ),
     "statement": _SENTENCE,
     "source": _SENTENCE,

@@ -3,9 +3,10 @@
 To add an arm, write its entry here and name it in a profile. No other code changes, and no record becomes stale.
 """
 
+import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # The names of arms, of at most 100 characters, begin the names of files and stand in contrasts.
@@ -64,14 +65,31 @@ class Arm:
 BLUE, ORANGE, GREEN, RED, PINK, BROWN, GREY, YELLOW, SKY = (
     "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#ece133", "#56b4e9",
 )  # fmt: skip
+OLIVE, VIOLET = (0.45, 0.45, 0.2), (0.35, 0.2, 0.45)
 # Fields that several arms share.
 STUDENT = {"experiment": "distill", "start": "rgb"}
 D3D = STUDENT | {"teacher": "flow", "colour": RED}
 BOTH_EXAMINATIONS = ("probe", "attribution")
 
 
-def _lambda_arm(value: float) -> Arm:
-    return Arm(name=f"d3d_lambda_{value:g}", label=f"D3D, λ = {value:g}", overrides={"lambda_": value}, **D3D)
+def _shuffled(arm: Arm) -> Arm:
+    """The same student of the teacher's outputs for other clips of the same class."""
+    name, label = f"{arm.name}_shuffled", f"{arm.label}, shuffled"
+    return replace(arm, name=name, label=label, outputs="shuffled", colour=VIOLET, marker="d", examined_by=())
+
+
+def _grid(base: Arm, name: str, parameter: str, symbol: str, values: Iterable[float]) -> list[Arm]:
+    """An arm with other values of one parameter; `name` and `symbol` stand before the value in its name and label."""
+    return [
+        replace(
+            base,
+            name=f"{base.name}_{name}_{value:g}",
+            label=f"{base.label}, {symbol} {value:g}",
+            overrides={**base.overrides, parameter: value},
+            examined_by=(),
+        )
+        for value in values
+    ]
 
 
 def _official_split_arms(split: int) -> list[Arm]:
@@ -104,9 +122,12 @@ def _official_split_arms(split: int) -> list[Arm]:
     return [teacher, *students, ensemble]
 
 
-ARMS = {
-    arm.name: arm
-    for arm in (
+def _main_arms() -> list[Arm]:
+    """The streams, the students that claims are about, and the ends of the probes' scale."""
+    # The students differ in their teacher alone. By how much D3D exceeds flow shuffled is what this clip's motion
+    # gives; by how much flow shuffled exceeds the class mean, the spread of the teacher's outputs; by how much the
+    # class mean exceeds RGB-longer, soft labels.
+    return [
         Arm(
             name="random", experiment="probe", label="random weights", short="random", colour=(0.6, 0.6, 0.6),
             marker="X", examined_by=BOTH_EXAMINATIONS,
@@ -123,48 +144,105 @@ ARMS = {
             name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin",
             examined_by=BOTH_EXAMINATIONS, **STUDENT,
         ),
-        # D3D's teacher without this clip's motion: by how much D3D exceeds these is what its motion gives.
+        # At D3D's lambda; rgb_teacher has its own.
+        Arm(name="rgb_teacher_equal", label="RGB-teacher, D3D's λ", colour=PINK, teacher="rgb_twin", **STUDENT),
         Arm(
-            name="class_mean", label="class mean", marker="h", teacher="flow", outputs="class_mean",
-            colour=(0.45, 0.45, 0.2), examined_by=BOTH_EXAMINATIONS, **STUDENT,
+            name="class_mean", label="class mean", marker="h", teacher="flow", outputs="class_mean", colour=OLIVE,
+            examined_by=BOTH_EXAMINATIONS, **STUDENT,
+        ),
+        # At its own lambda; class_mean has D3D's.
+        Arm(
+            name="class_mean_own", label="class mean, own λ", marker="h", teacher="flow", outputs="class_mean",
+            colour=OLIVE, **STUDENT,
         ),
         Arm(
-            name="flow_shuffled", label="flow shuffled", marker="d", teacher="flow", outputs="shuffled",
-            colour=(0.35, 0.2, 0.45), examined_by=BOTH_EXAMINATIONS, **STUDENT,
+            name="flow_shuffled", label="flow shuffled", marker="d", teacher="flow", outputs="shuffled", colour=VIOLET,
+            examined_by=BOTH_EXAMINATIONS, **STUDENT,
         ),
         Arm(name="d3d", label="D3D", marker="P", examined_by=BOTH_EXAMINATIONS, **D3D),
         Arm(
             name="tuned", experiment="probe", label="tuned for flow", short="tuned", colour=(0.0, 0.0, 0.0), marker="v",
             start="rgb", examined_by=("probe",),
         ),
-        # Ablations: each changes one thing of D3D.
+    ]  # fmt: skip
+
+
+def _ablations() -> list[Arm]:
+    """Students that differ from D3D or RGB-longer in one thing; each of D3D's has a partner of shuffled outputs."""
+    variants = [
         Arm(
-            name="flow_exact", experiment="train", label="flow, exact", colour=YELLOW, stream="flow",
-            overrides={"flow": "exact"},
-        ),
-        Arm(
-            name="d3d_exact", label="D3D of exact flow", overrides={"flow": "exact"},
-            **D3D | {"teacher": "flow_exact"},
+            name="d3d_exact", label="D3D of exact flow", overrides={"flow": "exact"}, **D3D | {"teacher": "flow_exact"}
         ),
         Arm(name="d3d_scratch", label="D3D from scratch", **D3D | {"start": ""}),
         Arm(name="d3d_kl", label="D3D by KL", overrides={"distance": "kl", "lambda_": 1.0}, **D3D),
         # The weight of MARS.
         Arm(name="d3d_features", label="D3D by features", overrides={"distance": "features", "lambda_": 50.0}, **D3D),
-        *map(_lambda_arm, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)),
-        # Ensembles.
-        Arm(name="two_stream", experiment="fuse", label="two-stream", colour=GREEN, members=("rgb", "flow")),
+    ]
+    return [
         Arm(
-            name="two_stream_logits", experiment="fuse", label="two-stream, logits", colour=(0.5, 0.76, 0.6),
-            members=("rgb", "flow"), fused_by="logits",
+            name="flow_exact", experiment="train", label="flow, exact", colour=YELLOW, stream="flow",
+            overrides={"flow": "exact"},
         ),
+        *variants,
+        *(_shuffled(arm) for arm in variants),
+        # As many epochs as RGB and RGB-longer together, under one cosine.
+        Arm(name="rgb_one_cosine", experiment="distill", label="RGB, one cosine", colour=SKY),
         Arm(
-            name="rgb_rgb", experiment="fuse", label="RGB + RGB", colour=(0.2, 0.13, 0.53), members=("rgb", "rgb_twin")
+            name="rgb_smoothed", label="RGB-longer, smoothed labels", colour=SKY, overrides={"label_smoothing": 0.1},
+            **STUDENT,
         ),
-        Arm(name="d3d_rgb", experiment="fuse", label="D3D + RGB", colour=BROWN, members=("d3d", "rgb")),
-        Arm(name="d3d_d3d", experiment="fuse", label="D3D + D3D", colour=(0.53, 0.13, 0.33), members=("d3d", "d3d")),
+    ]  # fmt: skip
+
+
+def _grids(base: Mapping[str, Arm]) -> list[Arm]:
+    """Arms with other epochs, learning rates and lambdas, among which studies select, or show how much these matter."""
+    return [
+        *(arm for name in ("rgb", "flow") for arm in _grid(base[name], "epochs", "epochs", "epochs", (40, 80, 160))),
+        *_grid(base["d3d"], "epochs", "epochs", "epochs", (6, 12, 24, 48)),
+        *(
+            arm
+            for name in ("rgb_longer", "d3d")
+            for arm in _grid(base[name], "rate", "learning_rate", "rate", (0.01, 0.03, 0.1, 0.3))
+        ),
+        *(
+            arm
+            for name in ("d3d", "flow_shuffled", "rgb_teacher", "class_mean")
+            for arm in _grid(base[name], "lambda", "lambda_", "λ =", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
+        ),
+    ]
+
+
+def _ensembles() -> list[Arm]:
+    """Ensembles fused by softmax and, where the lighter colour is given, by logits too."""
+    members = {
+        "two_stream": ("two-stream", GREEN, (0.5, 0.76, 0.6), ("rgb", "flow")),
+        "longer_flow": ("RGB-longer + flow", (0.2, 0.6, 0.5), (0.6, 0.8, 0.75), ("rgb_longer", "flow")),
+        "rgb_rgb": ("RGB + RGB", (0.2, 0.13, 0.53), (0.6, 0.56, 0.76), ("rgb", "rgb_twin")),
+        "d3d_rgb": ("D3D + RGB", BROWN, None, ("d3d", "rgb")),
+        "d3d_d3d": ("D3D + D3D", (0.53, 0.13, 0.33), None, ("d3d", "d3d")),
+    }
+    by_softmax = [
+        Arm(name=name, experiment="fuse", label=label, colour=colour, members=pair)
+        for name, (label, colour, _, pair) in members.items()
+    ]
+    by_logits = [
+        replace(arm, name=f"{arm.name}_logits", label=f"{arm.label}, logits", colour=lighter, fused_by="logits")
+        for arm in by_softmax
+        if (lighter := members[arm.name][2])
+    ]
+    return [*by_softmax, *by_logits]
+
+
+_MAIN = {arm.name: arm for arm in _main_arms()}
+ARMS = _MAIN | {
+    arm.name: arm
+    for arm in (
+        *_ablations(),
+        *_grids(_MAIN),
+        *_ensembles(),
         *(arm for split in (1, 2, 3) for arm in _official_split_arms(split)),
     )
-}  # fmt: skip
+}
 # Variants of TV-L1: the parameters that each changes.
 TVL1_VARIANTS: dict[str, dict[str, float]] = {
     "default": {},
@@ -186,6 +264,12 @@ def arms_examined_by(experiment: str) -> tuple[str, ...]:
     return tuple(arm.name for arm in ARMS.values() if experiment in arm.examined_by)
 
 
+def similar(name: object, names: Iterable[str]) -> str:
+    """Returns a hint for a name that is not one of `names`: the most similar of them, or where all are listed."""
+    close = difflib.get_close_matches(str(name)[:100], list(names), n=2)
+    return f"did you mean {' or '.join(close)}?" if close else "d3d/study/arms.py lists all arms"
+
+
 def get_arm(name: str) -> Arm:
     """Returns the entry of an arm.
 
@@ -193,5 +277,5 @@ def get_arm(name: str) -> Arm:
         ValueError: for an unknown name.
     """
     if name not in ARMS:
-        raise ValueError(f"no arm {name!r}: the arms are {', '.join(ARMS)}")
+        raise ValueError(f"no arm {name!r}: {similar(name, ARMS)}")
     return ARMS[name]

@@ -15,6 +15,7 @@ from d3d.messages import shown
 from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,
+    CompareConfig,
     DistillationConfig,
     FilesConfig,
     FlowConfig,
@@ -88,6 +89,7 @@ EXPERIMENTS = {
     "train": Experiment(TrainConfig, _TRAINING, "d3d.train.run"),
     "distill": Experiment(TrainConfig, {"distillation": _names(DistillationConfig)} | _TRAINING, "d3d.train.run"),
     "fuse": Experiment(FuseConfig, {"run": ("results",)}, "d3d.train.fuse"),
+    "compare": Experiment(CompareConfig, {"run": ("results",)}, "d3d.train.compare"),
     "probe": Experiment(
         ProbeConfig,
         _EXAMINING | {"probes": ("width", "endpoint", "decoder_epochs", "batch_size", "pictures")},

@@ -223,6 +223,9 @@ class DistillationConfig(Group):
         choices=("mse", "kl", "features"),
     )
     temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0, least=0.0001, limit=10**6)
+    label_smoothing: float = parameter(
+        0.0, "share of each label that is spread evenly over all classes, in [0, 1)", low=0, below=1
+    )
 
     def check(self) -> None:
         if self.lambda_ > 0 and not self.teacher:
@@ -275,6 +278,13 @@ class TrainConfig(Group):
 @dataclass(frozen=True, kw_only=True)
 class FuseConfig(Group):
     """Ensembles: averages of the predictions of trained networks."""
+
+    run: RunConfig = RunConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Group):
+    """Comparisons of trained students with the flow stream."""
 
     run: RunConfig = RunConfig()
 

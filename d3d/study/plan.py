@@ -33,15 +33,29 @@ def arms_of(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(name for name in listed if get_arm(name).experiment == experiment)
     if experiment == "fuse":
         return tuple(arm.name for arm in ARMS.values() if arm.members and set(arm.members) <= set(profile["arms"]))
+    if experiment == "compare":
+        needed = {"flow", "rgb_longer"} <= set(listed)
+        return tuple(name for name in compared_arms() if needed and {name, flow_teacher(name)} <= set(listed))
     examined = arms_examined_by(experiment)
     return tuple(name for name in examined if name in listed or get_arm(name).experiment == "probe")
+
+
+def compared_arms() -> tuple[str, ...]:
+    """Returns the names of the arms that are compared with the flow stream: the RGB networks."""
+    return tuple(arm.name for arm in ARMS.values() if arm.experiment in TRAINED and arm.stream == "rgb")
+
+
+def flow_teacher(name: str) -> str:
+    """Returns the flow stream that an RGB network is compared with: its teacher if that is one."""
+    teacher = ARMS[name].teacher
+    return teacher if teacher and ARMS[teacher].stream == "flow" else "flow"
 
 
 def seeds_of(experiment: str, profile: Mapping[str, Any], *, name: str = "") -> list[int]:
     """Returns the seeds of the records that an experiment writes.
 
-    TV-L1 has one seed, 0. Ablations and experiments that examine have the seeds that the profile lists for them. An
-    ensemble of two seeds of one arm is named by the even one.
+    TV-L1 has one seed, 0, and none in a profile that examines nothing. Ablations and experiments that examine have the
+    seeds that the profile lists for them. An ensemble of two seeds of one arm is named by the even one.
 
     Args:
         experiment: name of the experiment.
@@ -49,7 +63,7 @@ def seeds_of(experiment: str, profile: Mapping[str, Any], *, name: str = "") -> 
         name: the arm; empty: an arm that is neither an ablation nor an ensemble.
     """
     if experiment == "tvl1":
-        return [0]
+        return [0] if profile["examined_seeds"] else []
     if name in profile["ablations"]:
         return profile["ablation_seeds"]
     seeds = profile["examined_seeds"] if experiment in EXAMINING else profile["seeds"]
@@ -66,14 +80,16 @@ def seeds_used(name: str, seed: int) -> set[int]:
 def made_from(experiment: str, name: str) -> dict[str, Any]:
     """Returns the inputs of a record besides its parameters and the code, as stored in its provenance.
 
-    These are the members of an ensemble, the initial weights of a network that probes train, and the parameters or the
-    size that a variant of TV-L1 changes.
+    These are the members of an ensemble, the network that another is compared with, the initial weights of a network
+    that probes train, and the parameters or the size that a variant of TV-L1 changes.
     """
     if experiment == "tvl1":
         return {"size": TVL1_SIZES[name]} if name in TVL1_SIZES else dict(TVL1_VARIANTS.get(name, {}))
     arm = ARMS.get(name)
     if arm and experiment == "fuse":
         return {"members": list(arm.members), "fused_by": arm.fused_by}
+    if arm and experiment == "compare":
+        return {"teacher": flow_teacher(name)}
     return {"start": arm.start} if arm and experiment == arm.experiment == "probe" else {}
 
 

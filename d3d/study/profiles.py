@@ -17,7 +17,7 @@ import yaml
 
 from d3d import documents
 from d3d.messages import one_line, printable, shown
-from d3d.study.arms import ARMS
+from d3d.study.arms import ARMS, similar
 from d3d.study.experiments import EXPERIMENTS, defaults, refuse_unknown_keys
 from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import TRAINED
@@ -136,7 +136,7 @@ def _check_arm(arm: Any, key: str) -> None:
     """Refuses an arm, listed under `key`, that is unknown or not trained."""
     trained = [name for name, entry in ARMS.items() if entry.experiment in TRAINED]
     if arm not in trained:
-        raise ParameterError(f"{key} names {shown(arm)}, which is not one of the trained arms: {', '.join(trained)}")
+        raise ParameterError(f"{key} names {shown(arm)}, which is not one of the trained arms: {similar(arm, trained)}")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -36,7 +36,10 @@ PACKAGES = (
     *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
 )
 # Suffixes of metric names, in order of preference for the one-line summary of a record.
-HEADLINE_METRICS = ("iid/top1", "/test/top1", "/val/top1", "Mixed_4f/motion/r2_within", "motion_part/frozen")
+HEADLINE_METRICS = (
+    *("iid/top1", "/test/top1", "/val/top1", "iid/agreement", "/test/agreement", "/val/agreement"),
+    *("Mixed_4f/motion/r2_within", "motion_part/frozen"),
+)
 
 
 def write(results: str | Path, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> Path:

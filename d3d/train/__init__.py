@@ -5,7 +5,7 @@ from d3d.public import lazy_getattr
 PUBLIC = {
     "Objective": "objective",
     "fit": "loop",
-    "accuracy": "evaluate",
+    "accuracy": "scores",
 }
 __all__ = list(PUBLIC)
 __getattr__ = lazy_getattr(__name__, PUBLIC)

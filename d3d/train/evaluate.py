@@ -1,4 +1,4 @@
-"""Predictions for a whole split, their accuracy, and the fusion of several networks' predictions."""
+"""Predictions for a whole split, and the fusion of several networks' predictions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -117,31 +117,6 @@ def calibrate(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
-
-
-def accuracy(logits: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    """Computes top-1 accuracy, overall and per group of classes.
-
-    Args:
-        logits: (N, K).
-        labels: (N,).
-        groups: (N,), the group of each clip.
-
-    Returns:
-        `top1` in [0, 1] over all clips, and `<group>/top1` if there are several groups.
-
-    Raises:
-        ValueError: if there are more or fewer logits than labels.
-    """
-    if len(logits) != len(labels):
-        raise ValueError(f"{len(logits)} clips were scored but the split has {len(labels)}")
-    correct = logits.argmax(1) == np.asarray(labels)
-    groups = np.asarray(groups)
-    metrics = {"top1": float(correct.mean())}
-    names = sorted(set(groups))
-    if len(names) > 1:
-        metrics |= {f"{name}/top1": float(correct[groups == name].mean()) for name in names}
-    return metrics
 
 
 def fuse_logits(members: Sequence[np.ndarray], *, by: str = "softmax") -> np.ndarray:

@@ -25,6 +25,7 @@ class Objective:
     def __init__(self, config: TrainConfig, teacher: Teacher | None = None) -> None:
         self.stream, self.dropout = config.network.stream, config.network.dropout
         self.teacher, self.lambda_ = teacher, config.distillation.lambda_
+        self.label_smoothing = config.distillation.label_smoothing
         self.distance = get_distance(config.distillation.distance, temperature=config.distillation.temperature)
 
     @property
@@ -48,7 +49,7 @@ class Objective:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
             pooled = model.pooled(batch.inputs[self.stream])
             logits = model.classify(pooled * mask / (1 - self.dropout)).float()
-        cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none")
+        cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.label_smoothing)
         distances = torch.zeros_like(cross_entropy)
         if self.teacher:
             student = logits if self.distance.output == "logits" else pooled.float().mean((2, 3, 4))

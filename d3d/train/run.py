@@ -22,9 +22,10 @@ from d3d.study.machine import check_memory, check_run
 from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
-from d3d.train.evaluate import accuracy, example_arrays, predict
+from d3d.train.evaluate import example_arrays, predict
 from d3d.train.loop import fit, no_report
 from d3d.train.networks import build_network, check_student, load_teacher, teacher_streams
+from d3d.train.scores import score_splits
 from d3d.train.states import CODE, States
 from d3d.train.team import SINGLE_PROCESS, Team
 
@@ -43,15 +44,15 @@ def evaluate_splits(
         team: the processes that evaluate together; all of them get all results.
 
     Returns:
-        Metrics, in [0, 1]: `<split>/top1` and, where classes have groups, `<split>/<group>/top1`, such as
-        `iid/motion/top1`; and the arrays that they come from: `logits/<split>` (N, K), `labels/<split>` (N,) and
-        `groups/<split>` (N,), and `examples/…` of the main split (see `plan.main_split` and `example_arrays`).
+        The metrics of `score_splits`, such as `iid/top1` and, where classes have groups, `iid/motion/top1`; and the
+        arrays that they come from: `logits/<split>` (N, K), `labels/<split>` (N,), `groups/<split>` (N,) and, where
+        classes come in pairs, `siblings` (K,); and `examples/…` of the main split (see `plan.main_split` and
+        `example_arrays`).
 
     Raises:
         ValueError: if a readable clip has a logit that is nan, or if no clip of a split could be read.
     """
-    metrics: dict[str, float] = {}
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {"siblings": np.array(data.siblings)} if data.siblings else {}
     for name, clips in data.test_splits.items():
         rows_by_rank = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
         logits_by_rank = team.all_gather(predict(model, clips, stream, rows=rows_by_rank[team.rank]))
@@ -71,11 +72,10 @@ def evaluate_splits(
         if not predicted.any():
             raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.refused.values()))}")
         logits, labels, groups = logits[predicted], labels[predicted], groups[predicted]
-        metrics |= {f"{name}/{metric}": value for metric, value in accuracy(logits, labels, groups).items()}
         arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}
         if team.is_main and name == plan.main_split(data.test_splits):
             arrays |= example_arrays(clips, np.flatnonzero(predicted))
-    return metrics, arrays
+    return score_splits(arrays), arrays
 
 
 def history_arrays(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -170,8 +170,6 @@ def run(
     )
     files.write_patiently(save_weights, report)
     arrays |= history_arrays(history) | {"classes": np.array(data.classes)}
-    if data.siblings:  # for the accuracy within pairs of classes
-        arrays["siblings"] = np.array(data.siblings)
     record = active_run.write(
         plan.arm_name(experiment, params),
         metrics,

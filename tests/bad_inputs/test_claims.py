@@ -80,9 +80,9 @@ LEDGERS = [
     ledger("no rule", LEDGER | {"claims": [without(CLAIM, "rule")]}, ": claim H1 has no rule, which must be a rule .*"),
 ]  # fmt: skip
 CLAIMS = [
-    claim("id number", "1: id must be a letter and a number, such as H1, not 5", id=5),
-    claim("id with markup", r"<b>: id must be a letter and a number, such as H1, not '<b>'", id="<b>"),
-    claim("id of a million letters", "H+: id must be a letter and a number, such as H1, not 'H+.*'", id="H" * 10**5),
+    claim("id number", "1: id must be a capital letter and a number, such as H1 or H2b, not 5", id=5),
+    claim("id with markup", r"<b>: id must be a capital letter and a number, such as H1 or H2b, not '<b>'", id="<b>"),
+    claim("id of a million letters", "H+: id must be a capital letter and a number, .*, not 'H+.*'", id="H" * 10**5),
     claim("statement list", r"H1: statement must be text on one line, not \['x'\]", statement=["x"]),
     claim("statement of lines", r"H1: statement must be text on one line, not 'a\\nb'", statement="a\nb"),
     claim("statement empty", "H1: statement must be text on one line, not ''", statement=""),

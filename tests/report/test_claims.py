@@ -117,3 +117,31 @@ def test_the_study_writes_the_metrics_of_a_hypothesis(name):
                 assert arm in plan.arms_of("attribution", study)
             else:
                 assert (arm, condition.metric) in recorded
+
+
+def test_the_rules_of_the_second_study_are_about_arms_that_it_has():
+    """Its metrics are compared with those of a rehearsal in tests/test_rehearsal.py."""
+    for claim in read_claims("book/claims_second.yaml").claims:
+        (profile,) = (word.removeprefix("PROFILE=") for word in claim.command.split() if word.startswith("PROFILE="))
+        study = read_profile(f"notebooks/params/{profile}.yaml")
+        arms = {arm for experiment in EXPERIMENTS for arm in plan.arms_of(experiment, study)}
+        for condition in claim.conditions:
+            assert arms_of(condition.contrast) <= arms
+            if condition.metric.startswith("motion_part/"):
+                assert arms_of(condition.contrast) <= set(plan.arms_of("attribution", study))
+
+
+def test_the_cells_of_the_second_study_change_one_thing_of_its_anchor():
+    anchor = read_profile("notebooks/params/sprites.yaml")
+    cells = {p.stem: read_profile(p) for p in sorted(Path("notebooks/params").glob("sprites-*.yaml"))}
+    searches = ("sprites-settle", "sprites-rates", "sprites-lambdas")
+    assert all(min(cells.pop(name)["seeds"]) >= 100 for name in searches)
+    steps = anchor["train_clips"] * anchor["epochs"], anchor["train_clips"] * anchor["students"]["epochs"]
+    for name, cell in cells.items():
+        assert cell["flow_cache"] == f"results/{name}/flow"
+        assert (cell["train_clips"] * cell["epochs"], cell["train_clips"] * cell["students"]["epochs"]) == steps
+        assert cell["students"] | {"epochs": 0} == anchor["students"] | {"epochs": 0}
+        runs = ("seeds", "examined_seeds", "ablation_seeds", "arms", "ablations", "overrides")
+        changed = {k for k in anchor if anchor[k] != cell.get(k)} | (cell.keys() - anchor.keys())
+        changed -= {*runs, "flow_cache"} | ({"epochs", "students"} if "train_clips" in changed else set())
+        assert len(changed) == 1, (name, changed)
