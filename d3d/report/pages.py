@@ -20,7 +20,7 @@ import pandas as pd
 from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
-from d3d.report import cost, front, jhmdb, plots
+from d3d.report import cost, effects, front, jhmdb, plots
 from d3d.report.claims import read_claims
 from d3d.report.comparisons import network_answers, undetectable_differences
 from d3d.report.labels import NEEDS_DATA, label, number_text
@@ -36,8 +36,10 @@ PAPERMILL_KEYS = ("input_path", "parameters", "duration", "start_time", "excepti
 EVIDENCE = """# The evidence
 
 Every claim, its conditions as measured, and the command that measures them. Each number is a mean over seeds with its
-95 % confidence interval (Student's t). The commands of the rows B1 to B11 need the data sets, prepared as in
-[Bring your own video](../videos.md). A network that starts from weights of another data set gets a new classifier.
+95 % confidence interval (Student's t). *Detectable* is the distance from the bound that so many seeds, with the spread
+that was seen, would have shown with a probability of 80 %. The commands of the rows B1 to B11 need the data sets,
+prepared as in [Bring your own video](../videos.md). A network that starts from weights of another data set gets a new
+classifier.
 """
 PARAMETERS = """# Parameters
 
@@ -259,10 +261,13 @@ def evidence_text(verdicts: Iterable[Verdict]) -> str:
 
 
 def finding_text(finding: Finding) -> str:
-    """Prints a condition as the ledger has it, and what was measured."""
+    """Prints a condition as the ledger has it, what was measured, and for a judged one what could have been seen."""
     condition = finding.condition
     required = f" {'>' if condition.side > 0 else '<'} {condition.bound:g}" if condition.side else ""
-    return f"{condition.contrast}{required} on {condition.metric}: {number_text(finding.interval, signed=True)}"
+    text = f"{condition.contrast}{required} on {condition.metric}: {number_text(finding.interval, signed=True)}"
+    if condition.side and finding.interval and finding.interval.n > 1:
+        text += f"; detectable {effects.detectable(finding.values):.3f}"
+    return text
 
 
 def status_text() -> str:

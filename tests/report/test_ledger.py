@@ -184,7 +184,7 @@ def test_the_ledger_lists_every_claim():
 
 def test_a_finding_as_text(tmp_path):
     verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 3, "d3d": [0.4, 0.4, 0.4]})
-    assert finding_text(verdict.findings[0]) == "d3d - rgb > 0 on iid/top1: −0.100 [−0.100, −0.100]"
+    assert finding_text(verdict.findings[0]) == "d3d - rgb > 0 on iid/top1: −0.100 [−0.100, −0.100]; detectable 0.000"
 
 
 TOP1 = "iid/top1"

@@ -1,0 +1,126 @@
+"""Effects beyond one interval: combined over cells, over seeds and clips at once, several claims, what could be seen.
+
+cells = {"anchor": differences_of_12_seeds, "rho 0.5": differences_of_5_seeds}
+combine(cells).mean                                  # with intervals for the mean and for another cell
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from d3d.report.stats import Interval
+
+BOOTSTRAP_DRAWS = 10_000
+
+
+class Combined(NamedTuple):
+    """An effect combined over cells.
+
+    Attributes:
+        mean: the random-effects mean.
+        low, high: its 95 % interval (Hartung and Knapp).
+        next_low, next_high: 95 % prediction interval: where the effect of another such cell would lie.
+        tau: standard deviation of the effect between cells.
+        cells: number of cells.
+    """
+
+    mean: float
+    low: float
+    high: float
+    next_low: float
+    next_high: float
+    tau: float
+    cells: int
+
+
+def combine(cells: Mapping[str, Sequence[float]]) -> Combined:
+    """Combines an effect over cells by a random-effects model, with the variance between cells by Paule and Mandel.
+
+    The interval of the mean is Hartung and Knapp's, with k - 1 degrees of freedom for k cells. The prediction interval
+    adds the variance between cells and has k - 2 (Higgins et al. 2009).
+
+    Args:
+        cells: by name, the differences of the cell's seeds, two or more.
+
+    Raises:
+        ValueError: for fewer than three cells, or a cell of one seed, naming it.
+    """
+    # It takes a second to import.
+    from statsmodels.stats.meta_analysis import combine_effects
+
+    if len(cells) < 3:
+        raise ValueError(f"effects of at least three cells can be combined, not of {len(cells)}")
+    if single := [name for name, values in cells.items() if len(values) < 2]:
+        raise ValueError(f"cell {single[0]} has one seed: its variance needs two or more")
+    samples = [np.asarray(values, dtype=float) for values in cells.values()]
+    effects, k = np.array([x.mean() for x in samples]), len(samples)
+    # Differences of accuracies that agree on every seed have no variance; a cell may not get infinite weight for it.
+    variances = np.maximum([x.var(ddof=1) / len(x) for x in samples], 1e-12)
+    # It also computes ratios, unused here, that equal effects leave undefined.
+    with np.errstate(divide="ignore"):
+        combined = combine_effects(effects, variances, method_re="iterated")
+    mean, error = float(combined.mean_effect_re), float(combined.sd_eff_w_re_hksj)
+    tau2 = max(0.0, float(combined.tau2))
+    half = stats.t.ppf(0.975, k - 1) * error
+    half_next = stats.t.ppf(0.975, k - 2) * np.sqrt(tau2 + error**2)
+    return Combined(mean, mean - half, mean + half, mean - half_next, mean + half_next, float(np.sqrt(tau2)), k)
+
+
+def over_seeds_and_clips(differences: np.ndarray, *, seed: int = 0) -> Interval:
+    """Bootstraps seeds and test clips at once: the percentile interval of a mean difference on other seeds and clips.
+
+    Both are drawn with replacement, the same clips for all seeds, because all seeds are tested on the same clips.
+
+    Args:
+        differences: (S, N), for each seed and clip the score of one network minus that of another, such as 1 - 0 where
+            only the first is right.
+        seed: of the random draws.
+    """
+    differences = np.asarray(differences, dtype=float)
+    rng, (seeds, clips) = np.random.default_rng(seed), differences.shape
+    seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), BOOTSTRAP_DRAWS) / seeds
+    means = np.empty(BOOTSTRAP_DRAWS)
+    for part in np.array_split(np.arange(BOOTSTRAP_DRAWS), 100):
+        clip_weights = rng.multinomial(clips, np.full(clips, 1 / clips), len(part)) / clips
+        means[part] = np.einsum("ds,sn,dn->d", seed_weights[part], differences, clip_weights, optimize=True)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(differences.mean()), float(low), float(high), seeds)
+
+
+def p_value(values: Sequence[float], bound: float, side: int) -> float:
+    """Returns the two-sided p value of a t test of a mean against its bound; 1 where it lies on the wrong side.
+
+    It is below .05 exactly where the 95 % interval lies beyond the bound.
+
+    Args:
+        values: one per seed, two or more.
+        bound: the bound.
+        side: 1 if the mean must lie above it, -1 if below.
+    """
+    x = side * (np.asarray(values, dtype=float) - bound)
+    if x.mean() <= 0:
+        return 1.0
+    return 0.0 if np.ptp(x) == 0 else float(stats.ttest_1samp(x, 0.0).pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusts the p values of several claims by Holm's method; one below .05 stays significant among all of them."""
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = multipletests(list(p_values.values()), method="holm")[1] if p_values else ()
+    return dict(zip(p_values, map(float, adjusted), strict=True))
+
+
+def detectable(values: Sequence[float], *, power: float = 0.8) -> float:
+    """Returns the mean difference that a t test at 5 % over as many seeds would find with this probability.
+
+    Args:
+        values: one difference per seed, two or more, of which only the spread counts.
+        power: the probability.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    in_deviations = TTestPower().solve_power(nobs=len(values), alpha=0.05, power=power)
+    return float(in_deviations * np.std(values, ddof=1))
