@@ -178,7 +178,7 @@ def _dots(axis: plt.Axes, rows: pd.DataFrame, arms: Sequence[str]) -> None:
         y = len(arms) - 1 - position
         if len(values):
             summary = interval(values)
-            _row(axis, y, values, summary, colour(arm))
+            draw_row(axis, y, values, summary, colour(arm))
             axis.annotate(f"{summary.mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     if not rows["arm"].isin(arms).any():
         mark_no_data(axis)
@@ -188,7 +188,7 @@ def _dots(axis: plt.Axes, rows: pd.DataFrame, arms: Sequence[str]) -> None:
     axis.set_axisbelow(True)
 
 
-def _row(axis: plt.Axes, y: float, values: Sequence[float], summary: Any, ink: Any) -> None:
+def draw_row(axis: plt.Axes, y: float, values: Sequence[float], summary: Any, ink: Any) -> None:
     """Draws one row: every seed as a dot, the mean as a stroke, its interval (`summary`) as a band."""
     axis.plot([summary.low, summary.high], [y, y], color=ink, lw=5, alpha=0.3, solid_capstyle="butt")
     axis.plot([summary.mean] * 2, [y - 0.3, y + 0.3], color=ink, lw=2)
@@ -242,7 +242,7 @@ def differences(table: pd.DataFrame) -> Figure:
         rows = table[table["unit"] == name] if len(table) else table
         bounds = []
         for y, row in zip(range(len(rows))[::-1], rows.itertuples(), strict=True):
-            _row(axis, y, row.values, row, DARK)
+            draw_row(axis, y, row.values, row, DARK)
             if row.side:
                 axis.plot([row.bound] * 2, [y - 0.42, y + 0.42], color="black", lw=1.2, ls=":")
                 bounds.append((y, row.bound, row.side))

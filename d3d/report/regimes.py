@@ -1,0 +1,101 @@
+"""Where distillation helps, and why: the parts of D3D's gain in every cell of a study, and over all cells.
+
+cells = {"anchor": records.load("results/sprites"), "ρ .5": records.load("results/sprites-rho0.5"), …}
+parts = decomposition(cells, "pooled/top1")
+draw(parts, over_cells(parts), xlabel="top-1")
+"""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from d3d.report import effects
+from d3d.report.claims import Condition
+from d3d.report.ledger import measure
+from d3d.report.plots import DARK, draw_row, mark_no_data, styled
+
+# The last three add up to the first, seed by seed.
+PARTS = {
+    "whole gain": "d3d - rgb_longer",
+    "motion": "d3d - flow_shuffled",
+    "spread": "flow_shuffled - class_mean",
+    "soft labels": "class_mean - rgb_longer",
+}
+PART_TITLES = {
+    "whole gain": "D3D − RGB-longer:\nthe whole gain",
+    "motion": "D3D − flow shuffled:\nthis clip's motion",
+    "spread": "flow shuffled − class mean:\nthe teacher's spread",
+    "soft labels": "class mean − RGB-longer:\nsoft labels",
+}
+
+
+def decomposition(cells: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:
+    """Measures the parts of D3D's gain in every cell.
+
+    Args:
+        cells: tables of `records.load`, by the label of the cell.
+        metric: such as `pooled/top1`.
+
+    Returns:
+        Columns part, cell, values (one per seed), mean, low, high, n; cells that lack an arm are left out.
+    """
+    rows = []
+    for part, contrast in PARTS.items():
+        for cell, table in cells.items():
+            finding = measure(table, Condition(contrast, metric))
+            if finding.interval is not None:
+                rows.append({"part": part, "cell": cell, "values": finding.values, **finding.interval._asdict()})
+    return pd.DataFrame(rows, columns=["part", "cell", "values", "mean", "low", "high", "n"])
+
+
+def over_cells(parts: pd.DataFrame) -> dict[str, effects.Combined]:
+    """Combines each part of a `decomposition` over its cells; raises as `effects.combine` does."""
+    return {
+        str(part): effects.combine(dict(zip(rows["cell"], rows["values"], strict=True)))
+        for part, rows in parts.groupby("part", sort=False)
+    }
+
+
+@styled
+def draw(parts: pd.DataFrame, combined: Mapping[str, effects.Combined], *, xlabel: str, margin: float = 0.01) -> Figure:
+    """Draws a panel per part and a row per cell, one dot per seed with mean and interval, and the mean over cells.
+
+    Args:
+        parts: as `decomposition` gives them.
+        combined: as `over_cells` gives it; the thin line is where another such cell would lie.
+        xlabel: what is compared.
+        margin: half the width of the grey band, in which a difference is practically zero.
+    """
+    cells = list(dict.fromkeys(parts["cell"]))
+    figure, axes = plt.subplots(
+        1,
+        len(PARTS),
+        figsize=(2.6 * len(PARTS) + 1, 0.34 * (len(cells) + 1) + 1.3),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, part in zip(axes, PARTS, strict=True):
+        rows = {row.cell: row for row in parts[parts["part"] == part].itertuples()}
+        axis.axvspan(-margin, margin, color="0.92", zorder=-2)
+        axis.axvline(0, color="0.6", lw=0.8, zorder=-1)
+        for y, cell in enumerate(reversed(cells), 1):
+            if cell in rows:
+                draw_row(axis, y, rows[cell].values, rows[cell], DARK)
+        if part in combined:
+            mean = combined[part]
+            axis.plot([mean.next_low, mean.next_high], [0, 0], color="black", lw=0.8)
+            axis.plot([mean.low, mean.high], [0, 0], color="black", lw=3, solid_capstyle="butt")
+            axis.plot(mean.mean, 0, "D", color="black", ms=6)
+        if not rows:
+            mark_no_data(axis)
+        axis.set_title(PART_TITLES[part], fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.grid(axis="x", color="0.92", zorder=-3)
+    axes[0].set_yticks(range(len(cells) + 1), ["mean over cells", *reversed(cells)])
+    axes[0].set_ylim(-0.6, len(cells) + 0.6)
+    figure.supxlabel(xlabel, fontsize=10)
+    return figure

@@ -1,0 +1,61 @@
+"""The parts of D3D's gain: they add up, cells without an arm are left out, and the figure."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from d3d.report import regimes
+
+figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
+METRIC = "pooled/top1"
+
+
+def cell(seeds=5, gains=(0.0, 0.02, 0.02, 0.021), rng=0):
+    """Records of a cell: RGB-longer, class mean, flow shuffled and D3D, by how much each lies above the first."""
+    noise = np.random.default_rng(rng).normal(0, 0.005, (4, seeds))
+    rows = [
+        ("distill", arm, seed, METRIC, 0.8 + gain + noise[i, seed], True)
+        for i, (arm, gain) in enumerate(zip(("rgb_longer", "class_mean", "flow_shuffled", "d3d"), gains, strict=True))
+        for seed in range(seeds)
+    ]
+    return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
+
+
+CELLS = {
+    "anchor": cell(12),
+    "ρ .5": cell(rng=1),
+    "ρ .95": cell(rng=2),
+    "flow wins": cell(gains=(0.0, 0.01, 0.01, 0.05), rng=3),
+}
+
+
+def test_the_parts_add_up_to_the_whole_gain_seed_by_seed():
+    parts = regimes.decomposition(CELLS, METRIC).set_index(["part", "cell"])
+    for name in CELLS:
+        whole, *others = (np.array(parts.loc[(part, name), "values"]) for part in regimes.PARTS)
+        assert sum(others) == pytest.approx(whole)
+    assert parts.loc[("motion", "flow wins"), "mean"] == pytest.approx(0.04, abs=0.01)
+    assert parts.loc[("whole gain", "anchor"), "n"] == 12
+
+
+def test_a_cell_without_a_control_has_no_part_that_needs_it():
+    without = CELLS | {"old": CELLS["anchor"][CELLS["anchor"]["arm"] != "class_mean"]}
+    parts = regimes.decomposition(without, METRIC)
+    assert set(parts[parts["cell"] == "old"]["part"]) == {"whole gain", "motion"}
+
+
+def test_every_part_is_combined_over_its_cells():
+    parts = regimes.decomposition(CELLS, METRIC)
+    combined = regimes.over_cells(parts)
+    assert list(combined) == list(regimes.PARTS)
+    soft = combined["soft labels"]
+    assert soft.cells == 4
+    assert soft.low < 0.0175 < soft.high
+    # One cell of four differs in motion: another cell may as well.
+    assert combined["motion"].next_high > 0.04
+
+
+@figure
+def test_decomposition():
+    parts = regimes.decomposition(CELLS, METRIC)
+    return regimes.draw(parts, regimes.over_cells(parts), xlabel="top-1")
