@@ -58,7 +58,7 @@ def test_headers_that_python_2_wrote_are_read_without_a_warning(tmp_path):
     positions=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 def test_damage_is_one_error_or_changes_nothing(tmp_path, compressed, positions, seed):
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **ARRAYS)

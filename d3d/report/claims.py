@@ -93,10 +93,12 @@ class Ledger:
     Attributes:
         claims: the claims, in the order of the file.
         seeds: minimum number of seeds for a verdict.
+        correction: the method that corrects for the number of claims, holm; empty: none.
     """
 
     claims: tuple[Claim, ...]
     seeds: int
+    correction: str = ""
 
 
 def read_claims(path: str | Path = "book/claims.yaml") -> Ledger:
@@ -130,7 +132,7 @@ def read_claims(path: str | Path = "book/claims.yaml") -> Ledger:
         if claim.follows and claim.follows not in measured:
             reason = f"follows {shown(claim.follows)}, which is not a claim with its own conditions"
             raise ClaimError(f"{where}: claim {claim.id} {reason}")
-    return Ledger(claims, content["seeds"])
+    return Ledger(claims, content["seeds"], content.get("correction", ""))
 
 
 def _is_sentence(value: Any) -> bool:
@@ -142,6 +144,7 @@ _SEEDS = Entry(f"a whole number from 1 to {MAX_SEED}", lambda value: type(value)
 _BOUND = Entry("a finite number", is_number)
 LEDGER_KEYS = {
     "seeds": Entry(_SEEDS.words, _SEEDS.passes, optional=False),
+    "correction": Entry("holm", lambda value: value == "holm"),
     "margins": Entry("numbers by metric", lambda value: isinstance(value, dict)),
     "claims": Entry("a list of claims", lambda value: isinstance(value, list), optional=False),
 }

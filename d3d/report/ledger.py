@@ -10,11 +10,15 @@ A contrast is computed seed by seed, and its 95 % interval is Student's t over t
     reported           the rule has no bound to test
     needs data         the records lack a metric of a condition
 
+If the ledger says `correction: holm`, a supported claim must also be significant among all claims that are judged on
+this study's own data: the largest p value of each claim's conditions is adjusted by Holm's method, and from 5 % on the
+claim is undecided.
+
 A claim that follows another is not measured itself: its supported, refuted or practically zero gets the suffix
 ` on sprites`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from d3d.messages import printable
+from d3d.report import effects
 from d3d.report.claims import Claim, Condition, Ledger, read_claims
 from d3d.report.contrasts import ClaimError, evaluate, parse
 from d3d.report.labels import NEEDS_DATA, contrast_label, metric_label, number_text
@@ -76,6 +81,8 @@ def verdicts(results: str | Path) -> list[Verdict]:
 def judge(ledger: Ledger, table: pd.DataFrame) -> list[Verdict]:
     """Returns the verdicts on all claims, in order, from a table of `records.load`."""
     direct = {c.id: _verdict(c, table, c.seeds or ledger.seeds) for c in ledger.claims if not c.follows}
+    if ledger.correction == "holm":
+        direct |= _corrected(direct)
     in_order = []
     for claim in ledger.claims:
         verdict = direct[claim.follows or claim.id]
@@ -114,6 +121,25 @@ def _verdict(claim: Claim, table: pd.DataFrame, min_seeds: int) -> Verdict:
     word = next((word for word, deciding in by_word.items() if deciding), SUPPORTED)
     deciding = by_word[word] if word != SUPPORTED else (min(findings, key=_distance_to_bound),)
     return Verdict(claim, word, "; ".join(map(condition_text, deciding)), findings, deciding)
+
+
+def _corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """The verdicts on the claims that Holm's method takes together, after it."""
+    family = {name: v for name, v in verdicts.items() if v.deciding and not v.claim.data}
+    largest = {
+        name: max(effects.p_value(f.values, f.condition.bound, f.condition.side) for f in v.findings)
+        for name, v in family.items()
+    }
+    adjusted = effects.holm(largest)
+    return {
+        name: replace(
+            v,
+            word=UNDECIDED,
+            reason=f"{v.reason}; p = {adjusted[name]:.2f} with Holm's correction for {len(family)} claims",
+        )
+        for name, v in family.items()
+        if v.word == SUPPORTED and adjusted[name] >= 0.05
+    }
 
 
 def outcome(finding: Finding, min_seeds: int) -> str:

@@ -109,7 +109,7 @@ def test_flow_carries_each_frame_onto_the_next(t):
     assert error_without_flow[target].mean() > 3 * error[target].mean()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     rho=st.floats(0, 1),
     frames=st.integers(2, 12),
@@ -295,7 +295,7 @@ def test_every_program_moves_the_target(program):
     assert (moving & clip.mask).sum() > 0.5 * clip.mask.sum()
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(amplitude=st.floats(0, 10), frames=st.integers(2, 40), index=st.integers(0, 2**30))
 def test_a_sprite_grows_by_a_factor_of_two_at_most(amplitude, frames, index):
     config = changed(STILL, amplitude=amplitude, frames=frames, size=16, extent=0.28)
@@ -357,7 +357,7 @@ def test_classes_of_each_group_share_what_the_group_defines():
     assert {family.split("-")[1] for family in FAMILIES} == set(TEXTURES)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rho=st.floats(0, 1),
     frames=st.integers(2, 6),

@@ -285,7 +285,7 @@ def test_warping_by_whole_pixels_copies_pixels():
     assert warp(image, flow, padding="zeros")[:, :, 0].abs().max() < 1e-5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(x=st.floats(-2, 2), y=st.floats(-2, 2))
 def test_warping_is_cubic_convolution(x, y):
     """Equal to OpenCV's cubic remap, up to its rounding of positions to 1/32 pixel."""

@@ -1,12 +1,15 @@
 """Verdicts on small tables whose outcome is known."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from d3d.report import ledger
 from d3d.report.claims import Condition, Ledger, read_claims
@@ -185,6 +188,33 @@ def test_the_ledger_lists_every_claim():
 def test_a_finding_as_text(tmp_path):
     verdict = verdict_on(tmp_path, ABOVE, {"rgb": [0.5] * 3, "d3d": [0.4, 0.4, 0.4]})
     assert finding_text(verdict.findings[0]) == "d3d - rgb > 0 on iid/top1: −0.100 [−0.100, −0.100]; detectable 0.000"
+
+
+def test_holm_s_correction_takes_all_claims_with_a_verdict_together(tmp_path):
+    """p is .03 alone and .06 beside another claim; the rows of the paper, on other data, are not among them."""
+    close, bound = [0.6, 0.632, 0.644, 0.61], 0.0
+    while stats.ttest_1samp(np.array(close) - 0.5, bound).pvalue < 0.03:
+        bound += 0.0005
+    near = {"all": [{"contrast": "d3d - rgb", "metric": "iid/top1", "above": bound}]}
+    nearer = {"all": [{"contrast": "d3d - rgb", "metric": "iid/top1", "above": bound + 0.0005}]}
+    lost = {"all": [{"contrast": "rgb - d3d", "metric": "iid/top1", "above": 0}]}
+    rows = table({"rgb": [0.5] * 4, "d3d": close})
+
+    def words(ledger, **fields):
+        return [v.word for v in judge(replace(ledger, **fields), rows)]
+
+    alone = claims(tmp_path, near)
+    assert words(alone) == words(alone, correction="holm") == ["supported"]
+    lost_as_well = claims(tmp_path, near, lost)
+    assert words(lost_as_well, correction="holm") == ["undecided", "refuted"]
+    two = claims(tmp_path, near, nearer, ABOVE)
+    assert words(two) == ["supported"] * 3
+    corrected = judge(replace(two, correction="holm"), rows)
+    assert [v.word for v in corrected] == ["undecided", "undecided", "supported"]
+    assert corrected[0].reason.endswith("p = 0.06 with Holm's correction for 3 claims")
+    of_the_paper = claims(tmp_path, near, nearer, data="UCF101")
+    real = rows.assign(stand_in=False)
+    assert [v.word for v in judge(replace(of_the_paper, correction="holm"), real)] == ["supported", "supported"]
 
 
 TOP1 = "iid/top1"

@@ -49,7 +49,7 @@ def test_truncated_and_missing_files_are_errors_that_name_them(tmp_path):
 
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 def test_every_flipped_bit_is_detected(tmp_path, position, bit):
     path = tmp_path / "a.safetensors"
     save_network(path)

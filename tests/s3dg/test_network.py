@@ -53,7 +53,7 @@ def test_equals_the_original(golden, size):
             assert np.abs(activation - expected[f"ep/{name}/full"]).max() < 1e-4
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 48), st.integers(1, 48)),
     channels=st.sampled_from([2, 3]),
