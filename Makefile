@@ -52,7 +52,7 @@ book: .venv/lock ## run missing and stale experiments of the smoke study, execut
 	@$(BIN)/python -m d3d report claims
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
-study: .venv/lock ## run missing and stale experiments of PROFILE=smoke|h200|portable|settled (default smoke), into results/PROFILE
+study: .venv/lock ## run missing and stale experiments of PROFILE=NAME, a file of notebooks/params (default smoke), into results/NAME
 	@$(call snakemake,PROFILE,study)
 
 test: .venv/lock ## run the fast tests, as before every commit

@@ -107,16 +107,16 @@ def test_a_changed_parameter_reruns_the_experiments_that_have_it(finished):
 
 def test_a_changed_parameter_of_training_reruns_everything_downstream(finished):
     edit_profile(finished / "notebooks/params/smoke.yaml", epochs=2)
-    expected = {"train": 7, "distill": 11, "fuse": 1, "probe": 1, "attribution": 1, "leak": 1}
+    expected = {"train": 7, "distill": 18, "fuse": 1, "compare": 1, "probe": 1, "attribution": 1, "leak": 1}
     assert planned(finished) == expected | {"chapter": len(CHAPTERS)}
 
 
 def test_a_changed_parameter_of_students_does_not_rerun_streams(finished):
     edit_profile(finished / "notebooks/params/smoke.yaml", lambda_=0.3)
     jobs = planned(finished)
-    # RGB-longer and three of the ablations set their own lambda.
+    # RGB-longer and six of the ablations set their own lambda.
     assert "train" not in jobs
-    assert jobs["distill"] == 6
+    assert jobs["distill"] == 10
 
 
 def test_a_changed_module_reruns_its_users(finished):
@@ -124,7 +124,7 @@ def test_a_changed_module_reruns_its_users(finished):
         file.write("\nCHANGED = True\n")
     jobs = planned(finished)
     assert jobs["probe"] == 1
-    assert not {"train", "distill", "fuse", "attribution", "leak", "tvl1"} & set(jobs)
+    assert not {"train", "distill", "fuse", "compare", "attribution", "leak", "tvl1"} & set(jobs)
 
 
 def test_a_changed_parameter_of_tvl1_reruns_only_tvl1(finished):
@@ -149,7 +149,7 @@ def test_the_recipe_for_an_arm_runs_its_job_only(finished):
     apply(recipes()["Add an arm"], finished)
     (new,) = set(yaml.safe_load(profile.read_text())["ablations"]) - set(ABLATIONS)
     jobs = planned(finished)
-    assert (jobs["distill"], set(jobs) - {"chapter"}) == (1, {"distill"})
+    assert (jobs["distill"], set(jobs) - {"chapter"}) == (1, {"distill", "compare"})
     edit_profile(profile, ablations=[arm for arm in ABLATIONS if arm != new])
     assert set(planned(finished)) <= {"chapter"}
 
@@ -188,7 +188,8 @@ def test_lost_weights_are_trained_again_only_if_needed(finished):
     assert planned(finished) == {}
     (finished / "results/smoke/distill/d3d-seed1.json").unlink()
     jobs = planned(finished)
-    assert (jobs["train"], jobs["distill"]) == (1, 1)
+    # Every student of the new flow stream is trained again.
+    assert (jobs["train"], jobs["distill"]) == (1, 3)
 
 
 def test_a_killed_run_is_planned_again(finished):
@@ -216,9 +217,9 @@ def test_a_request_for_one_seed_plans_no_other(finished):
     """Neither other seeds, nor ensembles of two seeds."""
     for path in (finished / "results/smoke").glob("*/*"):
         path.unlink()
-    assert planned(finished, "seeds=1", targets=["study"]) == {"train": 3, "distill": 3, "fuse": 1}
+    assert planned(finished, "seeds=1", targets=["study"]) == {"train": 3, "distill": 5, "fuse": 1, "compare": 1}
     jobs = planned(finished, "seeds=0 1", targets=["study"])
-    assert jobs == {"train": 7, "distill": 11, "fuse": 1, "probe": 1, "attribution": 1, "leak": 1}
+    assert jobs == {"train": 7, "distill": 18, "fuse": 1, "compare": 1, "probe": 1, "attribution": 1, "leak": 1}
     with pytest.raises(AssertionError, match=r"seeds must be some of \[0, 1\] of .*smoke.yaml, not '7'"):
         planned(finished, "seeds=7")
 
