@@ -125,9 +125,12 @@ def _verdict(claim: Claim, table: pd.DataFrame, min_seeds: int) -> Verdict:
 
 def _corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
     """The verdicts on the claims that Holm's method takes together, after it."""
-    family = {name: v for name, v in verdicts.items() if v.deciding and not v.claim.data}
+    family = {name: v for name, v in verdicts.items() if v.claim.judged and not v.claim.data}
+    # A claim that could not be decided yet counts, so that nothing is gained by leaving it out.
     largest = {
         name: max(effects.p_value(f.values, f.condition.bound, f.condition.side) for f in v.findings)
+        if v.deciding
+        else 1.0
         for name, v in family.items()
     }
     adjusted = effects.holm(largest)

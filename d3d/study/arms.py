@@ -198,16 +198,16 @@ def _grids(base: Mapping[str, Arm]) -> list[Arm]:
     """Arms with other epochs, learning rates and lambdas, among which studies select, or show how much these matter."""
     return [
         *(arm for name in ("rgb", "flow") for arm in _grid(base[name], "epochs", "epochs", "epochs", (40, 80, 160))),
-        *_grid(base["d3d"], "epochs", "epochs", "epochs", (6, 12, 24, 48)),
+        *_grid(base["d3d"], "epochs", "epochs", "epochs", (12, 24, 48)),
         *(
             arm
             for name in ("rgb_longer", "d3d")
-            for arm in _grid(base[name], "rate", "learning_rate", "rate", (0.01, 0.03, 0.1, 0.3))
+            for arm in _grid(base[name], "rate", "learning_rate", "rate", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
         ),
         *(
             arm
             for name in ("d3d", "flow_shuffled", "rgb_teacher", "class_mean")
-            for arm in _grid(base[name], "lambda", "lambda_", "λ =", (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
+            for arm in _grid(base[name], "lambda", "lambda_", "λ =", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0))
         ),
     ]
 

@@ -134,13 +134,18 @@ def test_the_rules_of_the_second_study_are_about_arms_that_it_has():
 def test_the_cells_of_the_second_study_change_one_thing_of_its_anchor():
     anchor = read_profile("notebooks/params/sprites.yaml")
     cells = {p.stem: read_profile(p) for p in sorted(Path("notebooks/params").glob("sprites-*.yaml"))}
-    searches = ("sprites-settle", "sprites-rates", "sprites-lambdas")
+    searches = ("sprites-settle", "sprites-rates", "sprites-epochs", "sprites-lambdas")
     assert all(min(cells.pop(name)["seeds"]) >= 100 for name in searches)
+    seeds = [seed for profile in (anchor, *cells.values()) for seed in profile["seeds"]]
+    assert len(set(seeds)) == len(seeds)
+    assert 9 < min(seeds) <= max(seeds) < 100
     steps = anchor["train_clips"] * anchor["epochs"], anchor["train_clips"] * anchor["students"]["epochs"]
     for name, cell in cells.items():
         assert cell["flow_cache"] == f"results/{name}/flow"
         assert (cell["train_clips"] * cell["epochs"], cell["train_clips"] * cell["students"]["epochs"]) == steps
         assert cell["students"] | {"epochs": 0} == anchor["students"] | {"epochs": 0}
+        # A profile replaces `overrides` as a whole, and may only name arms that it has.
+        assert cell["overrides"] == {arm: v for arm, v in anchor["overrides"].items() if arm in cell["arms"]}
         runs = ("seeds", "examined_seeds", "ablation_seeds", "arms", "ablations", "overrides")
         changed = {k for k in anchor if anchor[k] != cell.get(k)} | (cell.keys() - anchor.keys())
         changed -= {*runs, "flow_cache"} | ({"epochs", "students"} if "train_clips" in changed else set())
