@@ -90,7 +90,7 @@ def test_every_experiment_in_turn(tmp_path):
     table = records.load(results)
     # Every rule of the second study can be measured. One seed has no ensemble of two seeds, and logits of a flow stream
     # that has learnt nothing are the same for all clips.
-    lacking = {"d3d_d3d pooled/top1_gain", "decorrelated/residual_correlation"}
+    lacking = {"d3d_d3d iid/top1_gain", "decorrelated/residual_correlation"}
     for claim in read_claims("book/claims_second.yaml").claims:
         for condition in claim.conditions:
             assert set(measure(table, condition).missing) <= lacking, condition
