@@ -4,7 +4,7 @@
 
 The contestants of a comparison run alternately, and their median times are compared. Writes a record per bench to
 results/local/bench, prints its numbers, and at the end one table per question: which network is fastest, how it scales,
-and what a video costs.
+what a video costs, and how fast video files are read.
 """
 
 import sys

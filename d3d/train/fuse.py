@@ -13,7 +13,7 @@ from d3d.study.records import Record
 from d3d.study.run import Run
 from d3d.study.schema import parameters_of
 from d3d.train.evaluate import fuse_logits
-from d3d.train.scores import POOLED, score_splits, test_splits
+from d3d.train.scores import POOLED, logits_of, score_splits, test_splits
 
 # Parameters that must be equal for two networks, of either stream, to have been tested on the same clips.
 SAME_CLIPS = tuple(
@@ -88,10 +88,10 @@ def evaluate_ensemble(
             raise ValueError(f"the networks to fuse did not score the same clips of {split!r}")
         logits = fuse_logits([m[f"logits/{split}"] for m in members], by=by).astype(np.float32)
         arrays |= {f"logits/{split}": logits} | {f"{kind}/{split}": first[f"{kind}/{split}"] for kind in LABELLING}
-    metrics, of_members = score_splits(arrays), [score_splits(m) for m in members]
-    gains = {
-        f"{name}_gain": value - max(scores[name] for scores in of_members)
-        for name, value in metrics.items()
-        if name.count("/") == 1 and name.endswith("/top1")
-    }
-    return metrics | gains, arrays
+    metrics = score_splits(arrays)
+    for split in test_splits(arrays):
+        best = max(
+            float((logits.argmax(1) == labels).mean()) for logits, labels in (logits_of(m, split) for m in members)
+        )
+        metrics[f"{split}/top1_gain"] = metrics[f"{split}/top1"] - best
+    return metrics, arrays

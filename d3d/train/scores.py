@@ -28,7 +28,8 @@ def accuracy(logits: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> d
     if len(logits) != len(labels):
         raise ValueError(f"{len(logits)} clips were scored but the split has {len(labels)}")
     correct = logits.argmax(1) == np.asarray(labels)
-    return {"top1": float(correct.mean())} | _by_group("top1", correct, groups)
+    by_group = _by_group("top1", correct, groups)
+    return {"top1": float(correct.mean())} | (by_group if len(by_group) > 1 else {})
 
 
 def pair_accuracy(
@@ -52,7 +53,7 @@ def pair_accuracy(
     rows = np.arange(len(labels))
     difference = logits[rows, labels] - logits[rows, siblings[labels]]
     wins = (difference > 0) + 0.5 * (difference == 0)
-    return {f"{name}/pair_accuracy": float(wins[groups == name].mean()) for name in sorted(set(groups))}
+    return _by_group("pair_accuracy", wins, groups)
 
 
 def calibration(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -140,5 +141,5 @@ def likeness(student: np.ndarray, teacher: np.ndarray, control: np.ndarray, labe
 
 
 def _by_group(metric: str, values: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    groups, names = np.asarray(groups), sorted(set(groups))
-    return {f"{name}/{metric}": float(values[groups == name].mean()) for name in names} if len(names) > 1 else {}
+    groups = np.asarray(groups)
+    return {f"{name}/{metric}": float(values[groups == name].mean()) for name in sorted(set(groups))}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from d3d.report.claims import read_claims
+from d3d.report.claims import Condition, read_claims
 from d3d.report.contrasts import arms_of
-from d3d.report.ledger import judge
+from d3d.report.ledger import judge, measure
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults
@@ -150,3 +150,16 @@ def test_the_cells_of_the_second_study_change_one_thing_of_its_anchor():
         changed = {k for k in anchor if anchor[k] != cell.get(k)} | (cell.keys() - anchor.keys())
         changed -= {*runs, "flow_cache"} | ({"epochs", "students"} if "train_clips" in changed else set())
         assert len(changed) == 1, (name, changed)
+
+
+def test_the_second_plan_quotes_the_first_study():
+    """Its numbers are typed, because a plan may not change with the records."""
+    text, table = " ".join(Path("book/plan_second.md").read_text().split()), records.load(PUBLISHED)
+
+    def mean(contrast, metric):
+        return measure(table, Condition(contrast, metric)).interval.mean
+
+    fused = (f"{mean(arm, 'iid/top1'):.3f}"[1:] for arm in ("two_stream_logits", "two_stream"))
+    assert "two-stream more accurate ({}, against {} by softmax)".format(*fused) in text
+    errors = (abs(mean("d3d - rgb_longer", f"{endpoint}/target_epe")) for endpoint in ("Mixed_4b", "Mixed_4f"))
+    assert "D3D − RGB-longer was −{} px at 4b and {} at 4f".format(*(f"{e:.3f}"[1:] for e in errors)) in text
