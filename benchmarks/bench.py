@@ -1,6 +1,7 @@
 """Speed as ratios, in one process on one machine: `make bench`, or `python benchmarks/bench.py NAME …` for some.
 
-`make bench` leaves out ON_REQUEST, the networks at more batch sizes and with TF32.
+`make bench` leaves out ON_REQUEST, so that it takes less than ten minutes on one GPU: the networks at more batch sizes,
+with TF32 and at the study's scale, several runs on one GPU, and what a run's start costs.
 
 The contestants of a comparison run alternately, and their median times are compared. Writes a record per bench to
 results/local/bench, prints its numbers, and at the end one table per question: which network is fastest, how it scales,
@@ -26,7 +27,7 @@ from d3d.study import records
 from d3d.study.records import Record
 
 RESULTS = "results/local"
-ON_REQUEST = ("batches", "s3dg_tf32")
+ON_REQUEST = ("batches", "s3dg_tf32", "study_step", "sharing", "start")
 
 
 def main() -> None:

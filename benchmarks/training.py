@@ -5,9 +5,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from unittest.mock import patch
 
 import numpy as np
@@ -19,7 +20,9 @@ from torch.nn import functional as F
 from d3d.data.load import load
 from d3d.progress import read_metrics
 from d3d.s3dg import ops as s3dg_ops
+from d3d.study import mps
 from d3d.study.experiments import make_config
+from d3d.study.gpus import find_gpus
 from d3d.study.parameters import TrainConfig
 from d3d.train.evaluate import predict
 from d3d.train.loop import fit
@@ -144,40 +147,52 @@ def two_runs(config: TrainConfig, data) -> dict[str, float]:
 
 
 def bench_sharing() -> tuple[dict, dict[str, float]]:
-    """The total clips per second of 1, 2 and 4 runs on this device, while all of them train."""
+    """The total clips per second of several runs on this device, while all of them train: in turns, and through MPS."""
     scale = SCALE | {"epochs": 8 if CUDA else 20, "test_clips": 16}
-    work = {"device": DEVICE, "processes": "1, 2, 4", **scale}
-    metrics = {}
-    for count in (1, 2, 4):
-        with tempfile.TemporaryDirectory() as folder:
-            runs = [start(scale | {"seed": seed, "results": folder}) for seed in range(count)]
-            for run in runs:
-                run.wait()
-            rows = [read_metrics(Path(folder) / f"train/rgb-seed{seed}.jsonl") for seed in range(count)]
-            if any(run.returncode for run in runs):
-                raise RuntimeError(f"{count} runs at once: exit {[run.returncode for run in runs]}")
-        epoch_ends = [[(row["time"], row["step"]) for row in r if "clips_per_second" in row] for r in rows]
-        began, ended = max(e[0][0] for e in epoch_ends), min(e[-1][0] for e in epoch_ends)
-        if ended <= began:
-            raise RuntimeError(f"{count} runs did not train at the same time")
-        clips_per_step = scale["train_clips"] / np.ceil(scale["train_clips"] / scale["batch_size"])
-        clips_per_second = 0.0
-        for run_ends in epoch_ends:
-            times, steps = np.array(run_ends).T
-            clips_per_second += np.diff(np.interp([began, ended], times, steps))[0] * clips_per_step / (ended - began)
-        metrics |= {f"runs{count}/clips_per_second": clips_per_second, f"runs{count}/seconds_together": ended - began}
-    return work, metrics | {
-        f"runs{n}/ratio": metrics[f"runs{n}/clips_per_second"] / metrics["runs1/clips_per_second"] for n in (1, 2, 4)
-    }
+    ways: dict[str, dict[str, str]] = {"runs1": {}, "runs4": {}}
+    if CUDA:
+        try:
+            devices = [gpu.device for gpu in find_gpus()]
+            through_mps = mps.start(devices) | {"CUDA_VISIBLE_DEVICES": devices[0]}
+            ways |= {f"mps{count}": through_mps for count in (2, 4, 8)}
+        except mps.MpsError as error:
+            print(f"  no row through MPS: {error}", flush=True)
+    work = {"device": DEVICE, "processes": ", ".join(ways), **scale}
+    metrics: dict[str, float] = {}
+    for name, environment in ways.items():
+        rate, together = rate_together(int(name.strip("runsmp")), scale, environment)
+        metrics |= {f"{name}/clips_per_second": rate, f"{name}/seconds_together": together}
+        metrics[f"{name}/ratio"] = rate / metrics["runs1/clips_per_second"]
+    return work, metrics
 
 
-def start(parameters: dict) -> subprocess.Popen:
-    """Starts `d3d train` with these parameters."""
+def rate_together(count: int, scale: dict, environment: dict[str, str]) -> tuple[float, float]:
+    """Returns the clips per second of some runs while all of them train, and for how many seconds they did."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [start(scale | {"seed": seed, "results": folder}, environment) for seed in range(count)]
+        for run in runs:
+            run.wait()
+        rows = [read_metrics(Path(folder) / f"train/rgb-seed{seed}.jsonl") for seed in range(count)]
+        if any(run.returncode for run in runs):
+            raise RuntimeError(f"{count} runs at once: exit {[run.returncode for run in runs]}")
+    epoch_ends = [[(row["time"], row["step"]) for row in r if "clips_per_second" in row] for r in rows]
+    began, ended = max(e[0][0] for e in epoch_ends), min(e[-1][0] for e in epoch_ends)
+    if ended <= began:
+        raise RuntimeError(f"{count} runs did not train at the same time")
+    clips_per_step = scale["train_clips"] / np.ceil(scale["train_clips"] / scale["batch_size"])
+    clips_per_second = 0.0
+    for run_ends in epoch_ends:
+        times, steps = np.array(run_ends).T
+        clips_per_second += np.diff(np.interp([began, ended], times, steps))[0] * clips_per_step / (ended - began)
+    return clips_per_second, ended - began
+
+
+def start(parameters: dict, environment: Mapping[str, str] = MappingProxyType({})) -> subprocess.Popen:
+    """Starts `d3d train` with these parameters and environment variables."""
     config = Path(parameters["results"], f"seed{parameters.get('seed', 0)}.yaml")
     config.write_text(yaml.safe_dump(parameters))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "d3d.train", "--config", str(config)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, stdout=subprocess.DEVNULL)
 
 
 def bench_start() -> tuple[dict, dict[str, float]]:

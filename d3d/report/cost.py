@@ -51,8 +51,9 @@ clips to the update. A run trains on {fit:,.0f} clips per second.
 - **The same seed.** Two runs of one seed on one GPU, in one process, differ by at most {logit_difference:.2g} in a
   logit of the test clips and by {top1_difference:.2g} in top-1. Another machine may choose kernels that round
   differently, and the result is then another network.
-- **Several runs on one GPU** share it and gain little: 1, 2 and 4 runs at once train on {runs1:,.0f}, {runs2:,.0f} and
-  {runs4:,.0f} clips per second together. The gain is that one run computes while another starts, loads or tests.
+- **Several runs on one GPU.** One run trains on {runs1:,.0f} clips per second, and four on {runs4:,.0f} together if
+  they take turns. Through NVIDIA's MPS their kernels run at the same time, and two, four and eight runs train on
+  {mps2:,.0f}, {mps4:,.0f} and {mps8:,.0f}. `make study` starts MPS where it can.
 - **The start.** From the start of a process to the end of its first step, with 6,000 clips rendered, it takes
   {first_step:.1f} s. The import of PyTorch takes {import_torch:.1f} s of them.
 {scaling}
@@ -91,7 +92,7 @@ TRAINING = {
     "plain_rounding_32": ("training", "loss_apart/float32/plain_and_plain_fused"),
     "logit_difference": ("training", "two_runs/largest_logit_difference"),
     "top1_difference": ("training", "two_runs/top1_difference"),
-    **{f"runs{n}": ("sharing", f"runs{n}/clips_per_second") for n in (1, 2, 4)},
+    **{way: ("sharing", f"{way}/clips_per_second") for way in ("runs1", "runs4", "mps2", "mps4", "mps8")},
     "first_step": ("start", "to_first_step/seconds"),
     "import_torch": ("start", "import/torch/seconds"),
 }

@@ -86,10 +86,11 @@ def _study_rows(record: Record) -> Iterator[Row]:
 
 def _sharing_rows(record: Record) -> Iterator[Row]:
     for name, rate in record.metrics.items():
-        if match := re.fullmatch(r"runs(\d+)/clips_per_second", name):
+        if match := re.fullmatch(r"(runs|mps)(\d+)/clips_per_second", name):
+            way = " through MPS" if match[1] == "mps" else ""
             yield {
                 "case": "runs at once on one device",
-                "contestant": "1 run" if match[1] == "1" else f"{match[1]} runs",
+                "contestant": "1 run" if match[2] == "1" else f"{match[2]} runs{way}",
                 "clips per second": rate,
                 "peer": "1 run",
                 "× peer": rate / record.metrics["runs1/clips_per_second"],
