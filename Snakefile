@@ -149,13 +149,15 @@ def papermill(notebook, out, params, threads=1, profile="", gpus=0):
     if GPUS and gpus:
         command = ["python3", "-m", "d3d.study.gpus", str(gpus), *command]
     quoted = shlex.quote(log)
-    return (
-        f"mkdir -p {shlex.quote(str(Path(log).parent))} && "
+    run = (
         f"OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT={threads} PYDEVD_DISABLE_FILE_VALIDATION=1 "
         # $PPID is Snakemake, in the shell that it starts.
-        f"python3 -m d3d.study.attached $PPID {shlex.join(command)} > {quoted} 2>&1 "
-        f"|| {{ grep . {quoted} | tail -n 1; echo {shlex.quote(f'failed: see {out} and {log}')}; exit 1; }}"
+        f"python3 -m d3d.study.attached $PPID {shlex.join(command)} > {quoted} 2>&1"
     )
+    # Jupyter chooses a kernel's ports before the kernel takes them, and a run that starts at the same time may be faster.
+    again = f"{{ grep -q 'Address already in use' {quoted} && {run}; }}"
+    failed = f"{{ grep . {quoted} | tail -n 1; echo {shlex.quote(f'failed: see {out} and {log}')}; exit 1; }}"
+    return f"mkdir -p {shlex.quote(str(Path(log).parent))} && {run} || {again} || {failed}"
 
 
 def job(experiment):

@@ -319,6 +319,29 @@ def test_each_run_has_its_gpus_and_no_gpu_too_many_runs(checkout, runs_per_gpu):
     assert sorted(starts) == [*[(1, cores_per_run)] * 4, (2, cores_per_run)]
 
 
+@pytest.mark.parametrize(("failures", "attempts", "code"), [(1, 2, 0), (2, 2, 1), (0, 1, 0)])
+def test_a_run_whose_kernel_lost_its_port_starts_once_more(checkout, failures, attempts, code):
+    write_toy(checkout)
+    port_taken = f"""
+    echo attempt >> attempts
+    if [ $(wc -l < attempts) -le {failures} ]; then
+      echo "zmq.error.ZMQError: Address already in use (addr='tcp://127.0.0.1:43819')" >&2; exit 1
+    fi
+    touch "${{6%.ipynb}}.json" "${{6%.ipynb}}.safetensors"
+    """
+    install(checkout / "bin", "papermill", port_taken)
+    assert run_graph(checkout, target="results/toy/train/rgb-seed0.json")[0] == code
+    assert (checkout / "attempts").read_text().count("attempt") == attempts
+
+
+def test_a_run_that_fails_otherwise_starts_once(checkout):
+    write_toy(checkout)
+    install(checkout / "bin", "papermill", "echo attempt >> attempts; echo ValueError: no >&2; exit 1")
+    code, output = run_graph(checkout, target="results/toy/train/rgb-seed0.json")
+    assert (code, (checkout / "attempts").read_text()) == (1, "attempt\n")
+    assert "ValueError: no\nfailed: see results/toy/train/rgb-seed0.ipynb" in output
+
+
 def write_toy(root, name: str = "toy", **changes) -> None:
     (root / f"notebooks/params/{name}.yaml").write_text(yaml.safe_dump(TOY | changes))
 

@@ -219,9 +219,7 @@ def train_flow_decoders(
             lr = PEAK_LR * 0.5 * (1 + math.cos(math.pi * progress))
             trainer.step(order[i * trainer.batch_size :][: trainer.batch_size], lr)
     if not math.isfinite(trainer.loss.item()):
-        raise FloatingPointError(
-            f"the flow decoders' loss became {trainer.loss.item()} after {trainer.steps_done} steps"
-        )
+        raise FloatingPointError(f"the flow decoders' loss was {trainer.loss.item()} at the end of their training")
     metrics = _flow_errors(trainer, test_clips)
     return metrics, _dense_flow(trainer, test_clips, num_returned_clips, dense_endpoint) if num_returned_clips else {}
 

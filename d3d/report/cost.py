@@ -1,7 +1,5 @@
 """The book's page on cost, made from the records of `make bench`."""
 
-from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
@@ -12,30 +10,34 @@ from d3d.study import records
 
 PAGE = """# Cost
 
-{headline}{two_streams}
+**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's `s3d` compiled by
+`torch.compile`, and in a training step {training:.1f} times as many, in bfloat16 on one {device}.** Each ratio is that
+of the fastest of both, with {inference_batch:.0f} clips per batch in inference and {training_batch:.0f} in training.
 
 {table}
 
 *Clips of 64 × 224 × 224 in one process. The networks take turns, and the numbers are medians; a training step includes
 the SGD update. Working memory is the memory of a step beyond weights and clips. torchvision's network is unmodified,
 under autocast for bf16; it has no gates, and its stem is separable too. "Folded" means that the batch norms are part of
-the convolutions (`d3d.s3dg.fold`).{contestants} Made by `make bench` at commit {commit}.*
+the convolutions (`d3d.s3dg.fold`), "captured" that a step is one CUDA graph, and "compiled" that `torch.compile` made
+it, with channels last in memory. The peer of a row is the fastest of torchvision's at its batch size. Made by
+`make bench` at {networks_made}.*
 
 ## Where the time goes
 
 A clip takes {gflop:.0f} GFLOP in the convolutions as the original defines them. In inference this is
-{matrix_fraction:.0%} of the {matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same
-device.{rest_of_time}
+{inference_matrix:.0%} of the {matrix:.0f} TFLOP/s that one large bf16 matrix product reaches on the same
+device. In training it is {training_matrix:.0%}. The kernels take {inference_kernels:.0%} of the time of the
+fastest inference and {training_kernels:.0%} of that of the fastest training step; the rest of the time, the GPU waits.
 
 ```{{image}} cost.svg
 :alt: Milliseconds per clip that the GPU spends on convolutions and between them, in inference and in training.
 ```
 
-*Milliseconds per clip on the GPU, {inference_batch:.0f} clips per batch in inference and {training_batch:.0f} in
-training, by the names of the kernels. The convolutions are cuDNN's and cuBLAS's: two-dimensional over space or over
-time, with channels last in memory. The rest moves memory: pooling, gates, norms, and the taps of the stem (two axes of
-its kernel become channels, which turns a slow convolution of 3 channels and stride 2 into a fast one of 64
-channels).*
+*Milliseconds per clip on the GPU, by the names of the kernels. The convolutions are cuDNN's and cuBLAS's:
+two-dimensional over space or over time, with channels last in memory. The rest moves memory: pooling, gates, norms, and
+the taps of the stem (two axes of its kernel become channels, which turns a slow convolution of 3 channels and stride 2
+into a fast one of 64 channels).*
 
 ## Training at the study's scale
 
@@ -52,12 +54,13 @@ clips to the update. A run trains on {fit:,.0f} clips per second.
   logit of the test clips and by {top1_difference:.2g} in top-1. Another machine may choose kernels that round
   differently, and the result is then another network.
 - **Several runs on one GPU.** One run trains on {runs1:,.0f} clips per second, and four on {runs4:,.0f} together if
-  they take turns. Through NVIDIA's MPS their kernels run at the same time, and two, four and eight runs train on
-  {mps2:,.0f}, {mps4:,.0f} and {mps8:,.0f}. `make study` starts MPS where it can.
+  they take turns.{mps}
 - **The start.** From the start of a process to the end of its first step, with 6,000 clips rendered, it takes
   {first_step:.1f} s. The import of PyTorch takes {import_torch:.1f} s of them.
+
 {scaling}
-*Made by `make bench` at commit {training_commit}.{several_gpus}*
+
+*Made by `make bench` at {training_made}; several runs on one GPU, and the start, at {sharing_made}.*
 
 ## Video files
 
@@ -69,19 +72,35 @@ rate of TV-L1 alone on the same GPU. Storing flow of ± 20 pixels in eight bits 
 {rms:.3f} pixels, and {largest:.3f} pixels at most.
 
 **A set that is kept in memory trains at {memory_rgb:,.0f} clips per second** of 16 × 112 × 112 (RGB; flow
-{memory_flow:,.0f}), {memory_times:.1f} times as fast as if its files are decoded in every epoch, by a worker per core
-(flow {memory_times_flow:.1f} times), with the same views to the bit.
+{memory_flow:,.0f}), {memory_times_rgb:.1f} times as fast as if its files are decoded in every epoch, by a worker per
+core (flow {memory_times_flow:.1f} times), with the same views to the bit.
 
-{videos}*Made by `make bench` at commits {decode_commit}, {flow_commit} and {memory_commit}; the last on one
-{memory_device}.*
+{videos}
+
+*Made by `make bench` at {videos_made}.*
+
+## From a video file to a decision
+
 {end_to_end}
+
+*Clips per second with every core decoding for one GPU, 64 × 224 × 224 from H.264 of 340 × 256 pixels. Two streams need
+flow, which OpenCV's TV-L1 computes on every core. Joules are the GPU's. The percentages divide the time of one video,
+decoded by one core, among its stages.*
+
 ## What could be wrong
 
-Every comparison is one run on one machine. {limits} Videos were measured that this study encoded itself,
-which are cheaper to decode than many of the field's.
+Every comparison is one run on one machine. Compiling takes minutes, so torchvision's network was compiled only for the
+rows that say so. Its last pool, of a fixed size, was made smaller for clips that are smaller than it. Videos were
+measured that this study encoded itself, which are cheaper to decode than many of the field's.
 """
-# The numbers of the section on training, each with the arm and the metric of its record.
-TRAINING = {
+# The numbers of the page, each with the arm and the metric of its record.
+NUMBERS = {
+    **{step: ("s3dg", f"{step}/bf16/ratio") for step in ("inference", "training")},
+    **{f"{step}_batch": ("s3dg", f"{step}/batch") for step in ("inference", "training")},
+    **{f"{step}_matrix": ("s3dg", f"{step}/share_of_matrix_rate") for step in ("inference", "training")},
+    **{f"{step}_kernels": ("s3dg", f"{step}/share_of_time_in_kernels") for step in ("inference", "training")},
+    "gflop": ("s3dg", "gflop_per_clip"),
+    "matrix": ("s3dg", "matrix_product_tflops"),
     **{f"{name}_ms": ("training", f"{name}/ms_per_step") for name in ("plain", "eager", "captured")},
     "times_captured": ("training", "captured/ratio"),
     "fit": ("training", "fit/clips_per_second"),
@@ -92,43 +111,20 @@ TRAINING = {
     "plain_rounding_32": ("training", "loss_apart/float32/plain_and_plain_fused"),
     "logit_difference": ("training", "two_runs/largest_logit_difference"),
     "top1_difference": ("training", "two_runs/top1_difference"),
-    **{way: ("sharing", f"{way}/clips_per_second") for way in ("runs1", "runs4", "mps2", "mps4", "mps8")},
+    **{name: ("sharing", f"{name}/clips_per_second") for name in ("runs1", "runs4")},
     "first_step": ("start", "to_first_step/seconds"),
     "import_torch": ("start", "import/torch/seconds"),
+    "times_one": ("decode", "workers1/clips/ratio"),
+    "fields": ("flow_set", "set/fields_per_second"),
+    "of_alone": ("flow_set", "ratio"),
+    "rms": ("flow_set", "rms_px"),
+    "largest": ("flow_set", "max_px"),
+    **{f"memory_{stream}": ("memory", f"{stream}/memory/clips_per_second") for stream in ("rgb", "flow")},
+    **{f"memory_times_{stream}": ("memory", f"{stream}/ratio") for stream in ("rgb", "flow")},
 }
-USE_OF_DEVICE = {
-    "training_matrix_fraction": "training/share_of_matrix_rate",
-    **{f"{step}_kernels": f"{step}/share_of_time_in_kernels" for step in ("inference", "training")},
-}
-# Passages that depend on what the records hold.
-HEADLINE = """**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's `s3d`, and
-in a training step {training:.1f} times as many, in bfloat16 on one {device}, with less memory at the same batch size.**
-With TF32 it is {inference_tf32:.1f} and {training_tf32:.1f} times as many."""
-HEADLINE_COMPILED = """**In inference S3D-G processes {inference:.1f} times as many clips per second as torchvision's
-`s3d` compiled by `torch.compile`, and in a training step {training:.1f} times as many, in bfloat16 on one {device}.**
-With TF32 it is {inference_tf32:.1f} and {training_tf32:.1f} times as many. Each ratio is that of the fastest of both
-at one batch size: the largest at which torchvision's network was compiled, if it was."""
-CONTESTANTS_COMPILED = """ "Captured" means that its step is one CUDA graph, "compiled" that `torch.compile` made it,
-with channels last in memory. The peer of a row is the fastest of torchvision's at its batch size."""
-REST_OF_TIME = """ In training it is {training_matrix_fraction:.0%}. The kernels take
-{inference_kernels:.0%} of the time of the fastest inference and {training_kernels:.0%} of that of the fastest training
-step; the rest of the time, the GPU waits."""
-END_TO_END = """
-## From a video file to a decision
-
-{table}
-
-*Clips per second with every core decoding for one GPU, 64 × 224 × 224 from H.264 of 340 × 256 pixels. Two streams need
-flow, which OpenCV's TV-L1 computes on every core. Joules are the GPU's. The percentages divide the time of one video,
-decoded by one core, among its stages.*
-"""
-TWO_STREAMS_NEED_DATA = " (The comparison of one D3D with a complete two-stream pipeline needs data.)"
-SEVERAL_GPUS_NEED_DATA = " Training on several GPUs needs data."
-LIMITS = """The batch sizes are limited: 32 and 64 clips for inference, where torchvision's rate no longer grows, 32 for
-training, and 16 with TF32, where launches already slow our network down. `torch.compile` of torchvision's network is
-not in the comparison."""
-LIMITS_COMPILED = """Compiling takes minutes, so torchvision's network was compiled only for the rows that say so. Its
-last pool, of a fixed size, was made smaller for clips that are smaller than it."""
+# Where MPS can be started.
+THROUGH_MPS = """ Through NVIDIA's MPS their kernels run at the same time, and two, four and eight runs
+  train on {mps2:,.0f}, {mps4:,.0f} and {mps8:,.0f}; `make study` starts MPS where it can."""
 
 
 def page(folder: Path) -> str:
@@ -142,79 +138,40 @@ def page(folder: Path) -> str:
         LookupError: a record lacks a metric or a parameter.
     """
     bench, rows = records.read_all(folder, ["bench"]), records.load(folder, needs=["bench"])
+    by_arm = {record.arm: record for record in bench}
     value = rows.set_index(["arm", "metric"])["value"]
-    network = records.of_first_seed(folder, "bench", ["s3dg"])[0]
-    numbers = {
-        "inference": value["s3dg", "inference/bf16/ratio"],
-        "training": value["s3dg", "training/bf16/ratio"],
-        "inference_tf32": value["s3dg_tf32", "inference/tf32/ratio"],
-        "training_tf32": value["s3dg_tf32", "training/tf32/ratio"],
-        "gflop": value["s3dg", "gflop_per_clip"],
-        "matrix_fraction": value["s3dg", "inference/share_of_matrix_rate"],
-        "matrix": value["s3dg", "matrix_product_tflops"],
-    }
-    numbers |= {name: value[arm, metric] for name, (arm, metric) in TRAINING.items()}
-    # Which older records lack.
-    numbers |= {name: network.metrics.get(metric) for name, metric in USE_OF_DEVICE.items()}
-    numbers |= {f"{step}_batch": network.metrics.get(f"{step}/batch", 32) for step in ("inference", "training")}
-    training = records.of_first_seed(folder, "bench", ["training"])[0]
-    numbers |= {"training_commit": _commit(training), "curve_steps": training.params["curve_steps"]}
-    memory = records.of_first_seed(folder, "bench", ["memory"])[0]
+    numbers = {name: value[of_record] for name, of_record in NUMBERS.items()}
+    through_mps = {f"mps{n}": value.get(("sharing", f"mps{n}/clips_per_second")) for n in (2, 4, 8)}
     workers = max((int(n) for n in rows["metric"].str.extract(r"^workers(\d+)/clips/ratio$")[0].dropna()), default=0)
     numbers |= {
+        "mps": THROUGH_MPS.format(**through_mps) if all(through_mps.values()) else "",
+        "device": text(by_arm["s3dg"].provenance["device"]),
+        "curve_steps": by_arm["training"].params["curve_steps"],
         "workers": workers,
         "clips": value["decode", f"workers{workers}/clips/clips_per_second"],
         "batches": value["decode", f"workers{workers}/batches/clips_per_second"],
         "times": value["decode", f"workers{workers}/clips/ratio"],
-        "times_one": value["decode", "workers1/clips/ratio"],
-        "fields": value["flow_set", "set/fields_per_second"],
-        "of_alone": value["flow_set", "ratio"],
-        "rms": value["flow_set", "rms_px"],
-        "largest": value["flow_set", "max_px"],
-        "memory_commit": _commit(memory),
-        "memory_device": text(memory.provenance["device"]),
-        "memory_rgb": memory.metrics["rgb/memory/clips_per_second"],
-        "memory_flow": memory.metrics["flow/memory/clips_per_second"],
-        "memory_times": memory.metrics["rgb/ratio"],
-        "memory_times_flow": memory.metrics["flow/ratio"],
-        "decode_commit": _commit(records.of_first_seed(folder, "bench", ["decode"])[0]),
-        "flow_commit": _commit(records.of_first_seed(folder, "bench", ["flow_set"])[0]),
+        "networks_made": _made(by_arm["s3dg"]),
+        "training_made": _made(by_arm["training"]),
+        "sharing_made": _made(by_arm["sharing"], by_arm["start"]),
+        "videos_made": _made(*(by_arm[arm] for arm in ("decode", "flow_set", "memory"))),
     }
-    numbers |= {"device": text(network.provenance["device"]), "commit": _commit(network)}
-    passages = {name: passage.format(**numbers) for name, passage in _passages(bench, network).items()}
-    return PAGE.format(**passages, **_tables(bench), **numbers)
-
-
-def _passages(bench: Sequence[records.Record], network: records.Record) -> dict[str, str]:
-    """The passages that the records support, as formats of the page's numbers."""
-    arms = {record.arm for record in bench}
-    compiled = any(fnmatch(name, "*/torchvision_s3d_compiled*/clips_per_second") for name in network.metrics)
-    return {
-        "headline": HEADLINE_COMPILED if compiled else HEADLINE,
-        "contestants": CONTESTANTS_COMPILED if compiled else "",
-        "limits": LIMITS_COMPILED if compiled else LIMITS,
-        "rest_of_time": REST_OF_TIME if "training/share_of_matrix_rate" in network.metrics else "",
-        "two_streams": "" if "end_to_end" in arms else TWO_STREAMS_NEED_DATA,
-        "several_gpus": "" if "scaling" in arms else SEVERAL_GPUS_NEED_DATA,
+    tables = {
+        "table": cost_tables.fastest,
+        "scaling": cost_tables.scaling,
+        "videos": cost_tables.videos,
+        "end_to_end": cost_tables.end_to_end,
     }
+    return PAGE.format(**{name: cost_tables.markdown(make(bench)) for name, make in tables.items()}, **numbers)
 
 
-def _tables(bench: Sequence[records.Record]) -> dict[str, str]:
-    """The tables that the records fill; empty where none of them answers the question."""
-    arms = {record.arm for record in bench}
-    scaling = f"\n{cost_tables.markdown(cost_tables.scaling(bench))}\n"
-    videos = f"{cost_tables.markdown(cost_tables.videos(bench))}\n\n"
-    end_to_end = END_TO_END.format(table=cost_tables.markdown(cost_tables.end_to_end(bench)))
-    return {
-        "table": cost_tables.markdown(cost_tables.fastest(bench)),
-        "scaling": scaling if arms & {"study_step", "scaling"} else "",
-        "videos": videos,
-        "end_to_end": end_to_end if "end_to_end" in arms else "",
-    }
-
-
-def _commit(record: records.Record) -> str:
-    return text(record.provenance["commit"][:10]) + " and uncommitted changes" * record.provenance["dirty"]
+def _made(*by: records.Record) -> str:
+    """The commits at which records were made."""
+    commits = dict.fromkeys(
+        text(record.provenance["commit"][:10]) + " and uncommitted changes" * record.provenance["dirty"]
+        for record in by
+    )
+    return "commit " + ", ".join(commits)
 
 
 def kernel_times(folder: Path) -> pd.DataFrame:

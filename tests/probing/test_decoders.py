@@ -59,6 +59,14 @@ def test_dense_flow_has_every_pixel_at_its_position():
         assert dense_flow[0, c, t, h, w] == 1000 * c + 100 * (t % 2) + 10 * (h % 2) + w % 4
 
 
+def test_decoders_that_diverge_are_no_result(monkeypatch):
+    monkeypatch.setattr(decoders, "ENDPOINTS", ("Conv2d_1a_7x7",))
+    monkeypatch.setattr(decoders, "PEAK_LR", float("inf"))
+    model, clips = s3dg(16, width=0.1, in_channels=2), train_and_test_clips(2, 32, 16)
+    with pytest.raises(FloatingPointError, match=r"the flow decoders' loss was nan at the end of their training"):
+        decoders.train_flow_decoders(model, *clips, "flow", dense_endpoint="", epochs=1, batch_size=16)
+
+
 def test_flow_is_decoded_better_from_a_fine_tuned_network_than_from_a_frozen_one(monkeypatch):
     shallow, deep = "Conv2d_1a_7x7", "Mixed_3c"
     monkeypatch.setattr(decoders, "ENDPOINTS", (shallow, deep))  # deeper ones would only take time
