@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from d3d.data.sprite_classes import siblings
+from d3d.data.sprite_classes import CLASSES, siblings
 from d3d.report.claims import read_claims
 from d3d.report.ledger import measure
 from d3d.s3dg.checkpoints import save_checkpoint
@@ -84,9 +84,13 @@ def test_every_experiment_in_turn(tmp_path):
         arrays = records.read_arrays(path, record)
         correct = arrays["prediction/iid"] == arrays["labels/iid"]
         assert correct.mean() == pytest.approx(record.metrics["iid/top1"])
-        assert ((arrays["margin/iid"] > 0) <= correct).all()
         paired = siblings()[arrays["labels/iid"]] >= 0
-        assert (np.isnan(arrays["sibling/iid"]) == ~paired).all()
+        assert ((arrays["choice/iid"] != archive.WITHOUT_SIBLING) == paired).all()
+        is_motion = np.array([c.group == "motion" for c in CLASSES])[arrays["labels/iid"]]
+        wins = (1 + arrays["choice/iid"][is_motion & paired].astype(int)) / 2
+        assert wins.mean() == pytest.approx(record.metrics["iid/motion/pair_accuracy"])
+        if record.experiment in plan.TRAINED:
+            assert ((arrays["margin/iid"] > 0) <= correct).all()
     table = records.load(results)
     # Every rule of the second study can be measured. One seed has no ensemble of two seeds, and logits of a flow stream
     # that has learnt nothing are the same for all clips.

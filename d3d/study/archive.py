@@ -1,14 +1,19 @@
 """Archives: a finished folder of records packed for publication, from which all results can be recomputed.
 
-    d3d records pack results/h200       # writes results/h200.jsonl and results/h200.npz
+    d3d records pack results/h200                  # writes results/h200.jsonl and results/h200.npz
+    d3d records pack results/search --only-metrics # writes results/search.jsonl
 
 The .jsonl file has one record per line, with a field `cell` if the archive was packed from several folders. The .npz
 file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each test split of a network these are:
 
 - `prediction/<split>`: the predicted class of each clip,
-- `margin/<split>`: the logit of its true class minus the highest other logit,
-- `sibling/<split>`: the logit of its true class minus that of the other class of its pair; nan without one,
+- `choice/<split>`: the sign of the logit of its true class minus that of the other class of its pair,
 - `labels/<split>`: the digest of the true classes, which are stored only once, as `labels/<split>/<digest>`.
+
+A trained network also has, for the split that it is judged on, in quarters of a logit (`quarters`):
+
+- `margin/<split>`: the logit of a clip's true class minus the highest other logit,
+- `sibling/<split>`: the logit of its true class minus that of the other class of its pair.
 
 `curve/<name>` are training curves over epochs. Other experiments publish all their arrays unchanged.
 """
@@ -30,18 +35,21 @@ from d3d.progress import read_metrics
 from d3d.study import records
 from d3d.study.arrays import digest
 from d3d.study.fields import Record, RecordError, check_cell
-from d3d.study.plan import TRAINED
+from d3d.study.plan import TRAINED, main_split
 
 GIVE_FOLDER = "give a folder that a study has written, such as results/smoke"
 MAX_BYTES = 16 * 2**20  # of all archives together
+MAX_MARGIN = 8.0  # logits; beyond it a decision is as good as certain
+WITHOUT_SIBLING = -128  # in choices and margins of clips whose class has no pair
 
 
-def pack(folder: str | Path, out: str | Path = "") -> Path:
+def pack(folder: str | Path, out: str | Path = "", *, only_metrics: bool = False) -> Path:
     """Writes a folder of records, or a folder of several such folders, as <out>.jsonl and <out>.npz.
 
     Args:
         folder: the folder to publish.
         out: path of the files without suffix; empty: that of the folder.
+        only_metrics: whether to leave out all arrays.
 
     Returns:
         The path of the .jsonl file.
@@ -66,7 +74,7 @@ def pack(folder: str | Path, out: str | Path = "") -> Path:
             check_cell(cell_name, printable(folder))
         for record in cell_records:
             record_arrays: dict[str, np.ndarray] = {}
-            for name, x in _arrays_to_publish(cell, record):
+            for name, x in () if only_metrics else _arrays_to_publish(cell, record):
                 if name.startswith("labels/"):
                     labels_digest = digest({name: x})
                     arrays[f"{name}/{labels_digest}"] = x
@@ -121,15 +129,20 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
     except FileNotFoundError:  # not copied along with the record
         arrays = {}
     siblings = arrays.pop("siblings", None)
+    judged_on = main_split([name.removeprefix("logits/") for name in arrays if name.startswith("logits/")] or [""])
     for name, x in arrays.items():
         kind, _, split = name.partition("/")
         if kind == "logits":
             labels = arrays[f"labels/{split}"]
-            yield f"prediction/{split}", x.argmax(1).astype(np.uint8 if x.shape[1] <= 256 else np.uint16)
-            yield f"margin/{split}", margins(x, labels).astype(np.float16)
-            if siblings is not None:
-                yield f"sibling/{split}", sibling_margins(x, labels, siblings).astype(np.float16)
             yield f"labels/{split}", labels.astype(np.uint16)
+            yield f"prediction/{split}", x.argmax(1).astype(np.uint8 if x.shape[1] <= 256 else np.uint16)
+            over_sibling = None if siblings is None else sibling_margins(x, labels, siblings)
+            if over_sibling is not None:
+                yield f"choice/{split}", _to_int8(np.sign(over_sibling))
+            if record.experiment in TRAINED and split == judged_on:
+                yield f"margin/{split}", quarters(margins(x, labels))
+                if over_sibling is not None:
+                    yield f"sibling/{split}", quarters(over_sibling)
         elif kind == "curve":
             yield name, x.astype(np.float32)
         elif kind not in ("labels", "groups", "classes", "examples"):
@@ -210,6 +223,18 @@ def sibling_margins(logits: np.ndarray, labels: np.ndarray, siblings: np.ndarray
     return np.where(sibling >= 0, logits[rows, labels] - logits[rows, sibling], np.nan)
 
 
+def quarters(margins: np.ndarray) -> np.ndarray:
+    """Returns margins (N,) in quarters of a logit, int8: rounded away from zero, and up to MAX_MARGIN.
+
+    nan becomes WITHOUT_SIBLING.
+    """
+    return _to_int8(np.sign(margins) * np.ceil(4 * np.abs(margins).clip(max=MAX_MARGIN)))
+
+
+def _to_int8(x: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(x, nan=WITHOUT_SIBLING).astype(np.int8)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="d3d records", description="Shows or publishes records of runs.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -218,18 +243,21 @@ def main(argv: list[str] | None = None) -> None:
     pack_parser = commands.add_parser("pack", help="pack a finished folder of records into a .jsonl and an .npz file")
     pack_parser.add_argument("folder", type=Path, help="folder of records, or a folder of several such folders")
     pack_parser.add_argument("--out", default="", help=".jsonl file to write (default: FOLDER.jsonl)")
+    pack_parser.add_argument("--only-metrics", action="store_true", help="leave out predictions, curves and pictures")
     args = parser.parse_args(argv)
     try:
         if args.command == "show":
             print(records.headline(records.read(args.record)))
             return
-        path = pack(args.folder, args.out)
+        path = pack(args.folder, args.out, only_metrics=args.only_metrics)
     except (ValueError, OSError) as error:
         sys.exit(one_line(error))
     files = [p for p in (path, records.arrays_path(path)) if p.is_file()]
     packed = [(cell, record) for cell, cell_records in records.read_cells(path).items() for record in cell_records]
     size = sum(p.stat().st_size for p in files)
     print(f"{len(packed)} records -> {', '.join(map(printable, files))}, {size / 2**20:.2f} MiB")
+    if args.only_metrics:
+        return
     networks = [(cell, record) for cell, record in packed if record.experiment in (*TRAINED, "fuse")]
     if missing := sum(not _has_predictions(path, record, cell) for cell, record in networks):
         print(f"{missing} networks have no predictions next to their records: only their metrics are published")

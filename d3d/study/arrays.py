@@ -53,7 +53,7 @@ def check_answers(arrays: Mapping[str, np.ndarray], where: str) -> None:
 
     Args:
         arrays: `labels/<split>` (N,); `logits/<split>` (N, K), or in an archive `prediction/<split>`,
-            `margin/<split>` and `sibling/<split>` (N,); `siblings` (K,); `curve/<name>` (E,).
+            `choice/<split>`, `margin/<split>` and `sibling/<split>` (N,); `siblings` (K,); `curve/<name>` (E,).
         where: what they belong to, printable, for errors.
 
     Raises:
@@ -64,7 +64,7 @@ def check_answers(arrays: Mapping[str, np.ndarray], where: str) -> None:
         raise RecordError(f"{where}: the training curves must have one value per epoch")
     for name, x in arrays.items():
         kind, _, split = name.partition("/")
-        if kind not in ("logits", "prediction", "margin", "sibling"):
+        if kind not in ("logits", "prediction", "choice", "margin", "sibling"):
             continue
         labels = arrays.get(f"labels/{split}")
         if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d3d.study import archive, records
 from d3d.study.plan import ARCHIVES
@@ -45,18 +47,38 @@ def test_a_packed_study_reads_like_its_folder(tmp_path):
 
 def test_predictions_and_margins_are_published(tmp_path):
     """Three clips computed by hand: margins 2, -3 and -2.5; margins over the sibling 2, 2 and none."""
-    write_network(tmp_path / "study")
+    frozen = {f"{name}/frozen": ARRAYS[f"{name}/iid"] for name in ("logits", "labels")}
+    records.write(tmp_path / "study", record(), ARRAYS | frozen)
+    records.write(tmp_path / "study", record(experiment="fuse", arm="rgb_rgb"), ARRAYS)
     path = archive.pack(tmp_path / "study")
-    arrays = records.read_arrays(path, records.read_all(path)[0])
-    assert arrays["prediction/iid"].tolist() == [0, 2, 1]
-    assert arrays["prediction/iid"].dtype == np.uint8
-    assert arrays["margin/iid"].tolist() == [2.0, -3.0, -2.5]
-    assert arrays["margin/iid"].dtype == np.float16
-    assert arrays["sibling/iid"].tolist()[:2] == [2.0, 2.0]
-    assert np.isnan(arrays["sibling/iid"][2])
+    ensemble, network = (records.read_arrays(path, r) for r in records.read_all(path))
+    for arrays, split in ((network, "iid"), (network, "frozen"), (ensemble, "iid")):
+        assert arrays[f"prediction/{split}"].tolist() == [0, 2, 1]
+        assert arrays[f"choice/{split}"].tolist() == [1, 1, -128]
+        assert (arrays[f"prediction/{split}"] == arrays[f"labels/{split}"]).mean() == pytest.approx(1 / 3)
+    assert network["margin/iid"].tolist() == [8, -12, -10]
+    assert network["sibling/iid"].tolist() == [8, 8, -128]
+    # Of a split that no one judges by, and of an ensemble, the margins are left out.
+    assert {name.split("/")[0] for name in ensemble} == {"prediction", "choice", "labels"}
+    assert "margin/frozen" not in network
+    assert {x.dtype.name for name, x in network.items() if not name.startswith("labels/")} == {"int8", "uint8"}
     with np.load(path.with_suffix(".npz")) as file:
         assert [name for name in file.files if name.startswith("labels/")]
-    assert (arrays["prediction/iid"] == arrays["labels/iid"]).mean() == pytest.approx(1 / 3)
+
+
+@given(st.floats(-50, 50))
+def test_a_margin_keeps_its_sign_and_is_close(margin):
+    (quarter,) = archive.quarters(np.array([margin]))
+    assert np.sign(quarter) == np.sign(margin)
+    assert 0 <= abs(quarter) / 4 - min(abs(margin), 8) <= 0.25
+
+
+def test_a_search_is_published_without_arrays(tmp_path):
+    write_network(tmp_path / "search" / "rates")
+    path = archive.pack(tmp_path / "search", only_metrics=True)
+    assert [r.arrays for r in records.read_all(path)] == [""]
+    assert records.load(path)["value"].tolist() == [0.5]
+    assert not path.with_suffix(".npz").exists()
 
 
 def test_a_study_of_several_folders_keeps_their_records_separate(tmp_path):
@@ -127,7 +149,7 @@ def test_a_damaged_study_is_refused_by_name(tmp_path):
     path.write_bytes(content)
     with np.load(path.with_suffix(".npz")) as file:
         arrays = dict(file)
-    arrays["train/rgb-seed1/margin/iid"] = np.zeros(3, np.float16)
+    arrays["train/rgb-seed1/margin/iid"] = np.zeros(3, np.int8)
     np.savez_compressed(path.with_suffix(".npz"), **arrays)
     first, second = records.read_all(path)
     records.read_arrays(path, first)
