@@ -21,7 +21,8 @@ TUNING = Path("results/lambda.jsonl")  # the search for the students' learning r
 # An exploration beside the study (book/plan.md): streams trained until the accuracy of RGB has settled.
 SETTLED = Path("results/settled.jsonl")
 JHMDB = Path("results/jhmdb.jsonl")  # a pilot on real video: a folder per official split, with and without repeats
-ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED, JHMDB)
+SEARCHES = Path("results/sprites-searches.jsonl")  # what the second study's training was chosen by: a cell per search
+ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED, JHMDB, SEARCHES)
 
 
 def arms_of(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,0 +1,154 @@
+"""How the second study's training was chosen: the searches of book/plan_second.md, and their rules.
+
+    trials = read_trials(plan.SEARCHES)
+    draw(trials, choose(trials))
+
+A search varies one parameter; its records are a cell of the archive, named after its profile.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from d3d.report.labels import colour, label
+from d3d.report.plots import grid, mark_no_data, styled
+from d3d.report.stats import interval
+from d3d.study import records
+from d3d.study.plan import main_student
+
+# Doubling the epochs adds too little if it adds less than the first, with a 90 % interval that ends below the second.
+SETTLED_GAIN, SETTLED_LIMIT = 0.005, 0.01
+
+
+class Search(NamedTuple):
+    """What a search varies.
+
+    Attributes:
+        title: of its panel.
+        parameter: which it varies.
+        experiment: whose networks it compares.
+        settles: whether the smallest value is chosen beyond which doubling adds too little, or else the best one.
+    """
+
+    title: str
+    parameter: str
+    experiment: str
+    settles: bool = False
+
+
+SEARCHES = {
+    "sprites-settle": Search("Epochs of the streams", "epochs", "train", settles=True),
+    "sprites-rates": Search("Learning rate of the students", "learning_rate", "distill"),
+    "sprites-epochs": Search("Epochs of the students", "epochs", "distill", settles=True),
+    "sprites-lambdas": Search("Weight λ of the teacher", "lambda_", "distill"),
+}
+TRIAL_COLUMNS = ["search", "arm", "value", "seed", "val top-1"]
+
+
+def read_trials(study: str | Path) -> pd.DataFrame:
+    """Reads the searches' runs.
+
+    Returns:
+        One row per run: search, arm (the stream or the student), value of the parameter, seed and val top-1.
+    """
+    rows = []
+    for cell, cell_records in records.read_cells(study).items():
+        search = SEARCHES[cell]
+        for record in cell_records:
+            if record.experiment == search.experiment:
+                params = record.params
+                arm = params["stream"] if record.experiment == "train" else main_student(params)
+                rows.append((cell, arm, params[search.parameter], record.seed, record.metrics["val/top1"]))
+    return pd.DataFrame(rows, columns=TRIAL_COLUMNS).sort_values(TRIAL_COLUMNS[:4], ignore_index=True)
+
+
+def choose(trials: pd.DataFrame) -> pd.DataFrame:
+    """Applies the rules of the plan to the searches that are complete.
+
+    Returns:
+        One row per search, and per arm where each has its own value: search, arm (empty: all arms of the search),
+        value, and note, what a reader should know of the choice.
+    """
+    rows = []
+    for name, search in SEARCHES.items():
+        wide = trials[trials["search"] == name].pivot(index="seed", columns=["arm", "value"], values="val top-1")
+        arms = dict.fromkeys(wide.columns.get_level_values(0))
+        if search.settles and len(arms) and not wide.isna().any(axis=None):
+            value, note = _settled_value({arm: wide[arm] for arm in arms})
+            rows.append((name, "", value, note))
+        for arm in () if search.settles else arms:
+            if not wide[arm].isna().any(axis=None):
+                # Equal means go to the smaller value, which comes first.
+                value = wide[arm].mean().round(9).idxmax()
+                is_end = value in (wide[arm].columns.min(), wide[arm].columns.max())
+                rows.append((name, arm, value, "an end of the range that was tried" if is_end else ""))
+    return pd.DataFrame(rows, columns=["search", "arm", "value", "note"])
+
+
+def gains_of_doubling(trials: pd.DataFrame, search: str) -> pd.DataFrame:
+    """Measures what doubling the epochs adds to val top-1.
+
+    Returns:
+        One row per arm and number of epochs whose double was tried: arm, epochs, mean, and low and high, its 90 %
+        interval over seeds.
+    """
+    wide = trials[trials["search"] == search].pivot(index="seed", columns=["arm", "value"], values="val top-1")
+    rows = [
+        {"arm": arm, "epochs": epochs}
+        | interval((wide[arm, 2 * epochs] - wide[arm, epochs]).dropna(), confidence=0.9)._asdict()
+        for arm, epochs in wide.columns
+        if (arm, 2 * epochs) in wide.columns
+    ]
+    return pd.DataFrame(rows, columns=["arm", "epochs", "mean", "low", "high", "n"])
+
+
+def _settled_value(wide_by_arm: dict[str, pd.DataFrame]) -> tuple[float, str]:
+    """The smallest number of epochs beyond which doubling adds too little to every arm, or the largest that was tried.
+
+    Args:
+        wide_by_arm: tables of one row per seed and one column per number of epochs.
+    """
+    values = sorted(next(iter(wide_by_arm.values())).columns)
+    for value in values:
+        if 2 * value in values:
+            gains = [interval(wide[2 * value] - wide[value], confidence=0.9) for wide in wide_by_arm.values()]
+            if all(gain.mean < SETTLED_GAIN and gain.high < SETTLED_LIMIT for gain in gains):
+                return value, ""
+    return values[-1], "not settled: doubling still helped, or may have"
+
+
+@styled
+def draw(trials: pd.DataFrame, choices: pd.DataFrame) -> Figure:
+    """Draws val top-1 over what each search varies: thin lines are seeds, thick ones means, diamonds what was chosen.
+
+    Args:
+        trials: as `read_trials` gives them.
+        choices: as `choose` gives them.
+    """
+    figure, axes = grid(len(SEARCHES), columns=2, height=2.7)
+    for axis, (name, search) in zip(axes.flat, SEARCHES.items(), strict=True):
+        rows = trials[trials["search"] == name]
+        for arm, of_arm in rows.groupby("arm", sort=False):
+            wide = of_arm.pivot(index="value", columns="seed", values="val top-1")
+            axis.plot(wide.index, wide, color=colour(arm), lw=0.7, alpha=0.4, marker="o", ms=3, mew=0)
+            means = wide.dropna(axis=1).mean(axis=1)
+            axis.plot(means.index, means, color=colour(arm), lw=2.2, label=label(arm))
+            for value in choices.loc[(choices["search"] == name) & choices["arm"].isin(["", arm]), "value"]:
+                axis.plot(value, means[value], "D", color=colour(arm), ms=7, mec="black", zorder=4)
+        axis.set_title(search.title, fontsize=10)
+        if rows.empty:
+            mark_no_data(axis)
+            axis.set(xticks=[], yticks=[])
+            continue
+        values = np.unique(rows["value"])
+        axis.set_xscale("log")
+        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.minorticks_off()
+        axis.grid(axis="y", color="0.92")
+        axis.legend(frameon=False, fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("top-1 on val")
+    return figure
