@@ -35,6 +35,7 @@ FIGURES = {
     "missing_motion": 4,
     "distillation": 10,
     "attention": 4,
+    "selection": 1,
     "rerun": 2,
     "verdict": 1,
 }

@@ -3,7 +3,7 @@
     trials = read_trials(plan.SEARCHES)
     draw(trials, choose(trials))
 
-A search varies one parameter; its records are a cell of the archive, named after its profile.
+A search varies one parameter, the one that its arms override.
 """
 
 from pathlib import Path
@@ -17,7 +17,8 @@ from d3d.report.labels import colour, label
 from d3d.report.plots import grid, mark_no_data, styled
 from d3d.report.stats import interval
 from d3d.study import records
-from d3d.study.plan import main_student
+from d3d.study.arms import ARMS
+from d3d.study.plan import TRAINED, main_student
 
 # Doubling the epochs adds too little if it adds less than the first, with a 90 % interval that ends below the second.
 SETTLED_GAIN, SETTLED_LIMIT = 0.005, 0.01
@@ -28,22 +29,22 @@ class Search(NamedTuple):
 
     Attributes:
         title: of its panel.
-        parameter: which it varies.
         experiment: whose networks it compares.
+        parameter: which it varies.
         settles: whether the smallest value is chosen beyond which doubling adds too little, or else the best one.
     """
 
     title: str
-    parameter: str
     experiment: str
+    parameter: str
     settles: bool = False
 
 
 SEARCHES = {
-    "sprites-settle": Search("Epochs of the streams", "epochs", "train", settles=True),
-    "sprites-rates": Search("Learning rate of the students", "learning_rate", "distill"),
-    "sprites-epochs": Search("Epochs of the students", "epochs", "distill", settles=True),
-    "sprites-lambdas": Search("Weight λ of the teacher", "lambda_", "distill"),
+    "streams": Search("Epochs of the streams", "train", "epochs", settles=True),
+    "rates": Search("Learning rate of the students", "distill", "learning_rate"),
+    "epochs": Search("Epochs of the students", "distill", "epochs", settles=True),
+    "lambdas": Search("Weight λ of the teacher", "distill", "lambda_"),
 }
 TRIAL_COLUMNS = ["search", "arm", "value", "seed", "val top-1"]
 
@@ -54,14 +55,14 @@ def read_trials(study: str | Path) -> pd.DataFrame:
     Returns:
         One row per run: search, arm (the stream or the student), value of the parameter, seed and val top-1.
     """
+    by_override = {(search.experiment, search.parameter): name for name, search in SEARCHES.items()}
     rows = []
-    for cell, cell_records in records.read_cells(study).items():
-        search = SEARCHES[cell]
-        for record in cell_records:
-            if record.experiment == search.experiment:
-                params = record.params
-                arm = params["stream"] if record.experiment == "train" else main_student(params)
-                rows.append((cell, arm, params[search.parameter], record.seed, record.metrics["val/top1"]))
+    for record in records.read_all(study, TRAINED):
+        parameters = tuple(ARMS[record.arm].overrides)
+        if parameters:  # not one of the streams that students start and learn from
+            name, params = by_override[record.experiment, *parameters], record.params
+            arm = params["stream"] if record.experiment == "train" else main_student(params)
+            rows.append((name, arm, params[SEARCHES[name].parameter], record.seed, record.metrics["val/top1"]))
     return pd.DataFrame(rows, columns=TRIAL_COLUMNS).sort_values(TRIAL_COLUMNS[:4], ignore_index=True)
 
 

@@ -14,7 +14,7 @@ from d3d.study.records import ROOT
 ALL = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
 CHAPTERS = [path for path in ALL if path.parent.name == "chapters"]
 # Modules whose functions draw figures; a film is no image, and carries its own label.
-DRAWING = ("plots", "endpoints", "pictures")
+DRAWING = ("plots", "endpoints", "pictures", "selection")
 FILM = "video_html"
 
 
