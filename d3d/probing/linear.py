@@ -30,8 +30,8 @@ from d3d.train.evaluate import MIN_PASSES, PIXELS_PER_PASS
 
 # All endpoints but the max poolings.
 ENDPOINTS = ("Conv2d_1a_7x7", "Conv2d_2b_1x1", "Conv2d_2c_3x3", *MIXED)
-MOTION_PROPERTIES = ("velocity", "rotation", "expansion")
-PROPERTIES = (*MOTION_PROPERTIES, "time_order", "hue", "texture", "shape")
+# Rotation and expansion are none: a small sprite turns and grows faster, so that they measure its size as well.
+PROPERTIES = ("velocity", "time_order", "texture", "shape")
 # Also scored by accuracy: the predicted category is the largest of several columns, or the sign of a single one.
 CATEGORICAL = ("time_order", "texture", "shape")
 ALPHAS = np.logspace(-1, 5, 7)  # ridge penalties to choose from
@@ -137,16 +137,11 @@ def pooled_features(model: S3DG, clips: Clips, stream: str, endpoints: Sequence[
 def property_values(table: pd.DataFrame) -> dict[str, np.ndarray]:
     """Returns the properties of clips that probes predict, each (N, D).
 
-    Velocity (D = 2), rotation and expansion (1) are those of the target sprite; hue is the point (cos, sin) on its
-    circle; texture and shape are one-hot. time_order is 1 for clips in order and -1 for shuffled ones, only if the
-    table has a column `in_order`.
+    Velocity (D = 2), texture and shape are those of the target sprite, the last two one-hot. time_order is 1 for clips
+    in order and -1 for shuffled ones, only if the table has a column `in_order`.
     """
-    hue = 2 * np.pi * table["hue"].to_numpy()
     values = {
         "velocity": table[["velocity_x", "velocity_y"]].to_numpy(),
-        "rotation": table[["angular_velocity"]].to_numpy(),
-        "expansion": table[["expansion"]].to_numpy(),
-        "hue": np.stack([np.cos(hue), np.sin(hue)], 1),
         "texture": (table["texture"].to_numpy()[:, None] == np.array(list(TEXTURES))).astype(float),
         "shape": (table["shape"].to_numpy()[:, None] == np.array(list(SHAPES))).astype(float),
     }
@@ -168,12 +163,9 @@ def fit_probes(
     Returns:
         `<property>/r2`: R² on `test`.
         `<property>/r2_within`: R² after subtracting each class's mean from features and property.
-        `<property>/r2_beyond_size`, for motion: R² of the residuals after regressing both, within each class, on the
-            target sprite's radius and its inverse, because at a given speed a small sprite turns and grows faster.
         `<property>/selectivity`: r2 minus the r2 of a control task, in which all clips of one class and family get the
             same random value of the property, so that recognising class and family suffices.
         `<property>/accuracy`, for categories.
-        `motion/r2_within`, `motion/r2_beyond_size`: means over velocity, rotation and expansion.
     """
     train_values, test_values = property_values(train.table), property_values(test.table)
     names = [n for n in properties if n in train_values and train_values[n].std() > 0 and test_values[n].std() > 0]
@@ -198,28 +190,12 @@ def fit_probes(
         scores[f"{name}/selectivity"] = r2[i] - r2[len(names) + i]
         if name in CATEGORICAL:
             scores[f"{name}/accuracy"] = _accuracy(test_values[name], predictions[i])
-    motion = [name for name in MOTION_PROPERTIES if name in names]
-    scores |= _r2_of_residuals(splits, names, _within_class, "r2_within")
-    scores |= _r2_of_residuals(splits, motion, _beyond_size, "r2_beyond_size") if motion else {}
-    for score in ("r2_within", "r2_beyond_size") if motion else ():
-        scores[f"motion/{score}"] = float(np.mean([scores[f"{name}/{score}"] for name in motion]))
-    return scores
-
-
-def _r2_of_residuals(
-    splits: Sequence[ProbeData],
-    names: Sequence[str],
-    residual: Callable[[np.ndarray, pd.DataFrame], np.ndarray],
-    score: str,
-) -> dict[str, float]:
-    """`<property>/<score>`: R² after applying `residual` to features and properties alike."""
-    split_values = [property_values(table) for _, table in splits]
-    regressions = [
-        _Regression(residual(x, table), [residual(values[n], table) for n in names])
+    within = [
+        _Regression(_within_class(x, table), [_within_class(values[n], table) for n in names])
         for (x, table), values in zip(splits, split_values, strict=True)
     ]
-    results = zip(names, regressions[-1].ys, _fit_predict(*regressions), strict=True)
-    return {f"{name}/{score}": _r2(y, predicted) for name, y, predicted in results}
+    results = zip(names, within[-1].ys, _fit_predict(*within), strict=True)
+    return scores | {f"{name}/r2_within": _r2(y, predicted) for name, y, predicted in results}
 
 
 class _Regression(NamedTuple):
@@ -266,17 +242,6 @@ def _within_class(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
     """Subtracts each class's mean from values (N, D)."""
     frame = pd.DataFrame(values)
     return (frame - frame.groupby(table["label"].to_numpy()).transform("mean")).to_numpy()
-
-
-def _beyond_size(values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
-    """Residual of values (N, D) after regressing them, within each class, on the sprite's radius and its inverse."""
-    residual = np.empty_like(values, dtype=float)
-    for label in table["label"].unique():
-        rows = (table["label"] == label).to_numpy()
-        radius = table["radius"].to_numpy()[rows]
-        size = np.stack([np.ones_like(radius), radius, 1 / radius], 1)
-        residual[rows] = values[rows] - size @ np.linalg.lstsq(size, values[rows], rcond=None)[0]
-    return residual
 
 
 def _r2(y: np.ndarray, predicted: np.ndarray) -> float:

@@ -38,7 +38,7 @@ PACKAGES = (
 # Suffixes of metric names, in order of preference for the one-line summary of a record.
 HEADLINE_METRICS = (
     *("iid/top1", "/test/top1", "/val/top1", "iid/agreement", "/test/agreement", "/val/agreement"),
-    *("Mixed_4f/motion/r2_within", "motion_part/frozen"),
+    *("Mixed_4b/target_epe", "motion_part/frozen"),
 )
 
 
