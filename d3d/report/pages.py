@@ -10,7 +10,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ import pandas as pd
 from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
-from d3d.report import cost, effects, front, jhmdb, plots
+from d3d.report import cost, evidence, front, jhmdb, plots
 from d3d.report.claims import read_claims
 from d3d.report.comparisons import network_answers, undetectable_differences
-from d3d.report.labels import NEEDS_DATA, label, number_text
-from d3d.report.ledger import Finding, Verdict, verdicts
+from d3d.report.labels import NEEDS_DATA, label
+from d3d.report.ledger import verdicts
 from d3d.report.markdown import code, text
 from d3d.study import records, staleness
 from d3d.study.experiments import EXPERIMENTS, field_of
@@ -33,14 +33,6 @@ from d3d.study.plan import BENCH, JHMDB, PUBLISHED, REGIME, SMOKE, TRAINED, TUNI
 GENERATED = Path("book/generated")
 MAX_NOTEBOOK_BYTES = 256 * 2**20
 PAPERMILL_KEYS = ("input_path", "parameters", "duration", "start_time", "exception")
-EVIDENCE = """# The evidence
-
-Every claim, its conditions as measured, and the command that measures them. Each number is a mean over seeds with its
-95 % confidence interval (Student's t). *Detectable* is the distance from the bound that so many seeds, with the spread
-that was seen, would have shown with a probability of 80 %. The commands of the rows B1 to B11 need the data sets,
-prepared as in [Bring your own video](../videos.md). A network that starts from weights of another data set gets a new
-classifier.
-"""
 PARAMETERS = """# Parameters
 
 Every parameter of every experiment, from the schema that notebooks, profiles and `d3d train` share. The meaning
@@ -152,7 +144,7 @@ def write_pages() -> None:
         "banner.md": admonition(results),
         "attention_banner.md": admonition(book_results("attribution")),
         "verdicts.md": front.claims_text(judged) + "\n",
-        "evidence.md": f"{EVIDENCE}\n{evidence_text(judged)}",
+        "evidence.md": evidence.page(judged, results),
         "parameters.md": f"{PARAMETERS}\n{parameter_tables()}",
         "status.md": f"{STATUS}\n{status_text()}",
         "cost.md": _quoting(cost.page, BENCH),
@@ -246,28 +238,6 @@ def _papermill_metadata(path: Path) -> dict[str, Any]:
     if missing := [name for name in PAPERMILL_KEYS if name not in meta]:
         raise ValueError(f"{printable(path)} was not run by papermill: its metadata has no {missing[0]}")
     return meta
-
-
-def evidence_text(verdicts: Iterable[Verdict]) -> str:
-    """Lists for every claim its verdict, its conditions as measured and the command that measures them."""
-    blocks = []
-    for verdict in verdicts:
-        claim = verdict.claim
-        blocks.append(f"## {claim.id} · {verdict.word}\n\n{claim.statement} *({claim.source})*\n")
-        blocks.append(f"{verdict.reason[:1].upper()}{verdict.reason[1:]}.\n")
-        blocks += ["- `{}`: {}".format(*finding_text(f).split(": ")) for f in verdict.findings]
-        blocks.append(f"\n```sh\n{claim.command}\n```\n")
-    return "\n".join(blocks)
-
-
-def finding_text(finding: Finding) -> str:
-    """Prints a condition as the ledger has it, what was measured, and for a judged one what could have been seen."""
-    condition = finding.condition
-    required = f" {'>' if condition.side > 0 else '<'} {condition.bound:g}" if condition.side else ""
-    text = f"{condition.contrast}{required} on {condition.metric}: {number_text(finding.interval, signed=True)}"
-    if condition.side and finding.interval and finding.interval.n > 1:
-        text += f"; detectable {effects.detectable(finding.values):.3f}"
-    return text
 
 
 def status_text() -> str:

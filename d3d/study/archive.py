@@ -8,7 +8,8 @@ file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each
 
 - `prediction/<split>`: the predicted class of each clip,
 - `choice/<split>`: the sign of the logit of its true class minus that of the other class of its pair,
-- `labels/<split>`: the digest of the true classes, which are stored only once, as `labels/<split>/<digest>`.
+- `labels/<split>` and `groups/<split>`: the digests of the clips' true classes and groups. Of networks that were tested
+  on the same clips they are stored once, as `labels/<split>/<digest>`.
 
 A trained network also has, for the split that it is judged on, in quarters of a logit (`quarters`):
 
@@ -75,10 +76,10 @@ def pack(folder: str | Path, out: str | Path = "", *, only_metrics: bool = False
         for record in cell_records:
             record_arrays: dict[str, np.ndarray] = {}
             for name, x in () if only_metrics else _arrays_to_publish(cell, record):
-                if name.startswith("labels/"):
-                    labels_digest = digest({name: x})
-                    arrays[f"{name}/{labels_digest}"] = x
-                    x = np.array(labels_digest)
+                if name.startswith(records.SHARED):
+                    shared_digest = digest({name: x})
+                    arrays[f"{name}/{shared_digest}"] = x
+                    x = np.array(shared_digest)
                 record_arrays[name] = x
             arrays |= {f"{records.array_prefix(record, cell_name)}{name}": x for name, x in record_arrays.items()}
             fields = asdict(replace(record, arrays=digest(record_arrays)))
@@ -135,6 +136,8 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
         if kind == "logits":
             labels = arrays[f"labels/{split}"]
             yield f"labels/{split}", labels.astype(np.uint16)
+            if f"groups/{split}" in arrays:
+                yield f"groups/{split}", arrays[f"groups/{split}"]
             yield f"prediction/{split}", x.argmax(1).astype(np.uint8 if x.shape[1] <= 256 else np.uint16)
             over_sibling = None if siblings is None else sibling_margins(x, labels, siblings)
             if over_sibling is not None:

@@ -35,6 +35,7 @@ PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
     *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
 )
+SHARED = ("labels/", "groups/")  # arrays that an archive stores once for all networks tested on the same clips
 # Suffixes of metric names, in order of preference for the one-line summary of a record.
 HEADLINE_METRICS = (
     *("iid/top1", "/test/top1", "/val/top1", "iid/agreement", "/test/agreement", "/val/agreement"),
@@ -221,17 +222,17 @@ def _read_archived_arrays(path: Path, record: Record, cell: str) -> dict[str, np
         arrays = {name.removeprefix(prefix): read_array(file, name) for name in names}
         if digest(arrays) != record.arrays:
             raise RecordError(f"the arrays of {prefix[:-1]} in {where} do not match the checksum in the record")
-        arrays |= _shared_labels(file, arrays)
+        arrays |= _shared_arrays(file, arrays)
     check_answers(arrays, f"{prefix[:-1]} in {where}")
     return arrays
 
 
-def _shared_labels(file: NpzFile, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The labels of a record: its array `labels/<split>` is their digest, they are stored once, under its name."""
-    labels = {name: f"{name}/{x}" for name, x in arrays.items() if name.startswith("labels/")}
-    if missing := set(labels.values()) - set(file.names):
+def _shared_arrays(file: NpzFile, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The SHARED arrays of a record: its own array is their digest, they are stored once, under its name."""
+    shared = {name: f"{name}/{x}" for name, x in arrays.items() if name.startswith(SHARED)}
+    if missing := set(shared.values()) - set(file.names):
         raise RecordError(f"{printable(file.path)} has no array {shown(min(missing))}, which a record needs")
-    return {name: read_array(file, stored) for name, stored in labels.items()}
+    return {name: read_array(file, stored) for name, stored in shared.items()}
 
 
 def of_first_seed(results: str | Path, experiment: str, arms: Sequence[str]) -> list[Record]:

@@ -14,8 +14,8 @@ from scipy import stats
 from d3d.report import ledger
 from d3d.report.claims import Condition, Ledger, read_claims
 from d3d.report.contrasts import ClaimError, arms_of
+from d3d.report.evidence import finding_text
 from d3d.report.ledger import Finding, judge, measure, outcome
-from d3d.report.pages import finding_text
 from d3d.report.stats import Interval, interval
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d3d.report import front, labels, pages, prose
+from d3d.report import evidence, front, labels, prose
 from d3d.report.claims import Claim, Condition, Ledger, read_claims
 from d3d.report.ledger import judge
 from d3d.report.stats import Interval
+from d3d.study.plan import SMOKE
 
 CLAIMS = read_claims()
 TOP1 = "iid/top1"
@@ -171,7 +172,7 @@ def test_what_has_no_data_has_one_word():
     texts += [
         prose.comparison_table(verdicts, rows, rows),
         front.claims_text(verdicts),
-        pages.evidence_text(verdicts),
+        evidence.page(verdicts, SMOKE),
     ]
     for text in texts:
         assert "needs data" in text

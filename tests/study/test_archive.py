@@ -59,9 +59,9 @@ def test_predictions_and_margins_are_published(tmp_path):
     assert network["margin/iid"].tolist() == [8, -12, -10]
     assert network["sibling/iid"].tolist() == [8, 8, -128]
     # Of a split that no one judges by, and of an ensemble, the margins are left out.
-    assert {name.split("/")[0] for name in ensemble} == {"prediction", "choice", "labels"}
+    assert {name.split("/")[0] for name in ensemble} == {"prediction", "choice", "labels", "groups"}
     assert "margin/frozen" not in network
-    assert {x.dtype.name for name, x in network.items() if not name.startswith("labels/")} == {"int8", "uint8"}
+    assert {x.dtype.name for name, x in network.items() if not name.startswith(records.SHARED)} == {"int8", "uint8"}
     with np.load(path.with_suffix(".npz")) as file:
         assert [name for name in file.files if name.startswith("labels/")]
 
