@@ -36,6 +36,7 @@ FIGURES = {
     "distillation": 10,
     "attention": 4,
     "selection": 1,
+    "first_study": 1,
     "rerun": 2,
     "verdict": 1,
 }

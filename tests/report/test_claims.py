@@ -131,6 +131,13 @@ def test_the_rules_of_the_second_study_are_about_arms_that_it_has():
                 assert arms_of(condition.contrast) <= set(plan.arms_of("attribution", study))
 
 
+def test_the_verdicts_of_the_first_study_stand():
+    """Its rules are kept beside the ledger; whatever is judged later, its archive gives these words."""
+    verdicts = judge(read_claims("book/claims_first.yaml"), records.load(PUBLISHED))
+    words = {v.claim.id: v.word for v in verdicts}
+    assert words == {"H1": "supported", "H2": "refuted", "H3": "refuted", "H4": "supported"}
+
+
 def test_the_cells_of_the_second_study_change_one_thing_of_its_anchor():
     anchor = read_profile("notebooks/params/sprites.yaml")
     cells = {p.stem: read_profile(p) for p in sorted(Path("notebooks/params").glob("sprites-*.yaml"))}
