@@ -5,6 +5,7 @@ from d3d.public import lazy_getattr
 PUBLIC = {
     "CLASSES": "sprite_classes",
     "render": "sprites",
+    "render_scenes": "scenes",
     "Clips": "clips",
     "Batch": "clips",
 }

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from d3d.data.sprite_classes import CLASSES, FAMILIES, PROGRAMS, SHAPES, TEXTURES
-from d3d.data.sprites import _noise, render
+from d3d.data.sprite_painting import _noise
+from d3d.data.sprites import render
 from d3d.flow.fields import occluded, warp
 from d3d.study.schema import changed
 from tests import configs
