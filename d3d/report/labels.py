@@ -25,7 +25,15 @@ SCORE_LABELS = {
 }
 UNITS = {
     "top1": "top-1", "top1_gain": "top-1", "epe": "px per frame", "target_epe": "px per frame", "accuracy": "accuracy",
-    "r2": "R²", "r2_within": "R²", "selectivity": "R²",
+    "r2": "R²", "r2_within": "R²", "selectivity": "R²", "pair_accuracy": "forced choice", "agreement": "agreement",
+    "rescued": "share", "residual_correlation": "correlation", "target_share": "share",
+}  # fmt: skip
+# Of a test split, or of a group of its clips.
+SPLIT_LABELS = {
+    "top1": "top-1", "top1_gain": "top-1 gain over the better member", "pair_accuracy": "forced choice",
+    "nll": "negative log-likelihood", "ece": "calibration error", "agreement": "agreement with flow",
+    "residual_correlation": "correlation with flow beyond the class",
+    "rescued": "share of right answers where flow is right and RGB-longer is not",
 }  # fmt: skip
 # An arm's name in a contrast: a word that may end in a decimal number, as in d3d_lambda_0.1.
 ARM_NAME = r"\b[a-z]\w*(?:\.\d+)?"
@@ -60,13 +68,14 @@ def contrast_label(contrast: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Returns a metric in words: `Mixed_4f/motion/r2_within` as `R² of motion within class, Mixed_4f`."""
+    if metric == "target_share":
+        return "share of the attribution on the target"
     if "/" not in metric:
         return metric.replace("_", " ")
     first, *middle, score = metric.split("/")
-    if score in ("top1", "top1_gain"):
+    if score in SPLIT_LABELS:
         group = "".join(f", {GROUP_LABELS[f'{name}/']}" for name in middle if f"{name}/" in GROUP_LABELS)
-        gain = " gain over the better member" if score == "top1_gain" else ""
-        return f"{first} top-1{gain}{group}"
+        return f"{first} {SPLIT_LABELS[score]}{group}"
     if score in ("epe", "target_epe"):
         return f"error of decoded flow{' on the target' if score == 'target_epe' else ''}, {first}"
     if score == "frame_map":

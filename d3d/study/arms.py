@@ -226,7 +226,7 @@ def _ensembles() -> list[Arm]:
         for name, (label, colour, _, pair) in members.items()
     ]
     by_logits = [
-        replace(arm, name=f"{arm.name}_logits", label=f"{arm.label}, logits", colour=lighter, fused_by="logits")
+        replace(arm, name=f"{arm.name}_logits", label=f"{arm.label} by logits", colour=lighter, fused_by="logits")
         for arm in by_softmax
         if (lighter := members[arm.name][2])
     ]

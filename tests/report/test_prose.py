@@ -261,6 +261,7 @@ def test_every_comparison_is_listed_with_its_status():
         ("two_stream - rgb_rgb", "two-stream − (RGB + RGB)"),
         ("d3d_rgb", "D3D + RGB"),
         ("rgb - tuned - 0.1 * (random - tuned)", "RGB − tuned − 0.1 × (random − tuned)"),
+        ("two_stream_logits - rgb_rgb_logits", "two-stream by logits − (RGB + RGB by logits)"),
     ],
 )
 def test_contrast_labels(contrast, text):
@@ -273,6 +274,9 @@ def test_contrast_labels(contrast, text):
         ("iid/top1", "iid top-1", "top-1"),
         ("iid/motion/top1", "iid top-1, motion pairs", "top-1"),
         ("iid/top1_gain", "iid top-1 gain over the better member", "top-1"),
+        ("iid/motion/pair_accuracy", "iid forced choice, motion pairs", "forced choice"),
+        ("decorrelated/residual_correlation", "decorrelated correlation with flow beyond the class", "correlation"),
+        ("target_share", "share of the attribution on the target", "share"),
         ("Mixed_4f/motion/r2_within", "R² of motion within class, Mixed_4f", "R²"),
         ("Mixed_4f/hue/r2", "R² of hue, Mixed_4f", "R²"),
         ("Mixed_4f/target_epe", "error of decoded flow on the target, Mixed_4f", "px per frame"),
