@@ -2,6 +2,7 @@
 
     d3d records pack results/h200                  # writes results/h200.jsonl and results/h200.npz
     d3d records pack results/search --only-metrics # writes results/search.jsonl
+    d3d records merge a.jsonl b.jsonl --out results/mine      # of runs that were packed on several machines
 
 The .jsonl file has one record per line, with a field `cell` if the archive was packed from several folders. The .npz
 file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each test split of a network these are:
@@ -23,7 +24,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -66,34 +67,82 @@ def pack(folder: str | Path, out: str | Path = "", *, only_metrics: bool = False
     folder = Path(folder).resolve()
     path = _output_path(Path(out or folder))
     cells = [folder] if any(folder.glob("*/*.json")) else sorted(p for p in folder.glob("*") if p.is_dir())
-    lines: list[str] = []
-    arrays: dict[str, np.ndarray] = {}
+    archive = _Archive()
     for cell in cells:
         cell_name = cell.name if cell != folder else ""
         cell_records = records.read_all(cell)
         if cell_name and cell_records:
             check_cell(cell_name, printable(folder))
         for record in cell_records:
-            record_arrays: dict[str, np.ndarray] = {}
-            for name, x in () if only_metrics else _arrays_to_publish(cell, record):
-                if name.startswith(records.SHARED):
-                    shared_digest = digest({name: x})
-                    arrays[f"{name}/{shared_digest}"] = x
-                    x = np.array(shared_digest)
-                record_arrays[name] = x
-            arrays |= {f"{records.array_prefix(record, cell_name)}{name}": x for name, x in record_arrays.items()}
-            fields = asdict(replace(record, arrays=digest(record_arrays)))
-            lines.append(json.dumps(fields | ({"cell": cell_name} if cell_name else {}), sort_keys=True) + "\n")
-    if not lines:
+            archive.add(record, {} if only_metrics else dict(_arrays_to_publish(cell, record)), cell_name)
+    if not archive.lines:
         raise RecordError(f"{printable(folder)} holds no records: {GIVE_FOLDER}")
-    contents = {path: "".join(lines).encode()}
-    if arrays:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        contents = {records.arrays_path(path): buffer.getvalue()} | contents
-    _check_size(path.parent, contents)
-    write_atomic(contents)
+    archive.write(path)
     return path
+
+
+def merge(parts: Sequence[str | Path], out: str | Path, *, as_cells: bool = False) -> Path:
+    """Joins archives of single folders into one.
+
+    Args:
+        parts: .jsonl files, such as those of some seeds each.
+        out: path of the files to write, without suffix.
+        as_cells: whether each part becomes a cell, with the name of its file.
+
+    Returns:
+        The path of the .jsonl file.
+
+    Raises:
+        RecordError: for a part that has no records, or cells of its own; for parts that hold a run twice or other
+            parameters for an arm (`records.check_comparable`); and as `pack` does.
+    """
+    path, archive = _output_path(Path(out)), _Archive()
+    joined: dict[str, list[Record]] = {}
+    for part in map(Path, parts):
+        cells = records.read_cells(part)
+        if list(cells) != [""]:
+            what = "has cells of its own" if cells else "holds no records"
+            raise RecordError(f"{printable(part)} {what}: give archives of single folders")
+        name = part.stem if as_cells else ""
+        if as_cells:
+            check_cell(name, printable(part))
+        joined.setdefault(name, []).extend(cells[""])
+        for record in cells[""]:
+            archive.add(record, records.read_arrays(part, record) if record.arrays else {}, name)
+    for cell_records in joined.values():
+        records.check_comparable(cell_records, path)
+    archive.write(path)
+    return path
+
+
+class _Archive:
+    """The contents of an archive: lines of its .jsonl file, and arrays of its .npz file."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def add(self, record: Record, arrays: Mapping[str, np.ndarray], cell: str) -> None:
+        """Adds a record; those of its arrays that networks share are stored once, and their digest in their place."""
+        own: dict[str, np.ndarray] = {}
+        for name, x in arrays.items():
+            if name.startswith(records.SHARED):
+                shared_digest = digest({name: x})
+                self.arrays[f"{name}/{shared_digest}"] = x
+                x = np.array(shared_digest)
+            own[name] = x
+        self.arrays |= {f"{records.array_prefix(record, cell)}{name}": x for name, x in own.items()}
+        fields = asdict(replace(record, arrays=digest(own)))
+        self.lines.append(json.dumps(fields | ({"cell": cell} if cell else {}), sort_keys=True) + "\n")
+
+    def write(self, path: Path) -> None:
+        contents = {path: "".join(self.lines).encode()}
+        if self.arrays:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **self.arrays)
+            contents = {records.arrays_path(path): buffer.getvalue()} | contents
+        _check_size(path.parent, contents)
+        write_atomic(contents)
 
 
 def _output_path(path: Path) -> Path:
@@ -247,19 +296,26 @@ def main(argv: list[str] | None = None) -> None:
     pack_parser.add_argument("folder", type=Path, help="folder of records, or a folder of several such folders")
     pack_parser.add_argument("--out", default="", help=".jsonl file to write (default: FOLDER.jsonl)")
     pack_parser.add_argument("--only-metrics", action="store_true", help="leave out predictions, curves and pictures")
+    merge_parser = commands.add_parser("merge", help="join archives, such as those of some seeds each, into one")
+    merge_parser.add_argument("parts", nargs="+", type=Path, help=".jsonl files")
+    merge_parser.add_argument("--out", required=True, help=".jsonl file to write")
+    merge_parser.add_argument("--cells", action="store_true", help="make a cell of each, named after its file")
     args = parser.parse_args(argv)
     try:
         if args.command == "show":
             print(records.headline(records.read(args.record)))
             return
-        path = pack(args.folder, args.out, only_metrics=args.only_metrics)
+        if args.command == "merge":
+            path = merge(args.parts, args.out, as_cells=args.cells)
+        else:
+            path = pack(args.folder, args.out, only_metrics=args.only_metrics)
     except (ValueError, OSError) as error:
         sys.exit(one_line(error))
     files = [p for p in (path, records.arrays_path(path)) if p.is_file()]
     packed = [(cell, record) for cell, cell_records in records.read_cells(path).items() for record in cell_records]
     size = sum(p.stat().st_size for p in files)
     print(f"{len(packed)} records -> {', '.join(map(printable, files))}, {size / 2**20:.2f} MiB")
-    if args.only_metrics:
+    if args.command == "merge" or args.only_metrics:
         return
     networks = [(cell, record) for cell, record in packed if record.experiment in (*TRAINED, "fuse")]
     if missing := sum(not _has_predictions(path, record, cell) for cell, record in networks):

@@ -73,6 +73,56 @@ def test_a_margin_keeps_its_sign_and_is_close(margin):
     assert 0 <= abs(quarter) / 4 - min(abs(margin), 8) <= 0.25
 
 
+def packed_part(folder, name, **changes):
+    """The archive of a folder with one network of one seed."""
+    write_network(folder / name, **changes)
+    return archive.pack(folder / name)
+
+
+def test_archives_of_some_seeds_each_join_into_the_study_that_one_folder_would_give(tmp_path):
+    parts = [packed_part(tmp_path, f"part{seed}", seed=seed) for seed in (0, 1)]
+    for seed in (0, 1):
+        write_network(tmp_path / "whole", seed=seed)
+    merged, whole = archive.merge(parts, tmp_path / "merged"), archive.pack(tmp_path / "whole")
+    assert merged.read_text() == whole.read_text()
+    with np.load(merged.with_suffix(".npz")) as a, np.load(whole.with_suffix(".npz")) as b:
+        assert set(a.files) == set(b.files)
+        assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_archives_join_as_cells_named_after_their_files(tmp_path):
+    parts = [packed_part(tmp_path, f"rho{rho}", params={"rho": rho}) for rho in (0.5, 0.9)]
+    cells = records.read_cells(archive.merge(parts, tmp_path / "cells", as_cells=True))
+    assert {cell: [r.params["rho"] for r in rs] for cell, rs in cells.items()} == {"rho0.5": [0.5], "rho0.9": [0.9]}
+    for cell, (cell_record,) in cells.items():
+        assert records.read_arrays(tmp_path / "cells.jsonl", cell_record, cell=cell)["prediction/iid"].tolist() == [
+            0,
+            2,
+            1,
+        ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: [packed_part(f, "a"), packed_part(f, "b")], r"holds train/rgb-seed0 more than once"),
+        (
+            lambda f: [packed_part(f, "a", params={"rho": 0.5}), packed_part(f, "b", seed=1, params={"rho": 0.9})],
+            "were made with different rho",
+        ),
+        (lambda f: [f / "none.jsonl"], r"none.jsonl holds no records: give archives of single folders"),
+        (
+            lambda f: [archive.merge([packed_part(f, "a")], f / "cells", as_cells=True)],
+            r"cells.jsonl has cells of its own: give archives of single folders",
+        ),
+    ],
+)
+def test_archives_that_do_not_belong_together_are_not_joined(tmp_path, make, message):
+    with pytest.raises(RecordError, match=message):
+        archive.merge(make(tmp_path), tmp_path / "merged")
+    assert not (tmp_path / "merged.jsonl").exists()
+
+
 def test_a_search_is_published_without_arrays(tmp_path):
     write_network(tmp_path / "search" / "rates")
     path = archive.pack(tmp_path / "search", only_metrics=True)
@@ -192,6 +242,12 @@ def test_the_command_shows_and_packs_records(tmp_path):
     packed = subprocess.run([*command, "pack", str(tmp_path / "study")], capture_output=True, text=True, check=True)
     assert packed.stdout.startswith("1 records -> ")
     assert "study.npz, 0.00 MiB" in packed.stdout
+    merged = subprocess.run(
+        [*command, "merge", str(tmp_path / "study.jsonl"), "--out", str(tmp_path / "merged"), "--cells"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert merged.stdout.startswith("1 records -> ")
+    assert list(records.read_cells(tmp_path / "merged.jsonl")) == ["study"]
     records.write(tmp_path / "bare", record())
     bare = subprocess.run([*command, "pack", str(tmp_path / "bare")], capture_output=True, text=True, check=True)
     assert "1 networks have no predictions next to their records" in bare.stdout
