@@ -46,6 +46,9 @@ SEARCHES = {
     "epochs": Search("Epochs of the students", "distill", "epochs", settles=True),
     "lambdas": Search("Weight λ of the teacher", "distill", "lambda_"),
 }
+# Candidates for the cell where flow beats RGB, in order: the first with this difference on val, or the largest.
+CANDIDATES = ("sprites-candidate1", "sprites-candidate2", "sprites-candidate3")
+FLOW_WINS_BY = 0.1
 TRIAL_COLUMNS = ["search", "arm", "value", "seed", "val top-1"]
 
 
@@ -87,6 +90,29 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
                 is_end = value in (wide[arm].columns.min(), wide[arm].columns.max())
                 rows.append((name, arm, value, "an end of the range that was tried" if is_end else ""))
     return pd.DataFrame(rows, columns=["search", "arm", "value", "note"])
+
+
+def candidate_table(study: str | Path) -> pd.DataFrame:
+    """Compares flow with RGB in every candidate for the cell where flow beats RGB.
+
+    Returns:
+        One row per candidate that was run: candidate, its seeds, flow − RGB in val top-1 as a mean over them, and
+        whether it is chosen, once all candidates that decide it were run.
+    """
+    rows = []
+    cells = records.read_cells(study)
+    for cell in CANDIDATES:
+        top1 = {(r.arm, r.seed): r.metrics["val/top1"] for r in cells.get(cell, ())}
+        gains = [
+            top1["flow", seed] - value for (arm, seed), value in top1.items() if arm == "rgb" and ("flow", seed) in top1
+        ]
+        if gains:
+            rows.append({"candidate": cell, "seeds": len(gains), "flow − RGB": float(np.mean(gains))})
+    table = pd.DataFrame(rows, columns=["candidate", "seeds", "flow − RGB"])
+    wins = table["flow − RGB"] > FLOW_WINS_BY
+    is_decided = wins.any() or len(table) == len(CANDIDATES)
+    chosen = table.index[wins].min() if wins.any() else table["flow − RGB"].idxmax() if is_decided else None
+    return table.assign(chosen=["yes" if i == chosen else "" for i in table.index])
 
 
 def gains_of_doubling(trials: pd.DataFrame, search: str) -> pd.DataFrame:

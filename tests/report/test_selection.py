@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from d3d.report import selection
+from d3d.study import archive, records
 from d3d.study.plan import SEARCHES
 from d3d.study.profiles import read_profile
+from tests.study.test_records import record
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 NOISE = np.array([-0.002, 0.001, 0.001])
@@ -60,6 +62,22 @@ def test_nothing_is_chosen_while_a_run_is_missing():
     runs = trials("rates", d3d={0.03: 0.9, 0.1: 0.91}, rgb_longer={0.03: 0.9, 0.1: 0.89})
     missing_one = runs[~((runs["arm"] == "rgb_longer") & (runs["value"] == 0.1) & (runs["seed"] == 1))]
     assert selection.choose(missing_one)["arm"].tolist() == ["d3d"]
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [((0.02, 0.12, 0.2), 1), ((0.02, 0.05, 0.04), 1), ((0.11,), 0), ((0.05, 0.08), None), ((0.11, 0.3), 0)],
+)
+def test_the_first_candidate_in_which_flow_wins_is_chosen_or_the_one_where_it_wins_most(tmp_path, gains, chosen):
+    for name, gain in zip(selection.CANDIDATES, gains, strict=False):
+        for seed, noise in ((100, 0.01), (101, -0.01)):
+            for arm, top1 in (("rgb", 0.5), ("flow", 0.5 + gain + noise)):
+                run = record(experiment="train", arm=arm, seed=seed, metrics={"val/top1": top1})
+                records.write(tmp_path / "searches" / name, run)
+    table = selection.candidate_table(archive.pack(tmp_path / "searches"))
+    assert table["flow − RGB"].tolist() == pytest.approx(list(gains))
+    assert table["seeds"].tolist() == [2] * len(gains)
+    assert table.index[table["chosen"] == "yes"].tolist() == ([] if chosen is None else [chosen])
 
 
 def test_the_profile_of_the_second_study_has_what_was_chosen():
