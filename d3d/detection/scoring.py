@@ -3,8 +3,8 @@
     result = frame_map("ava_val_v2.1.csv", "detections.csv", classes="ava_action_list_v2.1.pbtxt")
     result.mean, result.per_class[80]
 
-The protocol is that of get_ava_performance.py (ActivityNet, 2019) with the PascalDetectionEvaluator of the TensorFlow
-Object Detection API:
+The protocol is that of ActivityNet's get_ava_performance.py with the PascalDetectionEvaluator of the TensorFlow Object
+Detection API, in the form that reads rows of two cells; an earlier one did not drop detections of unnamed key frames:
 
 1. Rows of other classes and excluded key frames are dropped; of the detections of a key frame, the 50 with the highest
    scores of all classes count. Key frames that the ground truth does not name are dropped, and boxes without area.
@@ -104,15 +104,7 @@ def frame_map(
     detected = _table(detections, "detections", "score", read_detections)
     left_out = truth[:0] if excluded is None else _table(excluded, "excluded", None, read_excluded)
     numbers = _class_numbers(classes, truth)
-    truth_frames, detected_frames, excluded_frames = _frame_numbers(truth, detected, left_out)
-    scored_frames = np.setdiff1d(truth_frames, excluded_frames)
-    # The evaluator reads the person, where there is one, as the score of a box of the ground truth.
-    person = truth["person"].fillna(1) if "person" in truth else pd.Series(1, truth.index)
-    truth = truth.assign(score=person.astype(float), frame=truth_frames)
-    true_boxes = _boxes(truth, scored_frames, numbers, inf)
-    boxes = _boxes(detected.assign(frame=detected_frames), scored_frames, numbers, CAPACITY)
-    x1, y1, x2, y2 = boxes.corners
-    boxes = boxes.at((x1 < x2) & (y1 < y2))
+    true_boxes, boxes, key_frames = _scored_boxes(truth, detected, left_out, numbers)
     correct = _true_positives(true_boxes, boxes, iou, len(numbers))
     per_class, true_counts, counts = {}, {}, {}
     for k, number in enumerate(numbers.tolist()):
@@ -121,7 +113,7 @@ def frame_map(
         per_class[number] = _average_precision(boxes.score[rows], correct[rows], true_counts[number])
     precisions = [per_class[number] for number, count in true_counts.items() if count]
     mean = float(np.mean(precisions)) if precisions else nan
-    return FrameMap(mean, per_class, true_counts, counts, len(scored_frames), iou)
+    return FrameMap(mean, per_class, true_counts, counts, key_frames, iou)
 
 
 def _table(
@@ -138,6 +130,21 @@ def _class_numbers(classes: str | Path | Iterable[int] | None, truth: pd.DataFra
     if wrong := [n for n in numbers if not (isinstance(n, int | np.integer) and n >= 0)]:
         raise ValueError(f"classes holds {shown(wrong[0])}: the number of a class is a whole number from 0 on")
     return np.unique(np.array(numbers, int))
+
+
+def _scored_boxes(
+    truth: pd.DataFrame, detected: pd.DataFrame, left_out: pd.DataFrame, numbers: np.ndarray
+) -> tuple[_Boxes, _Boxes, int]:
+    """The boxes of the ground truth and the detections that count, and the number of key frames."""
+    truth_frames, detected_frames, excluded_frames = _frame_numbers(truth, detected, left_out)
+    scored_frames = np.setdiff1d(truth_frames, excluded_frames)
+    # The evaluator reads the person, where there is one, as the score of a box of the ground truth.
+    person = truth["person"].fillna(1) if "person" in truth else pd.Series(1, truth.index)
+    truth = truth.assign(score=person.astype(float), frame=truth_frames)
+    true_boxes = _boxes(truth, scored_frames, numbers, inf)
+    boxes = _boxes(detected.assign(frame=detected_frames), scored_frames, numbers, CAPACITY)
+    x1, y1, x2, y2 = boxes.corners
+    return true_boxes, boxes.at((x1 < x2) & (y1 < y2)), len(scored_frames)
 
 
 def _frame_numbers(*tables: pd.DataFrame) -> list[np.ndarray]:

@@ -113,12 +113,56 @@ def test_of_equal_scores_at_the_limit_the_first_rows_count(folder):
     assert score(folder, TRUTH, [hit, *others, higher], classes=CLASSES).per_class[1] == 0
 
 
+@pytest.mark.parametrize(("kept", "corner"), [(0, "0.3,0,0.4,0.4"), (1, "0,0.1,0.4,0.4")])
+def test_a_higher_score_displaces_the_uppermost_of_equal_rows(folder, kept, corner):
+    """Of two rows at the limit of equal score and class, that with the smaller y1, whatever its x1."""
+    others = [f"v,902,0.5,0.5,0.9,0.{k}1,1,0.5" for k in range(50, 98)]
+    rows = ["v,902,0.3,0,0.4,0.4,1,0.5", "v,902,0,0.1,0.4,0.4,1,0.5", *others, "v,902,0,0,1,1,2,0.9"]
+    result = score(folder, [f"v,902,{corner},1"], rows, classes=CLASSES)
+    assert (result.mean > 0) == kept
+    assert result.detections == {1: 49, 2: 1, 3: 0}
+
+
+LEFT, RIGHT = "v,1,0,0,0.5,1,1", "v,1,0.5,0,1,1,1"
+
+
+@pytest.mark.parametrize(
+    ("truth", "mean"),
+    [
+        ([f"{LEFT},1", f"{RIGHT},2"], 1),
+        ([f"{LEFT},2", f"{RIGHT},1"], 0.5),
+        ([LEFT, RIGHT], 0.5),
+        ([RIGHT, LEFT], 0.5),
+        ([f"{LEFT},0", RIGHT], 1),
+        ([f"{LEFT},2", RIGHT], 0.5),
+    ],
+)
+def test_of_boxes_with_equal_iou_that_of_the_highest_person_is_chosen(folder, truth, mean):
+    """The evaluator reads the person as a score, 1 if there is none. A second detection then needs the left box."""
+    assert score(folder, truth, ["v,1,0,0,1,1,1,0.9", f"{LEFT},0.8"]).mean == mean
+
+
+def test_equal_scores_of_several_key_frames_are_sorted_from_the_last_row(folder):
+    detections = [f"v,{second},0,0,1,1,1,0.5" for second in range(40)]
+    named = [f"v,{second}" for second in range(40)]
+    assert score(folder, [*named, "v,39,0,0,1,1,1"], detections).mean == 1
+    assert score(folder, [*named, "v,0,0,0,1,1,1"], detections).mean == pytest.approx(1 / 40)
+    # Also where a key frame has rows of equal scores itself.
+    tied = ["v,0,0,0,1,1,2,0.7", "v,0,0,0,1,1,2,0.7", *detections]
+    assert score(folder, [*named, "v,0,0,0,1,1,1"], tied).mean == pytest.approx(1 / 40)
+
+
 def test_detections_without_area_do_not_count(folder):
     """The evaluator drops them: they are no false positives. A box without area counts, and cannot be detected."""
     thin = "v,902,0.2,0,0.2,0.4,1,0.95"
     result = score(folder, TRUTH[:1], [thin, "v,902,0,0,0.4,0.4,1,0.9"])
     assert (result.mean, result.detections) == (1, {1: 1})
     assert score(folder, [TRUTH[0], "v,902,0.2,0,0.2,0.4,1,2"], [thin, "v,902,0,0,0.4,0.4,1,0.9"]).mean == 0.5
+
+
+def test_boxes_whose_area_rounds_to_0_overlap_nothing(folder):
+    box = "v,1,0,0,1e-200,1e-200,1"
+    assert score(folder, [box, "v,1,0,0,1,1,1"], [f"{box},0.5", "v,1,0,0,1,1,1,0.4"]).mean == 0.25
 
 
 def test_key_frames_without_boxes_are_scored(folder):
