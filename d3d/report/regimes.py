@@ -14,8 +14,10 @@ from matplotlib.ticker import MaxNLocator
 
 from d3d.report import effects
 from d3d.report.claims import Condition
-from d3d.report.ledger import measure
+from d3d.report.labels import label
+from d3d.report.ledger import Finding, measure
 from d3d.report.plots import DARK, draw_row, mark_no_data, styled
+from d3d.study.arms import ARMS, Arm
 
 # The last three add up to the first, seed by seed.
 PARTS = {
@@ -57,6 +59,35 @@ def over_cells(parts: pd.DataFrame) -> dict[str, effects.Combined]:
         str(part): effects.combine(dict(zip(rows["cell"], rows["values"], strict=True)))
         for part, rows in parts.groupby("part", sort=False)
     }
+
+
+def partners(table: pd.DataFrame) -> dict[str, str]:
+    """Finds the recorded forms of D3D that have a partner.
+
+    Args:
+        table: as `records.load` gives it.
+
+    Returns:
+        Arm to its partner, which learns the same outputs of the same teacher for other clips of the class, and differs
+        in nothing else.
+    """
+    recorded = [arm for arm in ARMS.values() if arm.name in set(table["arm"])]
+    own = [arm for arm in recorded if arm.outputs == "clip" and arm.teacher and ARMS[arm.teacher].stream == "flow"]
+    shuffled = {_recipe(arm): arm.name for arm in recorded if arm.outputs == "shuffled"}
+    return {arm.name: shuffled[_recipe(arm)] for arm in own if _recipe(arm) in shuffled}
+
+
+def _recipe(arm: Arm) -> tuple:
+    """What a student and its partner have in common."""
+    return arm.teacher, arm.start, tuple(sorted(arm.overrides.items()))
+
+
+def motion_parts(table: pd.DataFrame, metric: str) -> list[tuple[str, Finding]]:
+    """Measures every recorded form of D3D minus its partner, labelled as `comparisons.difference_table` takes it."""
+    return [
+        (label(arm), measure(table, Condition(f"{arm} - {partner}", metric)))
+        for arm, partner in partners(table).items()
+    ]
 
 
 @styled

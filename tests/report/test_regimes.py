@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from d3d.report import regimes
+from d3d.study.profiles import read_profile
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 METRIC = "pooled/top1"
@@ -53,6 +54,38 @@ def test_every_part_is_combined_over_its_cells():
     assert soft.low < 0.0175 < soft.high
     # One cell of four differs in motion: another cell may as well.
     assert combined["motion"].next_high > 0.04
+
+
+def test_a_form_of_d3d_is_compared_with_the_partner_that_differs_in_the_clips_only():
+    arms = (
+        "d3d",
+        "flow_shuffled",
+        "d3d_kl",
+        "d3d_kl_shuffled",
+        "d3d_lambda_1",
+        "flow_shuffled_lambda_1",
+        "d3d_scratch",
+    )
+    arms += ("rgb_teacher", "class_mean", "d3d_exact_shuffled", "rgb_longer")
+    rows = [("distill", arm, seed, METRIC, i + 0.1 * seed, True) for i, arm in enumerate(arms) for seed in range(3)]
+    table = pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
+    assert regimes.partners(table) == {
+        "d3d": "flow_shuffled",
+        "d3d_kl": "d3d_kl_shuffled",
+        "d3d_lambda_1": "flow_shuffled_lambda_1",
+    }
+    measured = dict(regimes.motion_parts(table, METRIC))
+    assert measured["D3D by KL"].values == pytest.approx((-1, -1, -1))
+    assert set(measured) == {"D3D", "D3D by KL", "D3D, λ = 1"}
+
+
+def test_every_ablation_of_the_second_study_that_flow_teaches_has_its_partner():
+    profile = read_profile("notebooks/params/sprites.yaml")
+    listed = [*profile["arms"], *profile["ablations"]]
+    pairs = regimes.partners(pd.DataFrame({"arm": listed}))
+    students = {name for name in listed if name.startswith("d3d") and not name.endswith("_shuffled")}
+    assert set(pairs) == students
+    assert set(pairs.values()) <= set(listed)
 
 
 @figure
