@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from d3d.report import effects
 from d3d.report.claims import Condition
-from d3d.report.labels import label
+from d3d.report.labels import colour, label
 from d3d.report.ledger import Finding, measure
-from d3d.report.plots import DARK, draw_row, mark_no_data, styled
+from d3d.report.plots import DARK, draw_row, grid, mark_no_data, styled
 from d3d.study.arms import ARMS, Arm
 
 # The last three add up to the first, seed by seed.
@@ -31,6 +31,15 @@ PART_TITLES = {
     "motion": "D3D − flow shuffled:\nthis clip's motion",
     "spread": "flow shuffled − class mean:\nthe teacher's spread",
     "soft labels": "class mean − RGB-longer:\nsoft labels",
+}
+
+
+# The colour of the arm that a part is named after.
+PART_COLOURS = {
+    "whole gain": DARK,
+    "motion": colour("d3d"),
+    "spread": colour("flow_shuffled"),
+    "soft labels": colour("class_mean"),
 }
 
 
@@ -88,6 +97,34 @@ def motion_parts(table: pd.DataFrame, metric: str) -> list[tuple[str, Finding]]:
         (label(arm), measure(table, Condition(f"{arm} - {partner}", metric)))
         for arm, partner in partners(table).items()
     ]
+
+
+@styled
+def draw_parts(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float = 0.01) -> Figure:
+    """Draws the parts of D3D's gain in one cell, a panel per metric: one dot per seed, mean and 95 % interval.
+
+    Args:
+        table: as `records.load` gives it.
+        titles: metric to the title of its panel.
+        margin: half the width of the grey band, in which a difference is practically zero.
+    """
+    figure, axes = grid(len(titles), columns=2, height=0.42 * len(PARTS) + 0.9, sharey=True)
+    for axis, (metric, title) in zip(axes.flat, titles.items(), strict=True):
+        rows = {row.part: row for row in decomposition({"": table}, metric).itertuples()}
+        axis.axvspan(-margin, margin, color="0.92", zorder=-2)
+        axis.axvline(0, color="0.6", lw=0.8, zorder=-1)
+        for y, part in enumerate(reversed(PARTS)):
+            if part in rows:
+                draw_row(axis, y, rows[part].values, rows[part], PART_COLOURS[part])
+                text = f"{rows[part].mean:+.3f}".replace("-", "−")
+                axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+        if not rows:
+            mark_no_data(axis)
+        axis.set_title(title, fontsize=10)
+        axis.grid(axis="x", color="0.94", zorder=-3)
+    axes[0, 0].set_yticks(range(len(PARTS)), [PART_TITLES[part] for part in reversed(PARTS)], fontsize=9)
+    axes[0, 0].set_ylim(-0.6, len(PARTS) - 0.4)
+    return figure
 
 
 @styled

@@ -92,3 +92,10 @@ def test_every_ablation_of_the_second_study_that_flow_teaches_has_its_partner():
 def test_decomposition():
     parts = regimes.decomposition(CELLS, METRIC)
     return regimes.draw(parts, regimes.over_cells(parts), xlabel="top-1")
+
+
+@figure
+def test_parts():
+    choice = CELLS["anchor"].assign(metric="iid/motion/pair_accuracy", value=CELLS["anchor"]["value"] ** 2)
+    rows = pd.concat([CELLS["anchor"], choice])
+    return regimes.draw_parts(rows, {METRIC: "top-1", "iid/motion/pair_accuracy": "forced choice on motion pairs"})
