@@ -1,11 +1,12 @@
 """Where distillation helps, and why: the parts of D3D's gain in every cell of a study, and over all cells.
 
-cells = {"anchor": records.load("results/sprites"), "ρ .5": records.load("results/sprites-rho0.5"), …}
+cells = read_cells("results/sprites.jsonl", "results/sprites-cells.jsonl")
 parts = decomposition(cells, "pooled/top1")
 draw(parts, over_cells(parts), xlabel="top-1")
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -17,6 +18,8 @@ from d3d.report.claims import Condition
 from d3d.report.labels import colour, label
 from d3d.report.ledger import Finding, measure
 from d3d.report.plots import DARK, draw_row, grid, mark_no_data, styled
+from d3d.study import records
+from d3d.study.archive import read_curves
 from d3d.study.arms import ARMS, Arm
 
 # The last three add up to the first, seed by seed.
@@ -34,6 +37,18 @@ PART_TITLES = {
 }
 
 
+# The cells of the second study, by the names of their profiles.
+ANCHOR = "sprites"
+CELLS = {
+    ANCHOR: "anchor",
+    "sprites-amplitude0.5": "smaller motion",
+    "sprites-amplitude1": "larger motion",
+    "sprites-clips1000": "1,000 clips",
+    "sprites-clips16000": "16,000 clips",
+    "sprites-rho0.5": "appearance tells less",
+    "sprites-rho0.95": "appearance tells more",
+    "sprites-rolled": "clips shifted anew",
+}
 # The colour of the arm that a part is named after.
 PART_COLOURS = {
     "whole gain": DARK,
@@ -41,6 +56,46 @@ PART_COLOURS = {
     "spread": colour("flow_shuffled"),
     "soft labels": colour("class_mean"),
 }
+
+
+def read_cells(anchor: str | Path, others: str | Path) -> dict[str, pd.DataFrame]:
+    """Reads the cells of the second study.
+
+    Args:
+        anchor: archive of the anchor.
+        others: archive of the other cells, named after their profiles.
+
+    Returns:
+        Tables of `records.load` by the label of the cell, in the order of CELLS; cells without records are left out.
+    """
+    tables = {ANCHOR: records.load(anchor)} | records.load_cells(others)
+    return {title: tables[name] for name, title in CELLS.items() if len(tables.get(name, ()))}
+
+
+def teachers(anchor: str | Path, others: str | Path) -> pd.DataFrame:
+    """Tabulates how well the flow stream knows its training clips and others, as means over seeds.
+
+    Args:
+        anchor, others: as `read_cells` takes them.
+
+    Returns:
+        One row per cell that was run: its label, flow's top-1 on the training clips in its last epoch, and flow's and
+        RGB's on iid clips.
+    """
+    recorded = {ANCHOR: ("", records.read_all(anchor))}
+    recorded |= {cell: (cell, cell_records) for cell, cell_records in records.read_cells(others).items()}
+    rows = []
+    for name, title in CELLS.items():
+        cell, cell_records = recorded.get(name, ("", []))
+        streams = [record for record in cell_records if record.arm in ("flow", "rgb")]
+        top1 = {arm: [r.metrics["iid/top1"] for r in streams if r.arm == arm] for arm in ("flow", "rgb")}
+        if top1["flow"]:
+            archive_of_cell = others if cell else anchor
+            curves = [read_curves(archive_of_cell, r, cell=cell) for r in streams if r.arm == "flow"]
+            trained = [history[-1]["top1"] for history in curves if history]
+            values = (trained, top1["flow"], top1["rgb"])
+            rows.append((title, *(sum(x) / len(x) if x else float("nan") for x in values)))
+    return pd.DataFrame(rows, columns=["cell", "flow, training clips", "flow, iid", "RGB, iid"])
 
 
 def decomposition(cells: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:

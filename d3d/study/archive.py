@@ -225,15 +225,20 @@ def curve_arrays(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
     return {f"curve/{name}": np.array([row[name] for row in epoch_ends], np.float32) for name in names}
 
 
-def read_curves(results: str | Path, record: Record) -> list[dict[str, float]]:
+def read_curves(results: str | Path, record: Record, *, cell: str = "") -> list[dict[str, float]]:
     """Reads the training curves of a run, from its metrics file or from an archive.
+
+    Args:
+        results: the working folder or archive from which the record was read.
+        record: the record.
+        cell: cell of the record, in an archive that has several.
 
     Returns:
         One row of metrics per epoch; empty if the curves are missing.
     """
     if records.is_archive(results):
         try:
-            arrays = records.read_arrays(results, record)
+            arrays = records.read_arrays(results, record, cell=cell)
         except FileNotFoundError:
             arrays = {}
         arrays = {name: x for name, x in arrays.items() if name.startswith("curve/")}

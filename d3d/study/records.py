@@ -263,17 +263,26 @@ def load(results: str | Path, *, needs: Sequence[str] = ()):
     Raises:
         FileNotFoundError: for an experiment of `needs` without records, naming it.
     """
+    table = _table(read_all(results))
+    if missing := [name for name in needs if name not in set(table["experiment"])]:
+        raise FileNotFoundError(f"no records of {missing[0]!r} under {printable(results)}: run that experiment first")
+    return table
+
+
+def load_cells(results: str | Path) -> dict[str, Any]:
+    """Reads an archive of several cells: by the name of the cell, a table as `load` returns it."""
+    return {cell: _table(cell_records) for cell, cell_records in read_cells(results).items()}
+
+
+def _table(records: Sequence[Record]):
     import pandas as pd
 
     rows = [
         (record.experiment, record.arm, record.seed, metric, value, record.stand_in)
-        for record in read_all(results)
+        for record in records
         for metric, value in record.metrics.items()
     ]
-    table = pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
-    if missing := [name for name in needs if name not in set(table["experiment"])]:
-        raise FileNotFoundError(f"no records of {missing[0]!r} under {printable(results)}: run that experiment first")
-    return table
+    return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
 
 
 def provenance(*, source: str, notebook: str, device: str) -> dict[str, Any]:

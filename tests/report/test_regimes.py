@@ -1,11 +1,16 @@
 """The parts of D3D's gain: they add up, cells without an arm are left out, and the figure."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from d3d.report import regimes
+from d3d.study import archive, records
 from d3d.study.profiles import read_profile
+from tests.study.test_records import record
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 METRIC = "pooled/top1"
@@ -86,6 +91,46 @@ def test_every_ablation_of_the_second_study_that_flow_teaches_has_its_partner():
     students = {name for name in listed if name.startswith("d3d") and not name.endswith("_shuffled")}
     assert set(pairs) == students
     assert set(pairs.values()) <= set(listed)
+
+
+def packed(folder, name, *, top1, trained, seeds=(0, 1)):
+    """The archive of a cell with both streams; `top1` by arm, `trained` flow's in its last epoch of training."""
+    for seed in seeds:
+        for arm, value in top1.items():
+            run = record(experiment="train", arm=arm, seed=seed, metrics={"iid/top1": value + 0.01 * seed})
+            path = records.write(folder / name, run)
+            rows = [{"epoch": e, "loss": 1.0, "top1": trained - 0.1 * (2 - e), "time": 0.0, "step": e} for e in (1, 2)]
+            path.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return archive.pack(folder / name)
+
+
+@pytest.fixture
+def archives(tmp_path):
+    anchor = packed(tmp_path, "sprites", top1={"flow": 0.8, "rgb": 0.9}, trained=0.95)
+    parts = [
+        packed(tmp_path, name, top1={"flow": 0.5, "rgb": 0.4}, trained=1.0)
+        for name in ("sprites-rho0.5", "sprites-clips1000")
+    ]
+    return anchor, archive.merge(parts, tmp_path / "cells", as_cells=True)
+
+
+def test_cells_are_read_in_the_order_of_the_study(archives):
+    cells = regimes.read_cells(*archives)
+    assert list(cells) == ["anchor", "1,000 clips", "appearance tells less"]
+    flow = cells["appearance tells less"].query("arm == 'flow' and metric == 'iid/top1'")
+    assert flow["value"].tolist() == pytest.approx([0.5, 0.51])
+
+
+def test_what_the_teacher_knows_by_heart_is_tabulated(archives):
+    table = regimes.teachers(*archives).set_index("cell")
+    assert table.loc["anchor"].tolist() == pytest.approx([0.95, 0.805, 0.905])
+    assert table.loc["1,000 clips"].tolist() == pytest.approx([1.0, 0.505, 0.405])
+    assert len(table) == 3
+
+
+def test_the_cells_of_the_figures_are_those_of_the_profiles():
+    profiles = {p.stem: read_profile(p) for p in Path("notebooks/params").glob("sprites*.yaml")}
+    assert set(regimes.CELLS) == {name for name, profile in profiles.items() if min(profile["seeds"]) < 100}
 
 
 @figure
