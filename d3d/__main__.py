@@ -14,6 +14,7 @@ COMMANDS = {
     "flow": ("d3d.flow.extract", "compute TV-L1 flow of all videos of a data set and write it to a flow cache"),
     "convert": ("d3d.s3dg.weights", "convert the authors' checkpoints to safetensors"),
     "predict": ("d3d.s3dg.predict", "print the five most probable classes of a video"),
+    "detection": ("d3d.detection.command", "score a file of detections by AVA's frame mAP"),
     "records": ("d3d.study.archive", "print a run's record in one line, or pack a folder of records into one file"),
     "profile": ("d3d.study.profiles", "print a profile with everything it extends, for papermill's -f"),
     "report": ("d3d.report.pages", "print verdicts and comparisons, or write the book's generated pages"),

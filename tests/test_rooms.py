@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "data": TOOLS | {"video", "flow", "study"},
     "train": TOOLS | {"data", "s3dg", "study"},
     "probing": TOOLS | {"train", "data", "s3dg", "flow", "study"},
+    "detection": TOOLS | {"train", "data", "s3dg", "study", "video"},
     "report": TOOLS | {"study"},
     "pictures": TOOLS | {"data", "flow", "video", "report", "study"},
 }

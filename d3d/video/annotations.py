@@ -6,26 +6,20 @@ listing.table, listing.classes, listing.counts
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from d3d.messages import printable, shown
+from d3d.video.ava import read_ava
 from d3d.video.hmdb import read_hmdb51, read_jhmdb
 from d3d.video.listing import find_videos, in_class_folder_or_flat, make_listing, unique_path
 from d3d.video.tables import (
-    COLUMNS,
-    MAX_SECONDS,
     Listing,
     is_class_name,
     line_error,
     read_lines,
     read_rows,
     read_table,
-    read_text,
 )
 
 SETS_WITH_SPLITS = ("ucf101", "hmdb51", "jhmdb")  # each has three official splits
@@ -33,8 +27,6 @@ KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 KINETICS_TEST_HEADER = KINETICS_HEADER.removeprefix("label,")
 KINETICS_SEGMENT = re.compile(r"([\w-]{11}),(\d{1,6})(?:\.0*)?,(\d{1,6})(?:\.0*)?", re.ASCII)
 KINETICS_FILES = {"train": ("train.csv",), "val": ("val.csv", "validate.csv"), "test": ("test.csv",)}
-AVA_ACTION = re.compile(r'name:\s*"([^"]+)"\s*(?:label_)?id:\s*(\d{1,9})\b', re.ASCII)
-AVA_COLUMNS = ("video", "timestamp", "x1", "y1", "x2", "y2", "action", "person")
 
 
 def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split: int = 1) -> Listing:
@@ -195,80 +187,6 @@ def _add_kinetics_rows(path: Path, split: str, rows: dict[tuple[str, int], tuple
         rows[youtube_id, start] = (label, f"{youtube_id}_{start:06d}_{end:06d}", split, youtube_id)
 
 
-def _read_ava(root: Path, folder: Path, _: int) -> Listing:
-    label_maps = sorted(folder.glob("ava_action_list_v2.1*.pbtxt*"))
-    if len(label_maps) != 1:
-        raise FileNotFoundError(
-            f"'{printable(folder)}' must hold one ava_action_list_v2.1*.pbtxt, there are {len(label_maps)}"
-        )
-    (label_map,) = label_maps
-    text = read_text(label_map, "AVA's list of actions")
-    entries = [(name, int(number)) for name, number in AVA_ACTION.findall(text)]
-    if not entries:
-        expected = 'expected entries such as label { name: "…" label_id: 1 }'
-        raise ValueError(f"{printable(label_map)} names no action, {expected}")
-    for k, kind in enumerate(("action", "number")):
-        value, count = Counter(entry[k] for entry in entries).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"{printable(label_map)} has the {kind} {shown(value)} {count} times, expected each once")
-    entries.sort(key=lambda entry: entry[1])
-    label = {number: i for i, (_, number) in enumerate(entries)}
-    splits = [s for s in ("train", "val") if os.path.lexists(folder / f"ava_{s}_v2.1.csv")]
-    if not splits:
-        raise FileNotFoundError(f"no ava_train_v2.1.csv or ava_val_v2.1.csv in '{printable(folder)}'")
-    table = pd.concat([_read_ava_boxes(folder, split) for split in splits], ignore_index=True)
-    table = table[table["action"].isin(label)]
-    if table.empty:
-        raise ValueError(
-            f"no action of {', '.join(splits)} is in {printable(label_map)}: use the label map of the same version"
-        )
-    split_counts = table.groupby("video")["split"].nunique()
-    if (split_counts > 1).any():
-        raise ValueError(f"video {shown(split_counts.idxmax())} is both in ava_train_v2.1.csv and in ava_val_v2.1.csv")
-    videos = find_videos(root)
-    paths = {video: unique_path(videos.get(video, []), video) for video in split_counts.index}
-    names = tuple(name for name, _ in entries)
-    table = table.assign(
-        path=table["video"].map(paths), label=table["action"].map(label), start=table["timestamp"] - 0.5,
-        end=table["timestamp"] + 0.5, group=table["video"],
-    )  # fmt: skip
-    table["class"] = [names[i] for i in table["label"]]
-    missing = tuple(sorted(set(table.loc[table["path"].isna(), "video"])))
-    clips = table[table["path"].notna()].reset_index(drop=True)
-    return Listing(clips[[*COLUMNS, *AVA_COLUMNS[2:6], "person"]], names, missing, len(table))
-
-
-def _read_ava_boxes(folder: Path, split: str) -> pd.DataFrame:
-    """One row per person box and action of a split, each once; person is nan in rows of 7 columns, before AVA v2.1."""
-    path = folder / f"ava_{split}_v2.1.csv"
-    rows = []
-    for number, cells in read_rows(path, f"AVA's boxes of {split}"):
-        try:
-            second, x1, y1, x2, y2 = map(float, cells[1:6])
-            action, *persons = map(int, cells[6:])
-            (person,) = persons or [np.nan]
-        except ValueError:
-            expected = f"{', '.join(AVA_COLUMNS)}; person may be left out"
-            raise line_error(path, number, ",".join(cells), expected) from None
-        if not (cells[0] and 0.5 <= second <= MAX_SECONDS and 0 <= action < 10**6 and not abs(person) >= 2**31):
-            expected = "a video, a timestamp from 0.5 s on, and an action and a person that are small numbers"
-            raise line_error(path, number, ",".join(cells), expected)
-        if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-            expected = "x1 < x2 and y1 < y2 within [0, 1], as fractions of the frame"
-            raise line_error(path, number, ",".join(cells), expected)
-        rows.append((cells[0], second, x1, y1, x2, y2, action, person))
-    table = pd.DataFrame(rows, columns=AVA_COLUMNS).drop_duplicates(ignore_index=True)
-    excluded_path = folder / f"ava_{split}_excluded_timestamps_v2.1.csv"
-    excluded = set()
-    for number, line in read_lines(excluded_path, f"AVA's list of excluded timestamps of {split}"):
-        if not re.fullmatch(r"[^,]+,\s*\d{1,9}", line):
-            raise line_error(excluded_path, number, line, "'video,timestamp'")
-        video, second = line.split(",")
-        excluded.add((video, float(second)))
-    included = [key not in excluded for key in zip(table["video"], table["timestamp"], strict=True)]
-    return table[included].assign(split=split)
-
-
 READERS: dict[str, Callable[[Path, Path, int], Listing]] = {
     "folder": _read_folder,
     "ucf101": _read_ucf101,
@@ -276,7 +194,7 @@ READERS: dict[str, Callable[[Path, Path, int], Listing]] = {
     "jhmdb": read_jhmdb,
     "kinetics400": _kinetics_reader(400),
     "kinetics600": _kinetics_reader(600),
-    "ava": _read_ava,
+    "ava": read_ava,
     "table": lambda root, *_: read_table(root),
 }
 DATASETS = tuple(READERS)

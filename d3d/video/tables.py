@@ -227,7 +227,12 @@ def _list_folders(paths: Iterable[str]) -> set[str]:
 
 
 def read_rows(path: Path, description: str, *, names: bool = False) -> list[tuple[int, list[str]]]:
-    """Reads the rows of a CSV file that are not blank, each with the number of its first line, its cells stripped.
+    """Reads all rows of a CSV file; arguments, rows and errors as `each_row`."""
+    return list(each_row(path, description, names=names))
+
+
+def each_row(path: Path, description: str, *, names: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """Yields the rows of a CSV file that are not blank, each with the number of its first line, its cells stripped.
 
     Args:
         path: The CSV file.
@@ -240,17 +245,15 @@ def read_rows(path: Path, description: str, *, names: bool = False) -> list[tupl
     """
     text = read_text(path, description, errors="surrogateescape" if names else "strict")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[tuple[int, list[str]]] = []
     number = 1
     try:
         for row in reader:
             if "".join(row).strip():
-                rows.append((number, row if names else [cell.strip() for cell in row]))
+                yield number, row if names else [cell.strip() for cell in row]
             number = reader.line_num + 1
     except csv.Error as error:
         reason = f"is no row of CSV ({error}); a quote at the start of a cell must be closed at its end"
         raise ValueError(f"{printable(path)}, line {number} {reason}") from None
-    return rows
 
 
 def read_text(path: Path, description: str, errors: str = "strict") -> str:

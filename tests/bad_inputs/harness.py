@@ -26,7 +26,7 @@ HANGS_AFTER = 120.0  # seconds
 LONGEST_SENTENCE = 700
 # Imported once, before the processes of the cases are forked.
 IMPORTED = ("d3d.train.command", "d3d.data.command", "d3d.flow.extract", "d3d.s3dg.weights", "d3d.s3dg.predict",
-            "d3d.study.archive", "d3d.study.profiles", "d3d.report.pages")  # fmt: skip
+            "d3d.detection.command", "d3d.study.archive", "d3d.study.profiles", "d3d.report.pages")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,21 @@ def test_a_list_may_have_ava_rows_of_7_and_8_columns(tmp_path):
     assert listing.table["person"].fillna(-1).tolist() == [-1, 5]
 
 
+def test_ava_rows_that_only_name_a_key_frame_are_no_clips(tmp_path):
+    listing = read_ava_rows(tmp_path, [AVA_ROWS[0] + ",5", "-5KQ66BBWC4,0903", AVA_ROWS[2] + ",6"])
+    assert listing.table["person"].tolist() == [5, 6]
+    assert listing.table["person"].dtype == int
+    assert listing.listed == 2
+
+
+@pytest.mark.parametrize("excluded", ["902", "0902", "902.0"])
+def test_excluded_timestamps_of_ava_are_compared_as_numbers(tmp_path, excluded):
+    arguments = official.ava(tmp_path)
+    official.write_lines(tmp_path / "ava_v2.1/ava_val_excluded_timestamps_v2.1.csv", [f"1j20qq1JyX4,{excluded}"])
+    table = read(**arguments).table
+    assert table.loc[table["split"] == "val", "start"].tolist() == [903.5, 904.5]
+
+
 @pytest.mark.parametrize("row", [AVA_ROWS[1].removesuffix(",1"), f"{AVA_ROWS[1]},5,0.9", f"{AVA_ROWS[1]},"])
 def test_ava_rows_of_other_lengths_raise_an_error(tmp_path, row):
     message = r"ava_train_v2.1.csv, line 2: .*, expected video, timestamp, .*, action, person; person may be left out"

@@ -1,0 +1,3 @@
+from d3d.detection.command import main
+
+main()
