@@ -9,6 +9,13 @@ from d3d.s3dg.network import s3dg
 BOXES = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.25, 1.0, 0.75], [0.1, 0.6, 0.4, 0.9]])
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def detector(in_channels=3, actions=5):
     """A small detector in inference mode whose activations do not vanish, and whose logits differ."""
     model = ActionDetector(s3dg(16, width=0.1, in_channels=in_channels), actions)
@@ -69,13 +76,13 @@ def test_a_box_is_cut_out_of_every_slice_of_its_own_scene():
 
 
 def test_cells_look_where_the_boxes_are_converted_to():
-    """The mean position of the pixels that a column of cells depends on, weighted by how much."""
+    """The mean position of the pixels that a column of cells depends on, weighted by how much; 7.5 pixels are at stake."""
     model = detector()
     for module in model.trunk.modules():
         if isinstance(module, torch.nn.Conv3d):
             torch.nn.init.constant_(module.weight, 0.02)
     for side in (256, 246):
-        clips = torch.rand(1, 3, 2, side, side, requires_grad=True)
+        clips = torch.rand(4, 3, 2, side, side, requires_grad=True)
         x = clips
         for name, module in model.trunk.items():
             # What follows the last pool looks to all sides alike.
@@ -85,7 +92,7 @@ def test_cells_look_where_the_boxes_are_converted_to():
         weight = clips.grad.abs().sum((0, 1, 2, 3))
         centre, stride = _first_centre(side)
         mean = ((torch.arange(side) + 0.5) * weight).sum() / weight.sum()
-        assert mean.item() == pytest.approx(centre + column * stride, abs=1.5)
+        assert mean.item() == pytest.approx(centre + column * stride, abs=2)
 
 
 def test_a_scene_depends_neither_on_other_scenes_nor_on_other_boxes():
