@@ -76,7 +76,7 @@ def test_a_box_is_cut_out_of_every_slice_of_its_own_scene():
 
 
 def test_cells_look_where_the_boxes_are_converted_to():
-    """The mean position of the pixels that a column of cells depends on, weighted by how much; 7.5 pixels are at stake."""
+    """The mean position of the pixels that a column of cells depends on, weighted; 7.5 pixels are at stake."""
     model = detector()
     for module in model.trunk.modules():
         if isinstance(module, torch.nn.Conv3d):

@@ -156,6 +156,11 @@ def test_no_boxes_are_no_detections(tiny):
     assert detect(new_detector(), tiny, "rgb", tiny.table[:0]).empty
 
 
+def test_boxes_of_other_scenes_are_refused(tiny):
+    with pytest.raises(ValueError, match="boxes must lie in scenes 0 to 7, not in scene 8"):
+        detect(new_detector(), tiny, "rgb", tiny.table.assign(scene=tiny.table["scene"] + 1))
+
+
 def test_two_streams_are_fused_by_their_mean_score(tiny):
     rgb = detect(new_detector(), tiny, "rgb", tiny.table)
     flow = rgb.assign(score=np.linspace(0, 1, len(rgb)))
