@@ -1,4 +1,4 @@
-"""The only place that reads, writes and scores boxes of actions: AVA's detection files and frame mAP."""
+"""The only place that detects actions of actors, and that reads, writes and scores their boxes as AVA does."""
 
 from d3d.public import lazy_getattr
 
@@ -10,6 +10,14 @@ PUBLIC = {
     "write_boxes": "boxes",
     "frame_map": "scoring",
     "FrameMap": "scoring",
+    "ActionDetector": "network",
+    "scene_set": "scene_sets",
+    "train_detector": "training",
+    "detect": "training",
+    "fuse_detections": "training",
+    "train_person_detector": "people",
+    "person_boxes": "people",
+    "score_people": "people",
 }
 __all__ = list(PUBLIC)
 __getattr__ = lazy_getattr(__name__, PUBLIC)

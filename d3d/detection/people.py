@@ -1,0 +1,172 @@
+"""Boxes of actors, found in key frames by Faster R-CNN with a ResNet region proposal network, trained from scratch.
+
+    detector = train_person_detector(train_scenes, epochs=10)
+    people = person_boxes(detector, test_scenes)
+    score_people(test_scenes, people)                                # {"ap": …, "recall": …}
+    detect(action_detector, test_scenes, "rgb", people)
+
+As AVA's boxes of people, they do not depend on the action detector, and all action detectors are given the same.
+"""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import box_iou
+
+from d3d.detection.scene_sets import SceneSet, key_frame_columns
+from d3d.detection.scoring import frame_map
+from d3d.study.parameters import OptimiserConfig
+from d3d.train.loop import _warmup_cosine
+from d3d.train.sgd import Sgd
+from d3d.video.ava import CORNERS
+
+# Key frames are enlarged to this side, in pixels, if they are smaller. An actor's side is at least a sixteenth of it.
+SIDE = 128
+ANCHORS = (8, 16, 32, 64, 128)  # sides in pixels, one per level of the feature pyramid
+# A key frame has few actors, and torchvision's numbers, 2000 proposals and 512 samples, are for photographs.
+PROPOSALS, SAMPLES = 128, 64
+MAX_BOXES, MIN_SCORE = 8, 0.05  # boxes kept per key frame
+IOU = 0.5
+KEY_FRAMES_PER_PASS = 32
+
+
+def build_person_detector(*, seed: int = 0) -> FasterRCNN:
+    """Builds Faster R-CNN (Ren et al. 2015) on a ResNet-18 with a feature pyramid (Lin et al. 2017).
+
+    Group norm instead of batch norm, as detectors trained from scratch need it (He, Girshick and Dollár 2019).
+
+    Args:
+        seed: of the weights; the global random state is not changed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        norm = partial(nn.GroupNorm, 32)
+        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=5)
+        return FasterRCNN(
+            backbone,
+            num_classes=2,
+            rpn_anchor_generator=AnchorGenerator(tuple((n,) for n in ANCHORS), ((0.5, 1.0, 2.0),) * len(ANCHORS)),
+            min_size=SIDE,
+            max_size=SIDE,
+            rpn_post_nms_top_n_train=PROPOSALS,
+            rpn_post_nms_top_n_test=PROPOSALS,
+            rpn_batch_size_per_image=SAMPLES,
+            box_batch_size_per_image=SAMPLES,
+            box_score_thresh=MIN_SCORE,
+            box_detections_per_img=MAX_BOXES,
+        )
+
+
+def train_person_detector(
+    scenes: SceneSet, *, epochs: int, batch_size: int = 16, learning_rate: float = 0.005, seed: int = 0
+) -> FasterRCNN:
+    """Trains a detector of actors, whatever they do, on the key frames of scenes.
+
+    SGD with momentum 0.9, weight decay 0.0001, linear warm-up over a tenth of the steps and cosine decay.
+
+    Args:
+        scenes: the training scenes.
+        epochs: passes over the scenes; the last, incomplete batch of each is dropped.
+        batch_size: key frames per step, at least 2; at most all scenes are used.
+        learning_rate: after the warm-up; at 0.02, batches of 8 diverged.
+        seed: of the weights, the order of the scenes and the sampled proposals; on a GPU sums may differ in their last
+            digits.
+
+    Returns:
+        The detector, on the device of the scenes and in inference mode.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the epoch.
+        ValueError: a number is out of range, naming it.
+    """
+    config = OptimiserConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    detector = build_person_detector(seed=seed).to(scenes.device).train()
+    sgd = Sgd(detector, config, scenes.device)
+    rng, size = np.random.default_rng(seed), min(batch_size, len(scenes))
+    steps = len(scenes) // size
+    schedule = _warmup_cosine(config.warmup, epochs * steps)
+    with torch.random.fork_rng(devices=[scenes.device] if scenes.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for epoch in range(epochs):
+            order = torch.from_numpy(rng.permutation(len(scenes))).to(scenes.device)
+            for i in range(steps):
+                loss = _loss(detector, scenes, order[i * size :][:size])
+                if not loss.isfinite():
+                    raise FloatingPointError(
+                        f"the person detector's loss was {loss.item()} in epoch {epoch + 1}: give a learning_rate "
+                        f"below {learning_rate}"
+                    )
+                sgd.learning_rate.fill_(learning_rate * schedule(epoch * steps + i))
+                sgd.update(torch.autograd.grad(loss, sgd.params))
+    return detector.eval()
+
+
+def _loss(detector: FasterRCNN, scenes: SceneSet, rows: Tensor) -> Tensor:
+    """The sum of Faster R-CNN's losses of proposals and boxes, on key frames `rows` (B,)."""
+    frames = scenes.key_frames(rows)
+    targets = []
+    for row in rows:
+        boxes = scenes.boxes[scenes.scene_of_box == row] * _frame_sides(frames)
+        targets.append({"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64, device=boxes.device)})
+    return torch.stack(list(detector(list(frames), targets).values())).sum()
+
+
+def _frame_sides(frames: Tensor) -> Tensor:
+    """Width, height, width and height of frames (B, 3, H, W) in pixels, (4,)."""
+    height, width = frames.shape[2:]
+    return torch.tensor([width, height, width, height], device=frames.device)
+
+
+@torch.no_grad()
+def person_boxes(detector: FasterRCNN, scenes: SceneSet) -> pd.DataFrame:
+    """Finds actors in the key frames of scenes.
+
+    Args:
+        detector: in inference mode, on the device of the scenes.
+        scenes: the scenes.
+
+    Returns:
+        Columns scene, x1, y1, x2, y2 as fractions of the frame, and score: at most 8 boxes per scene, with scores above
+        0.05, by scene and then by descending score.
+    """
+    rows, corners, scores = [], [], []
+    for start in range(0, len(scenes), KEY_FRAMES_PER_PASS):
+        frames = scenes.key_frames(slice(start, start + KEY_FRAMES_PER_PASS))
+        for scene, output in enumerate(detector(list(frames)), start):
+            # A box without area has no actor in it and cannot be cut out.
+            boxes = (output["boxes"] / _frame_sides(frames)).clamp(0, 1)
+            has_area = (boxes[:, :2] < boxes[:, 2:]).all(1)
+            corners.append(boxes[has_area].cpu().numpy())
+            scores.append(output["scores"][has_area].cpu().numpy())
+            rows.append(np.full(len(scores[-1]), scene))
+    table = pd.DataFrame(np.concatenate(corners), columns=list(CORNERS))
+    return table.assign(scene=np.concatenate(rows), score=np.concatenate(scores))[["scene", *CORNERS, "score"]]
+
+
+def score_people(scenes: SceneSet, people: pd.DataFrame) -> dict[str, float]:
+    """Scores boxes of actors at an IoU of 0.5.
+
+    Args:
+        scenes: the scenes, whose true boxes count.
+        people: as `person_boxes` returns it.
+
+    Returns:
+        `ap`: average precision as `frame_map` computes it for one class.
+        `recall`: fraction of the true boxes that a box of any score overlaps enough.
+    """
+    truth = scenes.ground_truth().assign(action=1)
+    detections = pd.DataFrame(key_frame_columns(people) | {"action": 1, "score": people["score"].to_numpy()})
+    covered = 0
+    scene_of_box = people["scene"].to_numpy()
+    for scene in range(len(scenes)):
+        true_boxes = scenes.boxes[scenes.scene_of_box == scene].cpu()
+        boxes = torch.tensor(people.loc[scene_of_box == scene, [*CORNERS]].to_numpy(), dtype=torch.float32)
+        if len(boxes):
+            covered += int((box_iou(true_boxes, boxes).amax(1) >= IOU).sum())
+    return {"ap": frame_map(truth, detections, iou=IOU).mean, "recall": covered / len(scenes.boxes)}
