@@ -84,7 +84,7 @@ def sprite_clips(
     exact = torch.cat(exact_flow) if exact_flow else None
     seen = exact if sees_exact else None
     if flow and not sees_exact:
-        seen = _tvl1(config, f"{split} {playback} {count}", frames)
+        seen = tvl1_flow(config, f"{split} {playback} {count}", frames)
     return Clips(
         rgb=frames,
         flow=seen,
@@ -120,7 +120,7 @@ def stress_clips(config: DataConfig, name: str, count: int, **options) -> Clips:
     return replace(clips, **tensors, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
 
 
-def _tvl1(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
+def tvl1_flow(config: DataConfig, clips: str, frames: Tensor) -> Tensor:
     """Computes or loads the TV-L1 flow of clips.
 
     Args:

@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from d3d.detection.scene_sets import SceneSet, key_frame_columns
 from d3d.detection.scoring import frame_map
 from d3d.study.parameters import OptimiserConfig
-from d3d.train.loop import _warmup_cosine
+from d3d.train.loop import warmup_cosine
 from d3d.train.sgd import Sgd
 from d3d.video.ava import CORNERS
 
@@ -90,7 +90,7 @@ def train_person_detector(
     sgd = Sgd(detector, config, scenes.device)
     rng, size = np.random.default_rng(seed), min(batch_size, len(scenes))
     steps = len(scenes) // size
-    schedule = _warmup_cosine(config.warmup, epochs * steps)
+    schedule = warmup_cosine(config.warmup, epochs * steps)
     with torch.random.fork_rng(devices=[scenes.device] if scenes.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for epoch in range(epochs):

@@ -13,7 +13,7 @@ from torch import Tensor
 from d3d.data.clips import divide
 from d3d.data.scenes import SIDE, key_frame, render_scenes
 from d3d.data.sprite_classes import CLASSES
-from d3d.data.sprite_clips import _tvl1
+from d3d.data.sprite_clips import tvl1_flow
 from d3d.study.parameters import DataConfig
 from d3d.study.schema import changed
 from d3d.study.staleness import code_hash
@@ -117,4 +117,4 @@ def scene_set(config: DataConfig, split: str, count: int, *, device: torch.devic
 def _tvl1_flow(config: DataConfig, name: str, frames: Tensor) -> Tensor:
     """Computes or loads TV-L1 flow; its name in the cache holds the hash of what renders scenes, not only clips."""
     scene_config = changed(config, size=SIDE * config.clip.size)
-    return _tvl1(scene_config, f"scenes {code_hash('d3d.data.scenes')} {name}", frames)
+    return tvl1_flow(scene_config, f"scenes {code_hash('d3d.data.scenes')} {name}", frames)

@@ -24,7 +24,7 @@ from d3d.detection.network import ActionDetector
 from d3d.detection.scene_sets import SceneSet, key_frame_columns
 from d3d.s3dg.graphs import capture_gradients
 from d3d.study.parameters import OptimiserConfig
-from d3d.train.loop import _warmup_cosine
+from d3d.train.loop import warmup_cosine
 from d3d.train.sgd import Sgd
 from d3d.video.ava import BOX_COLUMNS, CORNERS
 
@@ -126,7 +126,7 @@ def train_detector(
     rng, size = np.random.default_rng(seed), min(batch_size, len(scenes))
     features, dropout = model.classifier.in_features, model.dropout.p
     steps = len(scenes) // size
-    schedule = _warmup_cosine(config.warmup, epochs * steps)
+    schedule = warmup_cosine(config.warmup, epochs * steps)
     losses = []
     for epoch in range(epochs):
         order = rng.permutation(len(scenes))

@@ -160,7 +160,7 @@ class _Training:
             for epoch in range(config.optimiser.epochs)
             for rows in np.array_split(order.permutation(num_clips), self.steps_per_epoch)
         ]
-        self.lr_schedule = _warmup_cosine(config.optimiser.warmup, len(self.steps))
+        self.lr_schedule = warmup_cosine(config.optimiser.warmup, len(self.steps))
         self.meter = AverageMeter()
         self.stop_after = len(self.steps)
         self.queue_times: dict[int, float] = {}  # of the steps that are not known to be finished, by step
@@ -359,8 +359,15 @@ def no_report(line: str) -> None:
     """Discards a line: the `report` of all processes but the first."""
 
 
-def _warmup_cosine(warmup: float, num_steps: int) -> Callable[[int], float]:
-    """Linear warm-up over a fraction of the steps, then half a cosine to 0 (Loshchilov and Hutter 2017)."""
+def warmup_cosine(warmup: float, num_steps: int) -> Callable[[int], float]:
+    """Returns the factor of the learning rate by step: linear warm-up, then half a cosine to 0.
+
+    Loshchilov and Hutter 2017.
+
+    Args:
+        warmup: the fraction of the steps that warm up, at least one.
+        num_steps: number of steps.
+    """
     warmup_steps = max(1, round(warmup * num_steps))
 
     def factor(step: int) -> float:

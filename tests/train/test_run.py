@@ -330,7 +330,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data):
 
 
 def test_warm_up_and_cosine_by_hand():
-    factor = loop._warmup_cosine(0.2, 10)
+    factor = loop.warmup_cosine(0.2, 10)
     assert [factor(0), factor(1), factor(2)] == [0.5, 1.0, 1.0]
     assert factor(6) == pytest.approx(0.5)
     assert factor(10) == pytest.approx(0.0)
