@@ -76,11 +76,13 @@ def test_the_weights_depend_on_the_seed_alone():
     assert not torch.equal(first["backbone.body.conv1.weight"], other["backbone.body.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_a_person_detector_that_diverges_is_no_result(scenes):
     with pytest.raises(FloatingPointError, match=r"the person detector's loss was \w+ in epoch \d: give a learn"):
         train_person_detector(scenes, epochs=3, batch_size=4, learning_rate=1e20)
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_and_give_boxes_in_the_frame(scenes):
     before = build_person_detector().train()
     after = train_person_detector(scenes, epochs=4, batch_size=4, learning_rate=0.01).train()
