@@ -81,8 +81,7 @@ def choose(trials: pd.DataFrame) -> pd.DataFrame:
         wide = trials[trials["search"] == name].pivot(index="seed", columns=["arm", "value"], values="val top-1")
         arms = dict.fromkeys(wide.columns.get_level_values(0))
         if search.settles and len(arms) and not wide.isna().any(axis=None):
-            value, note = _settled_value({arm: wide[arm] for arm in arms})
-            rows.append((name, "", value, note))
+            rows.append((name, "", *_settled_value(trials, name)))
         for arm in () if search.settles else arms:
             if not wide[arm].isna().any(axis=None):
                 # Equal means go to the smaller value, which comes first.
@@ -132,24 +131,21 @@ def gains_of_doubling(trials: pd.DataFrame, search: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "epochs", "mean", "low", "high", "n"])
 
 
-def _settled_value(wide_by_arm: dict[str, pd.DataFrame]) -> tuple[float, str]:
-    """The smallest number of epochs beyond which doubling adds too little to every arm, or the largest that was tried.
-
-    Args:
-        wide_by_arm: tables of one row per seed and one column per number of epochs.
-    """
-    values = sorted(next(iter(wide_by_arm.values())).columns)
-    for value in values:
-        if 2 * value in values:
-            gains = [interval(wide[2 * value] - wide[value], confidence=0.9) for wide in wide_by_arm.values()]
-            if all(gain.mean < SETTLED_GAIN and gain.high < SETTLED_LIMIT for gain in gains):
-                return value, ""
-    return values[-1], "not settled: doubling still helped, or may have"
+def _settled_value(trials: pd.DataFrame, search: str) -> tuple[float, str]:
+    """The smallest number of epochs beyond which doubling adds too little to every arm, or the largest tried."""
+    gains = gains_of_doubling(trials, search)
+    too_little = (gains["mean"] < SETTLED_GAIN) & (gains["high"] < SETTLED_LIMIT)
+    for epochs, of_arms in too_little.groupby(gains["epochs"]):
+        if of_arms.all():
+            return epochs, ""
+    return trials.loc[trials["search"] == search, "value"].max(), "not settled: doubling still helped, or may have"
 
 
 @styled
 def draw(trials: pd.DataFrame, choices: pd.DataFrame) -> Figure:
     """Draws val top-1 over what each search varies: thin lines are seeds, thick ones means, diamonds what was chosen.
+
+    A mean is drawn only where no seed is missing.
 
     Args:
         trials: as `read_trials` gives them.
@@ -161,7 +157,8 @@ def draw(trials: pd.DataFrame, choices: pd.DataFrame) -> Figure:
         for arm, of_arm in rows.groupby("arm", sort=False):
             wide = of_arm.pivot(index="value", columns="seed", values="val top-1")
             axis.plot(wide.index, wide, color=colour(arm), lw=0.7, alpha=0.4, marker="o", ms=3, mew=0)
-            means = wide.dropna(axis=1).mean(axis=1)
+            # Where a run is missing, means over other seeds would be compared.
+            means = wide.mean(axis=1, skipna=False)
             axis.plot(means.index, means, color=colour(arm), lw=2.2, label=label(arm))
             for value in choices.loc[(choices["search"] == name) & choices["arm"].isin(["", arm]), "value"]:
                 axis.plot(value, means[value], "D", color=colour(arm), ms=7, mec="black", zorder=4)

@@ -108,6 +108,15 @@ def test_the_searches_have_the_seeds_of_their_profiles():
     assert trials["seed"].min() >= 100
 
 
+def test_a_mean_over_other_seeds_is_not_drawn():
+    """Of 0.9 at .03 and 0.8 at .1, where a seed is missing."""
+    runs = trials("rates", d3d={0.03: 0.9, 0.1: 0.8})
+    missing_one = runs[~((runs["value"] == 0.1) & (runs["seed"] == 1))]
+    axis = selection.draw(missing_one, selection.choose(missing_one)).axes[1]
+    (mean,) = (line for line in axis.lines if line.get_label() == "D3D")
+    assert list(mean.get_ydata()) == pytest.approx([0.9, np.nan], nan_ok=True)
+
+
 @figure
 def test_selection():
     runs = pd.concat(
