@@ -149,18 +149,18 @@ def two_runs(config: TrainConfig, data) -> dict[str, float]:
 def bench_sharing() -> tuple[dict, dict[str, float]]:
     """The total clips per second of several runs on this device, while all of them train: in turns, and through MPS."""
     scale = SCALE | {"epochs": 8 if CUDA else 20, "test_clips": 16}
-    ways: dict[str, dict[str, str]] = {"runs1": {}, "runs4": {}}
+    ways: dict[str, tuple[int, dict[str, str]]] = {"runs1": (1, {}), "runs4": (4, {})}
     if CUDA:
         try:
             devices = [gpu.device for gpu in find_gpus()]
             through_mps = mps.start(devices) | {"CUDA_VISIBLE_DEVICES": devices[0]}
-            ways |= {f"mps{count}": through_mps for count in (2, 4, 8)}
+            ways |= {f"mps{count}": (count, through_mps) for count in (2, 4, 8)}
         except mps.MpsError as error:
             print(f"  no row through MPS: {error}", flush=True)
     work = {"device": DEVICE, "processes": ", ".join(ways), **scale}
     metrics: dict[str, float] = {}
-    for name, environment in ways.items():
-        rate, together = rate_together(int(name.strip("runsmp")), scale, environment)
+    for name, (count, environment) in ways.items():
+        rate, together = rate_together(count, scale, environment)
         metrics |= {f"{name}/clips_per_second": rate, f"{name}/seconds_together": together}
         metrics[f"{name}/ratio"] = rate / metrics["runs1/clips_per_second"]
     return work, metrics

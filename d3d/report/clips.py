@@ -5,6 +5,7 @@ clips.interval(Condition("d3d - flow_shuffled", "iid/motion/pair_accuracy"))
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ class ClipScores:
     """
 
     def __init__(self, archive: str | Path) -> None:
-        self.archive = archive
         self.networks: dict[str, list[Record]] = {}
+        # Several conditions are about the same networks.
+        self._read = cache(lambda arm, k: records.read_arrays(archive, self.networks[arm][k]))
         for record in records.read_all(archive, (*TRAINED, "fuse")):
             if record.arrays:
                 self.networks.setdefault(record.arm, []).append(record)
@@ -66,9 +68,9 @@ class ClipScores:
         """
         split, *group, score = metric.split("/")
         scores = {}
-        for record in self.networks.get(arm, ()) if score in ("top1", "pair_accuracy") else ():
+        for k, record in enumerate(self.networks.get(arm, ()) if score in ("top1", "pair_accuracy") else ()):
             # Some records have training curves only.
-            arrays = records.read_arrays(self.archive, record) if metric in record.metrics else {}
+            arrays = self._read(arm, k) if metric in record.metrics else {}
             if f"prediction/{split}" in arrays:
                 scores[record.seed] = _scores(arrays, split, "".join(group), score)
         return scores

@@ -154,6 +154,12 @@ def motion_parts(table: pd.DataFrame, metric: str) -> list[tuple[str, Finding]]:
     ]
 
 
+def _mark_zero(axis: plt.Axes, margin: float) -> None:
+    """Draws the line of no difference, and the band in which one is practically zero."""
+    axis.axvspan(-margin, margin, color="0.92", zorder=-2)
+    axis.axvline(0, color="0.6", lw=0.8, zorder=-1)
+
+
 @styled
 def draw_parts(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float = 0.01) -> Figure:
     """Draws the parts of D3D's gain in one cell, a panel per metric: one dot per seed, mean and 95 % interval.
@@ -166,8 +172,7 @@ def draw_parts(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float 
     figure, axes = grid(len(titles), columns=2, height=0.42 * len(PARTS) + 0.9, sharey=True)
     for axis, (metric, title) in zip(axes.flat, titles.items(), strict=True):
         rows = {row.part: row for row in decomposition({"": table}, metric).itertuples()}
-        axis.axvspan(-margin, margin, color="0.92", zorder=-2)
-        axis.axvline(0, color="0.6", lw=0.8, zorder=-1)
+        _mark_zero(axis, margin)
         for y, part in enumerate(reversed(PARTS)):
             if part in rows:
                 draw_row(axis, y, rows[part].values, rows[part], PART_COLOURS[part])
@@ -203,8 +208,7 @@ def draw(parts: pd.DataFrame, combined: Mapping[str, effects.Combined], *, xlabe
     )
     for axis, part in zip(axes, PARTS, strict=True):
         rows = {row.cell: row for row in parts[parts["part"] == part].itertuples()}
-        axis.axvspan(-margin, margin, color="0.92", zorder=-2)
-        axis.axvline(0, color="0.6", lw=0.8, zorder=-1)
+        _mark_zero(axis, margin)
         for y, cell in enumerate(reversed(cells), 1):
             if cell in rows:
                 draw_row(axis, y, rows[cell].values, rows[cell], DARK)
