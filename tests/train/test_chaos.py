@@ -117,10 +117,10 @@ def kill_server(run: Running) -> set[int]:
 
 
 def fill_disk(run: Running) -> set[int]:
-    """Lets no file grow, as on a full disk, then kills the run."""
+    """Lets no file grow, as on a full disk, nor shared memory, then kills the run."""
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (0, 0))
     time.sleep(random.uniform(0.1, 1.0))
-    return kill_run(run)
+    return kill_run(run) | {1}  # 1: its workers were just starting, which takes shared memory
 
 
 ACTIONS = [kill_run, kill_group, stop_run, stop_group, kill_worker, kill_server, fill_disk]
