@@ -197,7 +197,7 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
                     yield f"sibling/{split}", quarters(over_sibling)
         elif kind == "curve":
             yield name, x.astype(np.float32)
-        elif kind not in ("labels", "groups", "classes", "examples"):
+        elif kind not in ("labels", "groups", "videos", "classes", "examples"):
             yield name, x
     if not any(name.startswith("curve/") for name in arrays):
         yield from _curves_of_run(folder, record).items()
