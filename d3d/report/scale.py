@@ -240,16 +240,22 @@ def _ring(count: int) -> float:
 
 
 def stage_cost(
-    stage: str, dataset: str = "kinetics400", gpus: int = 1, values: Mapping[str, Quantity] | None = None
+    stage: str,
+    dataset: str = "kinetics400",
+    gpus: int = 1,
+    values: Mapping[str, Quantity] | None = None,
+    *,
+    evaluated: Sequence[str] = NETWORKS,
 ) -> Cost:
     """Computes what one stage of a reproduction costs.
 
     Args:
         stage: `extraction` (TV-L1 of all videos), an arm of `NETWORKS` (training it once, and its test views after),
-            or `evaluation` (of all `NETWORKS`, on many views).
+            or `evaluation` (on many views).
         dataset: a key of `DATASETS`.
         gpus: number of GPUs, of as few hosts as possible.
         values: the inputs; None: `quantities()`.
+        evaluated: the arms of stage `evaluation`.
 
     Raises:
         ValueError: there is no such stage or data set, or `gpus` is not positive.
@@ -260,7 +266,7 @@ def stage_cost(
     if gpus < 1:
         raise ValueError(f"gpus must be at least 1, not {shown(gpus)}")
     model = _Model(DATASETS[dataset], gpus, values or quantities())
-    return replace(model.cost(stage), dataset=dataset)
+    return replace(model.cost(stage, evaluated), dataset=dataset)
 
 
 def disk_bytes(dataset: str, values: Mapping[str, Quantity]) -> dict[str, float]:
@@ -308,12 +314,12 @@ class _Model:
         self.video_bytes = dataset.videos * dataset.seconds * self.q["video_bytes"]
         self.network_bytes = 4 * self.q["parameters"]
 
-    def cost(self, stage: str) -> Cost:
+    def cost(self, stage: str, evaluated: Sequence[str]) -> Cost:
         if stage == EXTRACTION:
             return self._extraction()
         if stage != EVALUATION:
             return self._training(ARMS[stage])
-        each = [self._evaluation(ARMS[name]) for name in NETWORKS]
+        each = [self._evaluation(ARMS[name]) for name in evaluated]
         hours, start_hours = (sum(getattr(c, name) for c in each) for name in ("hours", "start_hours"))
         return replace(each[0], hours=hours, start_hours=start_hours)
 
