@@ -120,7 +120,8 @@ def _verdict(claim: Claim, table: pd.DataFrame, min_seeds: int) -> Verdict:
     needed = {"seeds": min_seeds, "clips": claim.clips}
     enough = tuple(f for f in considered if f.interval.n >= needed[f.condition.over])
     if not enough or (len(enough) < len(considered) and not claim.any_measured):
-        short = min((f for f in considered if f not in enough), key=lambda f: f.interval.n / needed[f.condition.over])
+        pick = max if claim.any_measured else min
+        short = pick((f for f in considered if f not in enough), key=lambda f: f.interval.n / needed[f.condition.over])
         over = short.condition.over
         return Verdict(claim, UNDECIDED, f"{short.interval.n:,} of {needed[over]:,} {over}", findings)
     words = {f: outcome(f, needed[f.condition.over]) for f in enough}

@@ -40,8 +40,8 @@ validation videos of Kinetics-400 and one command: about {shortest} on one GPU, 
 
 *Hours and disk are computed from measured rates and public numbers of the data sets, not measured as a whole: the
 [inputs](inputs-of-the-hours) are at the end of the page. Each GPU has {cores:.0f} cores that decode, and eight GPUs
-work on one network together (`-p processes 0`). Disk is the videos that the row needs and what its runs write. An ensemble
-includes the networks of its members. Where a row has two lines, the second trains every network anew.*
+work on one network together (`-p processes 0`). Disk is the videos that the row needs and what its runs write. An
+ensemble includes the networks of its members. Where a row has two lines, the second trains every network anew.*
 
 ## Start with B8
 
