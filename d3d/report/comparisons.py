@@ -19,7 +19,7 @@ from d3d.report.ledger import Finding, Verdict, measure, verdict_of
 from d3d.report.stats import Interval, interval, paired_difference, proportion_interval
 from d3d.study import archive, records
 from d3d.study.arms import ARMS, Arm
-from d3d.study.plan import JHMDB, REGIME, SETTLED, TRAINED, TUNING
+from d3d.study.plan import JHMDB, REGIME, SETTLED, TESTED, TRAINED, TUNING
 
 # The exploration (book/plan.md) looked at these seeds; its later seeds confirm.
 EXPLORATION_SEEDS = range(5)
@@ -271,7 +271,7 @@ def network_answers(results: str | Path, published: str | Path | None = None) ->
     """
     reference = {(r.experiment, r.arm, r.seed): r.metrics for r in (records.read_all(published) if published else ())}
     answers = []
-    for record in records.read_all(results, (*TRAINED, "fuse")):
+    for record in records.read_all(results, (*TESTED, "fuse")):
         arrays = records.read_arrays(results, record)
         metrics = reference.get((record.experiment, record.arm, record.seed), {})
         for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):

@@ -7,11 +7,13 @@ import torch
 
 from d3d.data import video_sets
 from d3d.data.load import load
+from d3d.report import pages
 from d3d.s3dg.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from d3d.s3dg.network import s3dg
 from d3d.s3dg.weights import tf_names
-from d3d.study import records
+from d3d.study import archive, records
 from d3d.study.experiments import make_config
+from d3d.study.run import start
 from d3d.train import fuse, splits, validate
 from d3d.train.scores import over_classes
 from tests.flow.test_extract import moving_video
@@ -73,6 +75,22 @@ def test_it_gives_what_the_evaluation_after_training_gives(tmp_path, kinetics, n
         "listed": 6, "found": 6, "missing": 0, "decoded": 6, "refused": {}, "missing_first": []
     }  # fmt: skip
     assert record.stand_in
+
+
+def test_its_records_are_compared_and_published_like_those_of_training(tmp_path, kinetics, network):
+    weights = save(tmp_path / "a.safetensors", network)
+    record, arrays, _ = evaluate(tmp_path, kinetics, weights, arm="d3d_released")
+    evaluate(tmp_path, kinetics, save(tmp_path / "b.safetensors", s3dg(3, width=0.1)), arm="s3dg_released")
+    fuse.run(start("fuse", {"results": str(tmp_path / "results")}))
+    text = pages.compare(tmp_path / "results")
+    assert all(f"| {name}, as released" in text for name in ("D3D", "S3D-G", "D3D + S3D-G"))
+    study = archive.pack(tmp_path / "results")
+    (published,) = (r for r in records.read_all(study, ["evaluate"]) if r.arm == "d3d_released")
+    assert published.metrics == record.metrics
+    of_clips = records.read_arrays(study, published)
+    predicted = arrays["logits/kinetics400/val"].argmax(1)
+    assert of_clips["prediction/kinetics400/val"].tolist() == predicted.tolist()
+    assert "videos/kinetics400/val" not in of_clips
 
 
 def test_missing_and_refused_videos_are_counted_and_named(tmp_path, network):
