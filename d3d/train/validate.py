@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from d3d import files
 from d3d.data.clips import ClipSet
 from d3d.data.load import load
-from d3d.messages import one_line, printable, shown
+from d3d.messages import escape_cell, one_line, printable, shown
 from d3d.npz import NpzError, NpzFile
 from d3d.progress import Progress, print_line
 from d3d.s3dg.checkpoints import CheckpointInfo
@@ -38,7 +38,6 @@ from d3d.train.evaluate import predict
 from d3d.train.scores import class_table, clip_table
 from d3d.train.splits import evaluate_splits
 from d3d.train.team import SINGLE_PROCESS, Team
-from d3d.video.tables import escape_cell
 
 # Parameters of the flow's scale: weights trained with others would see another input.
 SCALE = ("bound", "flow")

@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from d3d.files import write_atomic
-from d3d.messages import printable, shown
+from d3d.messages import FORMULA, escape_cell, printable, shown
 
 COLUMNS = ("path", "class", "label", "split", "start", "end", "group")
 SPLITS = ("train", "val", "test", "")
@@ -38,8 +38,8 @@ MAX_BYTES = 2**29
 CLASS_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,255}")
 LABEL = re.compile(r"\d{1,9}", re.ASCII)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-# Text that a spreadsheet takes as a formula, as it is and as it is written.
-FORMULA, ESCAPED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
+# Text that `escape_cell` has escaped.
+ESCAPED = re.compile(r"'+[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ def write_table(path: str | Path, listing: Listing) -> None:
     table.columns = [escape_cell(name) for name in table.columns]
     # Text is quoted, since a name with a carriage return would end its row.
     write_atomic({path: table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="surrogateescape")})
-
-
-def escape_cell(cell: object) -> object:
-    """Returns text that a spreadsheet takes for a formula with a leading apostrophe; anything else as it is."""
-    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def _unescape(cell: str) -> str:
