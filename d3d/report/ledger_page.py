@@ -283,21 +283,21 @@ def _section(verdict: Verdict, cost: RouteCost, training: RouteCost | None) -> s
     ]
     if claim.command.startswith("#"):
         return "\n\n".join([*blocks, f"{claim.command.removeprefix('# ').capitalize()}."])
-    blocks.append(_cost_sentence(cost, "It, with the rows before it," if "/fuse.ipynb" in claim.command else "It"))
+    with_others = ", with the networks of the rows before" if "/fuse.ipynb" in claim.command else ""
+    blocks.append(f"*Time and disk{with_others}:* {_cost_text(cost)}")
     blocks.append(f"```sh\n{_flow_line(claim.command, dataset)}{shell_lines(claim.command)}\n```")
     if training:
-        beyond = ", after the networks of the row before" if "/train.ipynb" not in claim.training else ""
+        after = ", after the networks of the row before" if "/train.ipynb" not in claim.training else ""
         blocks.append(
-            f"*By training instead*, with the training videos and `train.csv` too{beyond}. "
-            f"{_cost_sentence(training, 'All of it')}"
+            f"*By training instead{after}*, with the training videos and `train.csv` on disk too: {_cost_text(training)}"
         )
         blocks.append(f"```sh\n{_flow_line(claim.training, dataset)}{shell_lines(claim.training)}\n```")
     return "\n\n".join(blocks)
 
 
-def _cost_sentence(cost: RouteCost, what: str) -> str:
+def _cost_text(cost: RouteCost) -> str:
     one, eight = (_hours(hours) for hours in cost.hours.values())
-    return f"{what} takes about {one} on one GPU, {eight} on eight, and {_bytes(cost.disk)} of disk."
+    return f"about {one} on one GPU, {eight} on eight; {_bytes(cost.disk)}."
 
 
 def _rule_text(finding: Finding) -> str:
