@@ -289,7 +289,7 @@ def _section(verdict: Verdict, cost: RouteCost, training: RouteCost | None) -> s
     if training:
         after = ", after the networks of the row before" if "/train.ipynb" not in claim.training else ""
         blocks.append(
-            f"*By training instead{after}*, with the training videos and `train.csv` on disk too: {_cost_text(training)}"
+            f"*By training instead{after}*, with training videos and `train.csv` on disk too: {_cost_text(training)}"
         )
         blocks.append(f"```sh\n{_flow_line(claim.training, dataset)}{shell_lines(claim.training)}\n```")
     return "\n\n".join(blocks)
