@@ -124,3 +124,21 @@ def detectable(values: Sequence[float], *, power: float = 0.8) -> float:
 
     in_deviations = TTestPower().solve_power(nobs=len(values), alpha=0.05, power=power)
     return float(in_deviations * np.std(values, ddof=1))
+
+
+def detectable_on_clips(disagreement: float, clips: int, *, power: float = 0.8) -> float:
+    """Returns the difference in top-1 of two networks that a test at 5 % on the same clips would find.
+
+    Args:
+        disagreement: share of the clips on which only one of the two is right; with none, half a clip is assumed.
+        clips: number of test clips.
+        power: the probability of finding it.
+    """
+    deviations = stats.norm.ppf(0.975) + stats.norm.ppf(power)
+    return float(deviations * np.sqrt(max(disagreement, 0.5 / clips) / clips))
+
+
+def clips_to_detect(disagreement: float, difference: float, *, power: float = 0.8) -> int:
+    """Returns how many clips it takes to find a difference in top-1: the inverse of `detectable_on_clips`."""
+    deviations = stats.norm.ppf(0.975) + stats.norm.ppf(power)
+    return int(np.ceil(max(disagreement, difference) * (deviations / difference) ** 2))

@@ -81,3 +81,12 @@ def test_the_detectable_difference_is_found_as_often_as_said():
     size = effects.detectable(values)
     samples = np.random.default_rng(0).normal(size, values.std(ddof=1), (20_000, len(values)))
     assert (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_clips_that_show_a_difference():
+    """A fifth of 500 clips splits the networks: standard error sqrt(.2 / 500) = .02, times 1.96 + .842."""
+    assert effects.detectable_on_clips(0.2, 500) == pytest.approx(0.0560, abs=1e-4)
+    assert effects.clips_to_detect(0.2, 0.056) == pytest.approx(500, abs=2)
+    # Networks that agree on every clip may still differ on others, and cannot differ on fewer than they are apart.
+    assert effects.detectable_on_clips(0.0, 50) == effects.detectable_on_clips(0.01, 50)
+    assert effects.clips_to_detect(0.0, 0.02) == effects.clips_to_detect(0.02, 0.02)
