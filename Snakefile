@@ -315,6 +315,7 @@ rule tvl1:
 rule probe:
     input:
         lambda w: STAMPS["probe", None, int(w.seed)],
+        FLOW_SUMMARY if FLOW_CACHE else [],
         lambda w: weights_of("probe", w.seed),
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in plan.arms_of("probe", STUDY)],

@@ -148,6 +148,8 @@ def overrides(
         results: folder of the records.
     """
     params: dict[str, Any] = {"results": str(results), "seed": seed}
+    if experiment == "probe" and (cache := flow_cache(profile, results)):
+        params |= {"flow_cache": cache}
     if experiment == "probe" and seed != profile["examined_seeds"][0]:
         params |= {"pictures": 0}  # the book shows the pictures of one seed only
     if experiment in TRAINED:
