@@ -12,7 +12,6 @@ reads the resource `gpu`.
 """
 
 import os
-import re
 import shlex
 from pathlib import Path
 
@@ -21,15 +20,8 @@ from d3d.messages import one_line, shown
 from d3d.study import plan, profiles, staleness
 from d3d.study.experiments import EXPERIMENTS, make_config, with_defaults
 
-PROFILE = config.get("profile", "smoke")
-# It names folders and files, and stands in commands.
-if not isinstance(PROFILE, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.+-]{,99}", PROFILE, re.ASCII):
-    raise WorkflowError(
-        f"profile must be the name of a file in notebooks/params without its ending .yaml, of letters, digits and "
-        f"any of _ . + -, such as smoke, not {shown(PROFILE)}"
-    )
-PROFILE_PATH = f"notebooks/params/{PROFILE}.yaml"
 try:
+    PROFILE, PROFILE_PATH = profiles.locate(config.get("profile", "smoke"))
     STUDY = profiles.read_profile(PROFILE_PATH)
 except (ValueError, OSError) as error:
     raise WorkflowError(one_line(error)) from None
@@ -37,6 +29,9 @@ RESULTS = f"results/{PROFILE}"
 STAMP_FOLDER = Path(".snakemake/plan")
 # The profile merged with those that it extends, which papermill cannot do itself.
 MERGED_PROFILE = f"{RESULTS}/profile.yaml"
+# Of a study of video files: the folder of their flow, and what `d3d flow` says of it at the end.
+FLOW_CACHE = plan.flow_cache(STUDY, RESULTS)
+FLOW_SUMMARY = f"{RESULTS}/flow/summary.txt"
 REQUESTED_SEEDS = str(config.get("seeds", "")).split()
 if unknown := set(REQUESTED_SEEDS) - {str(seed) for seed in STUDY["seeds"]}:
     raise WorkflowError(f"seeds must be some of {STUDY['seeds']} of {PROFILE_PATH}, not {shown(min(unknown))}")
@@ -81,6 +76,11 @@ def weights_of(experiment, seed):
     return [plan.weights_path(RESULTS, arm, seed) for arm in plan.arms_of(experiment, STUDY) if arm in TRAINED_ARMS]
 
 
+def flow_of(arm):
+    """The flow that the training of an arm needs before it starts."""
+    return FLOW_SUMMARY if FLOW_CACHE and plan.needs_flow(arm) else []
+
+
 def check_params():
     """Checks the parameters of every run, before anything is written."""
     for experiment in EXPERIMENTS:
@@ -102,6 +102,14 @@ def stamp(experiment, arm=None, seed=None, seeds=None):
     current = all(staleness.is_current(path, experiment, params) for path in paths)
     content = f"{with_defaults(experiment, params)} {staleness.source_hash(experiment)}"
     return staleness.write_stamp(STAMP_FOLDER / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
+
+
+def flow_arguments():
+    """The arguments of `d3d flow` for the profile's video files."""
+    params = with_defaults("train", STUDY)
+    flags = {name: params[name] for name in ("dataset", "root", "annotations", "fps", "bound", "damaged") if params[name]}
+    flags |= {"short-side": params["short_side"] or params["size"], "out": FLOW_CACHE}
+    return [f"--{name}={value}" for name, value in flags.items()]
 
 
 planned = {record for name in EXPERIMENTS for record in records_of(name)}
@@ -126,6 +134,7 @@ STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, see
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINING for s in plan.seeds_of(n, STUDY)}
 STAMPS |= {(name, None, None): stamp(name, seeds=SEEDS) for name in ("fuse", "compare")}
 STAMPS |= {("tvl1", None, None): stamp("tvl1")}
+FLOW_STAMP = staleness.write_stamp(STAMP_FOLDER / PROFILE / "flow", str(flow_arguments()))
 CHAPTER_STAMPS = {
     name: staleness.write_stamp(
         STAMP_FOLDER / f"chapter-{name}",
@@ -162,6 +171,18 @@ def papermill(notebook, out, params, threads=1, profile="", gpus=0):
     return f"mkdir -p {shlex.quote(str(Path(log).parent))} && {run} || {again} || {failed}"
 
 
+def flow_command():
+    """The command that computes the flow of the profile's video files; it resumes, and is done at once if it is there."""
+    log = shlex.quote(str(Path(FLOW_SUMMARY).with_suffix(".log")))
+    command = ["python3", "-m", "d3d", "flow", *flow_arguments()]
+    if GPUS:
+        command = ["python3", "-m", "d3d.study.gpus", str(len(GPUS)), *command]
+    run = f"python3 -m d3d.study.attached $PPID {shlex.join(command)} > {log} 2>&1"
+    failed = f"{{ tail -n 1 {log}; echo {shlex.quote(f'failed: see {log}')}; exit 1; }}"
+    done = f"tail -n 1 {log} > {shlex.quote(FLOW_SUMMARY)} && echo finished {shlex.quote(FLOW_SUMMARY)} $SECONDS"
+    return f"SECONDS=0; {{ {run} || {failed}; }} && {done}"
+
+
 def job(experiment):
     """The command of a rule's job: the experiment's notebook with the profile and the run's own parameters."""
 
@@ -178,11 +199,28 @@ def job(experiment):
 rule study:
     input:
         [records_of(experiment, seeds=SEEDS) for experiment in STUDY_EXPERIMENTS],
+        # Of rendered clips the book has the comparisons.
+        f"{RESULTS}/comparison.md" if FLOW_CACHE else [],
+
+
+rule flow:
+    input:
+        FLOW_STAMP,
+    output:
+        FLOW_SUMMARY,
+    threads: CORES_PER_RUN if GPUS else workflow.cores
+    resources:
+        gpu=max(1, len(GPUS)),
+    params:
+        command=flow_command(),
+    shell:
+        "{params.command}"
 
 
 rule train:
     input:
         lambda w: STAMPS["train", w.arm, int(w.seed)],
+        lambda w: flow_of(w.arm),
     output:
         RESULTS + "/train/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/train/{arm}-seed{seed,[0-9]+}.safetensors",
@@ -198,6 +236,7 @@ rule train:
 rule distill:
     input:
         lambda w: STAMPS["distill", w.arm, int(w.seed)],
+        lambda w: flow_of(w.arm),
         lambda w: overrides("distill", w.arm, int(w.seed))["student"] or [],
         lambda w: overrides("distill", w.arm, int(w.seed)).get("teacher", []),
     output:
@@ -236,6 +275,15 @@ rule compare:
         "{params.command}"
 
 
+rule comparison:
+    input:
+        [records_of(experiment, seeds=SEEDS) for experiment in (*plan.TRAINED, "fuse")],
+    output:
+        RESULTS + "/comparison.md",
+    shell:
+        f"SECONDS=0; python3 -m d3d report compare {RESULTS} > {{output}} && echo finished {{output}} $SECONDS"
+
+
 rule leak:
     input:
         lambda w: STAMPS["leak", None, int(w.seed)],
@@ -267,6 +315,7 @@ rule tvl1:
 rule probe:
     input:
         lambda w: STAMPS["probe", None, int(w.seed)],
+        FLOW_SUMMARY if FLOW_CACHE else [],
         lambda w: weights_of("probe", w.seed),
     output:
         [f"{RESULTS}/probe/{arm}-seed{{seed}}.json" for arm in plan.arms_of("probe", STUDY)],

@@ -441,3 +441,14 @@ def test_what_stands_in_place_of_a_folder_of_results_is_named(checkout, place, k
     code, output = run_graph(checkout)
     assert (code, f"{place} is {kind}, but it must be a folder" in output) == (1, True), output
     assert files_of(checkout) == before
+
+
+def test_a_profile_of_video_files_computes_their_flow_and_compares_the_networks(finished):
+    (finished / "mine.yaml").write_text("{extends: video, root: videos, seeds: [1, 2]}")
+    (finished / "videos").mkdir()
+    jobs = planned(finished, "profile=mine.yaml", targets=["study"])
+    # Four of five students and one of three streams see flow; two seeds each.
+    assert jobs == {"flow": 1, "train": 6, "distill": 10, "fuse": 1, "compare": 1, "comparison": 1}
+    (finished / "mine.yaml").write_text("{extends: video, root: videos, seeds: [1], arms: [rgb, rgb_longer]}")
+    jobs = planned(finished, "profile=mine.yaml", targets=["study"])
+    assert jobs == {"train": 1, "distill": 1, "comparison": 1}

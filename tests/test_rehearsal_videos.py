@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from d3d.data import command
 from d3d.data import load as datasets
 from d3d.flow import extract as flow_extract
 from d3d.s3dg.checkpoints import save_checkpoint
 from d3d.study import records
+from d3d.study.records import ROOT
 from d3d.study.schema import changed
 from d3d.train import fuse
 from d3d.train import run as train
 from d3d.video.tables import read_table
 from tests import configs
 from tests.flow.test_extract import moving_video
+from tests.test_graph import environment, snakemake
 from tests.test_rehearsal import papermill
 from tests.video import official
 
@@ -128,6 +131,29 @@ def test_the_commands_of_the_book_one_by_one(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert all(f"| {label} " in done.stdout for label in ("RGB", "flow", "D3D", "two-stream", "D3D + RGB"))
+
+
+def test_one_command_runs_a_whole_study_on_class_folders(tmp_path):
+    """As on the book's page on your own videos, without ensembles of more arms and with tiny networks."""
+    official.folder(tmp_path / "videos", film)
+    for name in ("d3d", "notebooks", "Snakefile"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    profile = {"extends": "video", "root": "videos", "seeds": [0], "students": {"epochs": 1}, "fps": 25.0}
+    profile |= TINY | {"arms": ["rgb", "flow", "rgb_longer", "class_mean", "flow_shuffled", "d3d"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    command = [*snakemake("profile=mine.yaml"), "--", "study"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(ROOT), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "results/mine/flow/summary.txt").read_text().startswith("12 videos, ")
+    streams = {r.arm: r.params["flow_cache"] for r in records.read_all(tmp_path / "results/mine", ["train"])}
+    assert streams == {"rgb": "", "flow": "results/mine/flow/videos"}
+    comparison = (tmp_path / "results/mine/comparison.md").read_text()
+    assert "| motion      | D3D − flow shuffled" in comparison
+    assert "Not shown to be better than always naming it: " in comparison
+    assert "With 2 clips a true difference of " in comparison
+    # A second call has nothing to do.
+    again = subprocess.run(command, cwd=tmp_path, env=environment(ROOT), capture_output=True, text=True, check=False)
+    assert "Nothing to be done" in again.stdout + again.stderr
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def train_flow_decoders(
     batch_size: int = 128,
     fine_tune: bool = False,
     num_returned_clips: int = 0,
+    by_group: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Trains one flow decoder per endpoint and evaluates them.
@@ -178,6 +179,7 @@ def train_flow_decoders(
         epochs: passes over `train_clips`; the last, incomplete batch of each is dropped.
         fine_tune: whether to train `model` together with the decoders.
         num_returned_clips: number of test clips, from the first, whose dense flow is returned.
+        by_group: whether to measure the errors on the clips of each group of `test_clips.table` too.
         seed: seed of the decoders' weights and of the order of the clips.
 
     Returns:
@@ -186,6 +188,7 @@ def train_flow_decoders(
             `<endpoint>/target_epe`: over all cells, weighted by the fraction of the cell that the target sprite covers.
             `<endpoint>/target_epe_still`: `target_epe` of a prediction of zero flow.
             `dense/epe`, `dense/target_epe`, `dense/target_epe_still`: of dense flow, per pixel instead of per cell.
+            `<endpoint>/<group>/epe` and so on: on the clips of a group, by group.
         Arrays, none if `num_returned_clips` is 0:
             `dense`: dense flow, float16 (num_returned_clips, 2, K, H, W).
             `frames`: indices of its frames, int64 (K,).
@@ -220,12 +223,18 @@ def train_flow_decoders(
             trainer.step(order[i * trainer.batch_size :][: trainer.batch_size], lr)
     if not math.isfinite(trainer.loss.item()):
         raise FloatingPointError(f"the flow decoders' loss was {trainer.loss.item()} at the end of their training")
-    metrics = _flow_errors(trainer, test_clips)
+    every = torch.arange(len(test_clips), device=trainer.device)
+    metrics = _flow_errors(trainer, test_clips, every)
+    for group in sorted(set(test_clips.groups)) if by_group else ():
+        rows = every[torch.from_numpy(test_clips.groups == group).to(every.device)]
+        errors = _flow_errors(trainer, test_clips, rows)
+        metrics |= {name.replace("/", f"/{group}/"): value for name, value in errors.items()}
     return metrics, _dense_flow(trainer, test_clips, num_returned_clips, dense_endpoint) if num_returned_clips else {}
 
 
 @torch.no_grad()
-def _flow_errors(trainer: _DecoderTrainer, clips: Clips) -> dict[str, float]:
+def _flow_errors(trainer: _DecoderTrainer, clips: Clips, which: Tensor) -> dict[str, float]:
+    """The mean errors on the clips at the indices `which`."""
     trainer.model.eval()
     trainer.decoders.eval()
     sums: dict[str, Tensor] = {}
@@ -237,7 +246,7 @@ def _flow_errors(trainer: _DecoderTrainer, clips: Clips) -> dict[str, float]:
         weighted = (error * target_fraction).sum(), target_fraction.sum(), (still_error * target_fraction).sum()
         sums[name] = sums.get(name, 0) + torch.stack([error.sum(), cells, *weighted]).double()
 
-    for rows in torch.arange(len(clips), device=trainer.device).split(4 * trainer.batch_size):
+    for rows in which.split(4 * trainer.batch_size):
         for name, coarse_flow, dense_flow in trainer.decode(clips, rows):
             truth = trainer.coarse_truth(clips, coarse_flow.shape[2:])
             add(name, coarse_flow, truth.flow[rows], truth.target_fraction[rows])

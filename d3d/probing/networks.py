@@ -10,9 +10,17 @@ from d3d.study import plan
 from d3d.study.arms import get_arm
 from d3d.train.evaluate import calibrate
 
+SPRITE_CLASSES = tuple(c.name for c in CLASSES)
+
 
 def load_arm_network(
-    results: str | Path, arm: str, seed: int, *, width: float, calibration_clips: Clips
+    results: str | Path,
+    arm: str,
+    seed: int,
+    *,
+    width: float,
+    calibration_clips: Clips,
+    classes: tuple[str, ...] = SPRITE_CLASSES,
 ) -> tuple[S3DG, str] | None:
     """Loads the network of an arm, on the device of `calibration_clips`.
 
@@ -23,11 +31,12 @@ def load_arm_network(
         results: folder with the checkpoints.
         width: channel multiplier of a random network.
         calibration_clips: clips from which the batch norm statistics of a random network are computed.
+        classes: of the data set.
 
     Returns:
         The network and its stream, or None, with a printed line, if the checkpoint does not exist.
     """
-    classes, device = tuple(c.name for c in CLASSES), calibration_clips.labels.device
+    device = calibration_clips.labels.device
     entry = get_arm(arm)
     is_probe_arm = entry.experiment == "probe"
     if is_probe_arm and not entry.start:

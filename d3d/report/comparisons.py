@@ -6,20 +6,18 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from d3d.report import markdown
 from d3d.report.claims import Condition
 from d3d.report.contrasts import ClaimError
 from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, number_text, unit
 from d3d.report.ledger import Finding, Verdict, measure, verdict_of
-from d3d.report.stats import Interval, interval, paired_difference, proportion_interval
+from d3d.report.stats import interval
 from d3d.study import archive, records
 from d3d.study.arms import ARMS, Arm
-from d3d.study.plan import JHMDB, REGIME, SETTLED, TESTED, TRAINED, TUNING
+from d3d.study.plan import JHMDB, REGIME, SETTLED, TRAINED, TUNING
 
 # The exploration (book/plan.md) looked at these seeds; its later seeds confirm.
 EXPLORATION_SEEDS = range(5)
@@ -238,78 +236,3 @@ def busy_hours(results: str | Path) -> float:
         total += max(0.0, start + seconds - max(start, busy_until))
         busy_until = max(busy_until, start + seconds)
     return total / 3600
-
-
-class NetworkAnswers(NamedTuple):
-    """The answers of one network on one test split.
-
-    Attributes:
-        name: its label.
-        seed: of its run.
-        split: the test split.
-        labels: (N,), the class of each clip.
-        correct: (N,), whether the network is right on each clip.
-        top1: with Wilson's 95 % interval over the clips.
-        published: top-1 of the published network of the same arm and seed; None where there is none.
-    """
-
-    name: str
-    seed: int
-    split: str
-    labels: np.ndarray
-    correct: np.ndarray
-    top1: Interval
-    published: float | None
-
-
-def network_answers(results: str | Path, published: str | Path | None = None) -> list[NetworkAnswers]:
-    """Reads the answers of every network and ensemble of a folder, sorted by split and seed.
-
-    Args:
-        results: working folder with the arrays beside its records.
-        published: a study to look up the published top-1 in; None for none.
-    """
-    reference = {(r.experiment, r.arm, r.seed): r.metrics for r in (records.read_all(published) if published else ())}
-    answers = []
-    for record in records.read_all(results, (*TESTED, "fuse")):
-        arrays = records.read_arrays(results, record)
-        metrics = reference.get((record.experiment, record.arm, record.seed), {})
-        for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):
-            labels = arrays[f"labels/{split}"]
-            correct = arrays[f"logits/{split}"].argmax(1) == labels
-            top1 = proportion_interval(int(correct.sum()), len(correct))
-            theirs = metrics.get(f"{split}/top1")
-            answers.append(NetworkAnswers(label(record.arm), record.seed, split, labels, correct, top1, theirs))
-    return sorted(answers, key=lambda network: (network.split, network.seed))
-
-
-def undetectable_differences(networks: Sequence[NetworkAnswers]) -> list[str]:
-    """Says which differences in top-1 are smaller than the test clips can show: a sentence per test set and seed.
-
-    A network is compared with the best network on the same clips: the difference is too small where the interval of
-    `paired_difference` contains zero. A published network has no clips to pair with: the difference is too small where
-    its top-1 lies within Wilson's interval of the network here.
-    """
-    groups: dict[tuple, list[NetworkAnswers]] = {}
-    for network in networks:
-        groups.setdefault((network.split, network.seed, network.labels.tobytes()), []).append(network)
-    sentences = []
-    for (split, seed, _), group in groups.items():
-        split = markdown.text(split)
-        best = max(group, key=lambda network: network.top1.mean)
-        n = best.top1.n
-        pairs = [(other.name, paired_difference(other.correct, best.correct)) for other in group if other is not best]
-        to_best = [f"{name} {number_text(d, signed=True)}" for name, d in pairs if d.low <= 0 <= d.high]
-        to_published = [
-            f"{network.name} {network.top1.mean - network.published:+.3f}".replace("-", "−")
-            for network in group
-            if network.published is not None and network.top1.low <= network.published <= network.top1.high
-        ]
-        compared = {f"the best network, {best.name}": to_best, "the published networks": to_published}
-        sentences += [
-            f"{split}, seed {seed}: {n} clips (one clip is {1 / n:.2g}) are too few to tell these from {reference}: "
-            f"{'; '.join(close)}."
-            for reference, close in compared.items()
-            if close
-        ]
-    return sentences

@@ -78,15 +78,39 @@ def over_seeds_and_clips(differences: np.ndarray, *, seed: int = 0) -> Interval:
             only the first is right.
         seed: of the random draws.
     """
-    differences = np.asarray(differences, dtype=float)
-    rng, (seeds, clips) = np.random.default_rng(seed), differences.shape
+    return over_seeds_and_sources([(differences, np.arange(np.shape(differences)[1]))], seed=seed)
+
+
+def over_seeds_and_sources(splits: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: int = 0) -> Interval:
+    """Bootstraps seeds and the sources of the test clips: the interval of a mean difference on other seeds and sources.
+
+    Clips that were cut from one source are alike, so that all of them are drawn together, in every split that tests
+    them. The mean is over the clips of each split, then over the splits.
+
+    Args:
+        splits: for each split, the differences (S, N) as in `over_seeds_and_clips`, of the same seeds, and the source
+            of each clip (N,), whose names mean the same in all splits.
+        seed: of the random draws.
+    """
+    names, codes = np.unique(np.concatenate([sources for _, sources in splits]), return_inverse=True)
+    codes = np.split(codes, np.cumsum([len(sources) for _, sources in splits])[:-1])
+    differences = [np.asarray(x, dtype=float) for x, _ in splits]
+    # By source: the sum of its clips' differences, and their number.
+    sums = [np.stack([np.bincount(c, row, len(names)) for row in x]) for x, c in zip(differences, codes, strict=True)]
+    counts = [np.bincount(c, minlength=len(names)) for c in codes]
+    rng, seeds = np.random.default_rng(seed), len(differences[0])
     seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), BOOTSTRAP_DRAWS) / seeds
     means = np.empty(BOOTSTRAP_DRAWS)
     for part in np.array_split(np.arange(BOOTSTRAP_DRAWS), 100):
-        clip_weights = rng.multinomial(clips, np.full(clips, 1 / clips), len(part)) / clips
-        means[part] = np.einsum("ds,sn,dn->d", seed_weights[part], differences, clip_weights, optimize=True)
+        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), len(part)).astype(float)
+        of_splits = [
+            np.einsum("ds,sg,dg->d", seed_weights[part], x, weights, optimize=True) / (weights @ n)
+            for x, n in zip(sums, counts, strict=True)
+        ]
+        means[part] = np.mean(of_splits, axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(differences.mean()), float(low), float(high), seeds)
+    mean = float(np.mean([x.mean() for x in differences]))
+    return Interval(mean, float(low), float(high), seeds)
 
 
 def p_value(values: Sequence[float], bound: float, side: int) -> float:
@@ -124,3 +148,21 @@ def detectable(values: Sequence[float], *, power: float = 0.8) -> float:
 
     in_deviations = TTestPower().solve_power(nobs=len(values), alpha=0.05, power=power)
     return float(in_deviations * np.std(values, ddof=1))
+
+
+def detectable_on_clips(disagreement: float, clips: int, *, power: float = 0.8) -> float:
+    """Returns the difference in top-1 of two networks that a test at 5 % on the same clips would find.
+
+    Args:
+        disagreement: share of the clips on which only one of the two is right; with none, half a clip is assumed.
+        clips: number of test clips.
+        power: the probability of finding it.
+    """
+    deviations = stats.norm.ppf(0.975) + stats.norm.ppf(power)
+    return float(deviations * np.sqrt(max(disagreement, 0.5 / clips) / clips))
+
+
+def clips_to_detect(disagreement: float, difference: float, *, power: float = 0.8) -> int:
+    """Returns how many clips it takes to find a difference in top-1: the inverse of `detectable_on_clips`."""
+    deviations = stats.norm.ppf(0.975) + stats.norm.ppf(power)
+    return int(np.ceil(max(disagreement, difference) * (deviations / difference) ** 2))

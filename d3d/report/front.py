@@ -14,7 +14,8 @@ from d3d.report.claims import Condition, read_claims
 from d3d.report.comparisons import holds, ratio_condition
 from d3d.report.labels import NEEDS_DATA, number_text, percent_text
 from d3d.report.ledger import REFUTED, SUPPORTED, Verdict, judge, measure, verdict_of
-from d3d.report.prose import arm_text, condition_outcomes, decision_text, difference_text, join_names
+from d3d.report.prose import condition_outcomes
+from d3d.report.wording import arm_text, decision_text, difference_text, join_names
 from d3d.study import records
 from d3d.study.parameters import SPRITE_CLASSES
 from d3d.study.plan import PUBLISHED

@@ -20,10 +20,9 @@ import pandas as pd
 from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
-from d3d.report import cost, evidence, front, jhmdb, ledger_page, plots
+from d3d.report import cost, evidence, front, jhmdb, ledger_page, plots, side_by_side
 from d3d.report.claims import read_claims
-from d3d.report.comparisons import network_answers, undetectable_differences
-from d3d.report.labels import NEEDS_DATA, label
+from d3d.report.labels import label
 from d3d.report.ledger import verdicts
 from d3d.report.markdown import code, text
 from d3d.study import records, staleness
@@ -172,45 +171,6 @@ def rerun_text(results: str | Path, published: str | Path) -> str:
     return f"Networks trained here: {counts[0]}; published: {counts[1]}."
 
 
-def compare(results: str | Path, published: str | Path | None = None) -> str:
-    """Compares the top-1 of every network and ensemble of a folder on every test split.
-
-    Args:
-        results: working folder with the arrays beside its records.
-        published: a study whose networks of the same arm and seed get a column beside; None for none.
-
-    Returns:
-        A Markdown table with Wilson's 95 % interval over the test clips, and below it one sentence for every test set
-        that is too small to show a difference (`comparisons.undetectable_differences`).
-
-    Raises:
-        FileNotFoundError: there is no network in `results`, or no record in `published`.
-        ValueError: `results` is a published study.
-    """
-    if records.is_archive(results):
-        raise ValueError(f"{printable(results)} is published without logits: give the folder of a study that ran here")
-    if published and not records.read_all(published):
-        raise FileNotFoundError(
-            f"no records at {printable(published)}: give a published .jsonl file or a folder that runs wrote"
-        )
-    networks = network_answers(results, published)
-    if not networks:
-        raise FileNotFoundError(
-            f"no networks under {printable(results)}: train some with `-p results {printable(results)}`"
-        )
-    rows = []
-    for network in networks:
-        row = {"network": text(network.name), "seed": network.seed, "split": text(network.split)}
-        row["clips"] = network.top1.n
-        row["top-1"] = f"{network.top1.mean:.3f} [{network.top1.low:.3f}, {network.top1.high:.3f}]"
-        if published:
-            row["published"] = NEEDS_DATA if network.published is None else f"{network.published:.3f}"
-        rows.append(row)
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    note = "All intervals are 95 % intervals over the test clips; training with another seed changes top-1 as well."
-    return "\n".join([table, "", *(f"- {line}" for line in undetectable_differences(networks)), f"- {note}"])
-
-
 def hide_injected(path: Path) -> None:
     """Tags papermill's injected cell, which repeats the parameters, so that the book leaves it out."""
     content = _read_notebook(path)
@@ -344,9 +304,9 @@ def main(argv: list[str] | None = None) -> None:
     claims.add_argument(
         "--results", type=Path, help="folder of records or published .jsonl file (default: the records of the book)"
     )
-    side_by_side = commands.add_parser("compare", help="print the top-1 accuracy of a folder's networks side by side")
-    side_by_side.add_argument("results", type=Path, help="folder of records and their .npz files")
-    side_by_side.add_argument("--published", type=Path, help="study to compare with: .jsonl file or folder")
+    comparison = commands.add_parser("compare", help="print the top-1 accuracy of a folder's networks side by side")
+    comparison.add_argument("results", type=Path, help="folder of records and their .npz files")
+    comparison.add_argument("--published", type=Path, help="study to compare with: .jsonl file or folder")
     commands.add_parser("readme", help="write the verdicts into README.md, in the current folder")
     commands.add_parser("pages", help="write book/generated/*.md, which the book includes")
     args = parser.parse_args(argv)
@@ -354,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.command == "claims":
             print(claims_text(args.results))
         elif args.command == "compare":
-            print(compare(args.results, args.published))
+            print(side_by_side.compare(args.results, args.published))
         elif args.command == "pages":
             write_pages()
         else:

@@ -1,7 +1,7 @@
 """Sentences and tables of the chapters, made from records and verdicts; they read correctly whatever was measured."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -21,12 +21,11 @@ from d3d.report.comparisons import (
 )
 from d3d.report.labels import NEEDS_DATA, contrast_label, label, metric_label, number_text, percent_text
 from d3d.report.ledger import REFUTED, SUPPORTED, Finding, Verdict, measure, outcome, verdict_of
-from d3d.report.stats import Interval, interval
+from d3d.report.stats import Interval
+from d3d.report.wording import CONDITION_WORDS, amount_text, arm_text, difference_text, join_names
 
 # Metrics of H2's conditions on motion; its other conditions are on appearance.
 MOTION_METRICS = ("motion/r2_within", "target_epe")
-# Words for the outcome of a condition where it is not that of a verdict.
-CONDITION_WORDS = {SUPPORTED: "met", REFUTED: "violated"}
 # Comparisons that the chapters report and that decide no claim.
 REPORTED_CONTRASTS = [
     ("two_stream_logits - two_stream", "iid/top1"),
@@ -39,25 +38,6 @@ REPORTED_CONTRASTS = [
     ("rgb - flow", "Mixed_4f/motion/r2_within"),
     ("rgb - flow", "Mixed_4f/target_epe"),
 ]
-
-
-def arm_text(table: pd.DataFrame, arm: str, metric: str) -> str:
-    """Formats an arm's metric over its seeds as `number_text` does."""
-    values = table[(table["arm"] == arm) & (table["metric"] == metric)]["value"]
-    return number_text(interval(values) if len(values) else None)
-
-
-def difference_text(table: pd.DataFrame, contrast: str, metric: str) -> str:
-    """Formats a contrast over its seeds as `number_text` does, with its sign."""
-    return number_text(measure(table, Condition(contrast, metric)).interval, signed=True)
-
-
-def amount_text(table: pd.DataFrame, contrast: str, metric: str, *, more: str = "higher", less: str = "lower") -> str:
-    """Formats a contrast over its seeds, direction in words instead of a sign: `0.033 [0.016, 0.051] lower`."""
-    value = measure(table, Condition(contrast, metric)).interval
-    if value is None or value.mean >= 0:
-        return NEEDS_DATA if value is None else f"{number_text(value)} {more}"
-    return f"{number_text(Interval(-value.mean, -value.high, -value.low, value.n))} {less}"
 
 
 def comparison_text(table: pd.DataFrame, contrast: str, metric: str, *, quantity: str = "top-1") -> str:
@@ -287,40 +267,6 @@ def _by_word(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         ids.setdefault(verdict.word, []).append(verdict.claim.id)
     return ", ".join(f"{word} ({join_names(names)})" for word, names in ids.items())
-
-
-def join_names(names: Sequence[str]) -> str:
-    """Joins names as `a, b and c`; three or more consecutive numbers, such as H5, H6, H7, become `H5 to H7`."""
-    runs: list[list[str]] = []
-    for name in names:
-        last = runs[-1][-1] if runs else ""
-        follows = name[1:].isdigit() and last[1:].isdigit() and name == f"{last[0]}{int(last[1:]) + 1}"
-        runs[-1:] = [[*runs[-1], name]] if follows else [*runs[-1:], [name]]
-    words = [word for run in runs for word in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def decision_text(verdict: Verdict) -> str:
-    """Says what decided a verdict: its deciding conditions, or the records or seeds that are missing."""
-    if verdict.claim.follows:
-        return f"follows {verdict.claim.follows}"
-    if missing := dict.fromkeys(metric_label(f.condition.metric) for f in verdict.findings if f.interval is None):
-        return verdict.reason if verdict.claim.data else f"no records of {'; '.join(missing)}"
-    if not verdict.deciding:
-        return verdict.reason
-    met = f"{sum(outcome(f, 2) == SUPPORTED for f in verdict.findings)} of {len(verdict.findings)} conditions met"
-    word = "tightest" if verdict.word == SUPPORTED else CONDITION_WORDS.get(verdict.word, verdict.word)
-    return f"{met}; {word}: {verdict.reason}"
-
-
-def claim_table(verdicts: Iterable[Verdict]) -> str:
-    """Tabulates in Markdown the paper's claims and the hypotheses with their verdicts and what decided them."""
-    lines = ["| id | claim | verdict | what decided it |", "|---|---|---|---|"]
-    for verdict in verdicts:
-        claim = verdict.claim
-        if claim.id[0] != "B":
-            lines.append(f"| **{claim.id}** | {claim.statement} | **{verdict.word}** | {decision_text(verdict)} |")
-    return "\n".join(lines)
 
 
 def comparison_table(verdicts: Sequence[Verdict], table: pd.DataFrame, settled: pd.DataFrame) -> str:

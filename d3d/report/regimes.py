@@ -87,7 +87,8 @@ def teachers(anchor: str | Path, others: str | Path) -> pd.DataFrame:
     rows = []
     for name, title in CELLS.items():
         cell, cell_records = recorded.get(name, ("", []))
-        streams = [record for record in cell_records if record.arm in ("flow", "rgb")]
+        # Probes and attribution have records of the same arms.
+        streams = [r for r in cell_records if r.experiment == "train" and r.arm in ("flow", "rgb")]
         top1 = {arm: [r.metrics["iid/top1"] for r in streams if r.arm == arm] for arm in ("flow", "rgb")}
         if top1["flow"]:
             archive_of_cell = others if cell else anchor

@@ -105,7 +105,8 @@ EXPERIMENTS = {
     "compare": Experiment(CompareConfig, {"run": ("results",)}, "d3d.train.compare"),
     "probe": Experiment(
         ProbeConfig,
-        _EXAMINING | {"probes": ("width", "endpoint", "decoder_epochs", "batch_size", "pictures")},
+        _EXAMINING
+        | {"video files": _FILES, "probes": ("width", "endpoint", "decoder_epochs", "batch_size", "pictures")},
         "d3d.probing.probe",
     ),
     "attribution": Experiment(

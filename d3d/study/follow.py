@@ -20,7 +20,7 @@ from d3d.study import records
 # Seconds per job at smoke scale on two cores: used, in proportion, until a rule's first job has been timed.
 TYPICAL = {
     "train": 20, "distill": 15, "fuse": 5, "compare": 5, "leak": 20, "tvl1": 10, "probe": 60, "attribution": 20,
-    "chapter": 8, "book": 45,
+    "chapter": 8, "book": 45, "flow": 30, "comparison": 5,
 }  # fmt: skip
 FINISHED = re.compile(r"finished (\S+) (\d+)")
 COUNT = re.compile(r"(\w+) +(\d+)")
@@ -71,6 +71,8 @@ def follow(lines: Iterable[str], *, clock=time.monotonic) -> Iterator[str]:
             timing.finish(_rule(path), seconds)
             left = f"; about {format_duration(timing.left(clock()))} left" if done < total else ""
             yield f"{done:3d}/{max(total, done)}  {_headline(path, seconds)}{left}"
+            if path.suffix == ".md":  # made to be read at once
+                yield f"\n{path.read_text()}"
         elif (count := COUNT.fullmatch(line)) and count[1] in TYPICAL:
             timing.remaining[count[1]] = int(count[2])
             total = timing.remaining.total()
@@ -79,6 +81,8 @@ def follow(lines: Iterable[str], *, clock=time.monotonic) -> Iterator[str]:
 
 
 def _rule(path: Path) -> str:
+    if path.suffix == ".md":
+        return path.stem
     return {"chapters": "chapter", "html": "book"}.get(path.parent.name, path.parent.name)
 
 

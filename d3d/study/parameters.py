@@ -321,7 +321,7 @@ class EndpointConfig(Group):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(Group):
-    """Linear probes and flow decoders on frozen endpoints."""
+    """Linear probes (sprites only) and flow decoders on frozen endpoints."""
 
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
@@ -334,9 +334,13 @@ class ProbeConfig(Group):
         low=1,
         limit=10**6,
     )
-    pictures: int = parameter(0, "number of clips whose decoded dense flow is saved", low=0, limit=MAX_CLIPS)
+    pictures: int = parameter(0, "sprites: number of clips whose decoded dense flow is saved", low=0, limit=MAX_CLIPS)
 
     def check(self) -> None:
+        if self.data.files.dataset not in RENDERED_DATASETS:
+            if self.pictures:
+                raise ValueError("pictures are kept of sprites only: set it to 0 for video files")
+            return
         for name in ("train_clips", "test_clips"):
             if getattr(self.data, name) < 4 * SPRITE_CLASSES:
                 raise ValueError(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from d3d.study.arms import ARMS, TVL1_SIZES, TVL1_VARIANTS, arms_examined_by, get_arm
-from d3d.study.experiments import EXPERIMENTS
+from d3d.study.experiments import EXPERIMENTS, with_defaults
+from d3d.study.parameters import RENDERED_DATASETS
 
 # Experiments that examine clips or networks: one run writes the records of all arms of a seed.
 EXAMINING = ("leak", "probe", "attribution")
@@ -149,11 +150,15 @@ def overrides(
         results: folder of the records.
     """
     params: dict[str, Any] = {"results": str(results), "seed": seed}
+    if experiment == "probe" and (cache := flow_cache(profile, results)):
+        params |= {"flow_cache": cache}
     if experiment == "probe" and seed != profile["examined_seeds"][0]:
         params |= {"pictures": 0}  # the book shows the pictures of one seed only
     if experiment in TRAINED:
         arm = get_arm(name)
         params |= {"arm": name, "stream": arm.stream}
+        if needs_flow(name) and (cache := flow_cache(profile, results)):
+            params |= {"flow_cache": cache}
         if experiment == "distill":
             params |= {"student": weights_path(results, arm.start, seed) if arm.start else ""} | profile["students"]
             if arm.teacher:
@@ -166,6 +171,25 @@ def overrides(
                 params.pop("learning_rate", None)
         params |= arm.overrides | profile["overrides"].get(name, {})
     return {key: value for key, value in params.items() if key in EXPERIMENTS[experiment].names}
+
+
+def flow_cache(profile: Mapping[str, Any], results: str | Path) -> str:
+    """Returns the folder in which a study of video files keeps their flow; empty: it needs none.
+
+    Args:
+        profile: a complete profile.
+        results: folder of the records.
+    """
+    params = with_defaults("train", profile)
+    if params["dataset"] in RENDERED_DATASETS or params["repeated_frames"] == "drop":
+        return ""
+    return params["flow_cache"] or str(Path(results, "flow", "videos"))
+
+
+def needs_flow(name: str) -> bool:
+    """Whether the training of an arm sees optical flow, as the network's input or as its teacher's."""
+    arm = get_arm(name)
+    return "flow" in (arm.stream, get_arm(arm.teacher).stream if arm.teacher else "")
 
 
 def book_results(experiment: str = "train") -> Path:

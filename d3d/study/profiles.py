@@ -1,6 +1,6 @@
 """Profiles: YAML files that list the runs of a study and the parameters that they share.
 
-extends: h200            # takes the keys that this file does not set from notebooks/params/h200.yaml
+extends: h200            # takes the keys that this file does not set from h200.yaml, beside it or in notebooks/params
 seeds: [0, 1, 2]         # examined_seeds and ablation_seeds are subsets of these; default: all
 arms: [rgb, flow, d3d]   # trained with every seed; ablations: trained with ablation_seeds
 students: {epochs: 12}   # parameters of every student
@@ -9,6 +9,7 @@ rho: 0.8                 # any parameter of any experiment
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,36 @@ from d3d.study.parameters import MAX_SEED
 from d3d.study.plan import TRAINED
 from d3d.study.schema import ParameterError, check_type, refuse_unknown
 
+FOLDER = Path("notebooks/params")  # the profiles of the repository, in its root
+NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{,99}", re.ASCII)  # names folders and files, and stands in commands
 MOST_EXTENDED = 20  # profiles in a chain
 LONGEST_NAME = 100  # characters of the name of a profile
+
+
+def locate(profile: Any) -> tuple[str, Path]:
+    """Finds a profile, and the name under which its results are kept.
+
+    Args:
+        profile: the name of a profile of the repository, such as smoke, or the path of another, such as mine.yaml.
+
+    Returns:
+        Its name and its path.
+
+    Raises:
+        ParameterError: if it is neither, or if a profile of the repository has the name of another file.
+    """
+    is_path = isinstance(profile, str) and profile.endswith(".yaml")
+    name = Path(profile).stem if is_path else profile
+    if not isinstance(name, str) or not NAME.fullmatch(name) or "\0" in profile:
+        raise ParameterError(
+            f"profile must be the name of a file in {FOLDER} without its ending .yaml, or the path of another .yaml "
+            f"file, of letters, digits and any of _ . + -, such as smoke, not {shown(profile)}"
+        )
+    own = FOLDER / f"{name}.yaml"
+    path = Path(profile) if is_path else own
+    if path != own and own.is_file() and not (path.exists() and path.samefile(own)):
+        raise ParameterError(f"{printable(path)} has the name of {own}, and so of its results: give it another name")
+    return name, path
 
 
 def read_profile(path: str | Path) -> dict[str, Any]:
@@ -71,11 +100,12 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     base = content.pop("extends")
     if not isinstance(base, str) or Path(base).name != base or "\0" in base or len(base) > LONGEST_NAME:
         raise ParameterError(
-            f"{where}: extends must name a profile in the same folder, such as h200, not {shown(base)}"
+            f"{where}: extends must name a profile in the same folder or in {FOLDER}, such as h200, not {shown(base)}"
         )
-    base_path = path.with_name(f"{base}.yaml")
+    beside = path.with_name(f"{base}.yaml")
+    base_path = beside if beside.is_file() else FOLDER / beside.name
     if not base_path.is_file():
-        raise ParameterError(f"{where} extends {shown(base)}, but there is no {printable(base_path)}")
+        raise ParameterError(f"{where} extends {shown(base)}, but there is no {printable(beside)}")
     return _read_extended(base_path, (*extending, path)) | content
 
 

@@ -122,7 +122,7 @@ def test_errors_of_zero_flow_by_hand():
     for decoder in trainer.decoders.values():
         torch.nn.init.zeros_(decoder.out.weight)
         torch.nn.init.zeros_(decoder.out.bias)
-    errors = decoders._flow_errors(trainer, test)
+    errors = decoders._flow_errors(trainer, test, torch.arange(64))
     length, mask = test.true_flow.float().norm(dim=1).numpy(), test.mask.numpy()
     assert errors["dense/epe"] == pytest.approx(length.mean(), rel=1e-3)
     assert errors["dense/target_epe"] == pytest.approx(length[mask].mean(), rel=1e-3)
@@ -132,6 +132,8 @@ def test_errors_of_zero_flow_by_hand():
     on_target = ((flow * fraction).sum() / fraction.sum()).item()
     assert errors["Mixed_4f/target_epe"] == pytest.approx(on_target, rel=1e-3)
     assert errors["Mixed_4f/target_epe"] == pytest.approx(errors["Mixed_4f/target_epe_still"], rel=1e-3)
+    some = decoders._flow_errors(trainer, test, torch.tensor([3, 5]))
+    assert some["dense/target_epe"] == pytest.approx(length[[3, 5]][mask[[3, 5]]].mean(), rel=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a step on a GPU")

@@ -16,7 +16,7 @@ from d3d.report.scale import ASSUMED
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults
-from d3d.study.plan import PUBLISHED
+from d3d.study.plan import JHMDB, PUBLISHED
 from d3d.study.profiles import read_profile
 from d3d.video import annotations
 from tests.study.test_records import PROVENANCE
@@ -141,6 +141,21 @@ def test_the_rules_of_the_second_study_are_about_arms_that_it_has():
             assert arms_of(condition.contrast) <= arms
             if condition.metric.startswith("motion_part/"):
                 assert arms_of(condition.contrast) <= set(plan.arms_of("attribution", study))
+
+
+def test_the_rules_for_real_video_are_about_what_its_profiles_record():
+    studies = [read_profile(f"notebooks/params/jhmdb-split{split}.yaml") for split in (1, 2, 3)]
+    assert [study["split"] for study in studies] == [1, 2, 3]
+    arms = {arm for experiment in EXPERIMENTS for arm in plan.arms_of(experiment, studies[0])}
+    recorded = {metric for cell in records.read_cells(JHMDB).values() for record in cell for metric in record.metrics}
+    recorded |= {"jhmdb/test/top1_gain", "jhmdb/test/residual_correlation", "Mixed_4b/epe"}  # of ensembles and probes
+    for claim in read_claims("book/claims_jhmdb.yaml").claims:
+        assert "PROFILE=jhmdb-split" in claim.command
+        for condition in claim.conditions:
+            assert arms_of(condition.contrast) <= arms
+            assert condition.metric in recorded
+            if condition.metric == "Mixed_4b/epe":
+                assert arms_of(condition.contrast) <= set(plan.arms_of("probe", studies[0]))
 
 
 def test_the_verdicts_of_the_first_study_stand():

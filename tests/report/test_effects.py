@@ -81,3 +81,36 @@ def test_the_detectable_difference_is_found_as_often_as_said():
     size = effects.detectable(values)
     samples = np.random.default_rng(0).normal(size, values.std(ddof=1), (20_000, len(values)))
     assert (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_clips_that_show_a_difference():
+    """A fifth of 500 clips splits the networks: standard error sqrt(.2 / 500) = .02, times 1.96 + .842."""
+    assert effects.detectable_on_clips(0.2, 500) == pytest.approx(0.0560, abs=1e-4)
+    assert effects.clips_to_detect(0.2, 0.056) == pytest.approx(500, abs=2)
+    # Networks that agree on every clip may still differ on others, and cannot differ on fewer than they are apart.
+    assert effects.detectable_on_clips(0.0, 50) == effects.detectable_on_clips(0.01, 50)
+    assert effects.clips_to_detect(0.0, 0.02) == effects.clips_to_detect(0.02, 0.02)
+
+
+def test_clips_of_one_source_are_drawn_together():
+    """Ten sources of twenty equal clips say as much as ten clips, not as two hundred."""
+    by_source = np.random.default_rng(0).normal(0.1, 0.2, 10)
+    clips, sources = np.repeat(by_source, 20)[None].repeat(3, 0), np.repeat([f"film {k}" for k in range(10)], 20)
+    measured = effects.over_seeds_and_sources([(clips, sources)])
+    as_clips = effects.over_seeds_and_clips(by_source[None].repeat(3, 0))
+    assert measured.mean == pytest.approx(by_source.mean())
+    assert measured.high - measured.low == pytest.approx(as_clips.high - as_clips.low, rel=0.05)
+    alone = effects.over_seeds_and_clips(clips)
+    assert measured.high - measured.low > 3 * (alone.high - alone.low)
+
+
+def test_splits_count_alike_and_share_their_sources():
+    few, many = np.full((2, 10), 0.3), np.full((2, 90), 0.1)
+    splits = [(few, np.arange(10)), (many, np.arange(90))]
+    assert effects.over_seeds_and_sources(splits) == pytest.approx((0.2, 0.2, 0.2, 2))
+    # Two splits that test the same clips tell no more than one.
+    x = np.random.default_rng(1).normal(0, 1, (4, 50))
+    once, twice = (effects.over_seeds_and_sources([(x, np.arange(50))] * n) for n in (1, 2))
+    assert twice == pytest.approx(once)
+    apart = effects.over_seeds_and_sources([(x, np.arange(50)), (x, np.arange(50, 100))])
+    assert apart.high - apart.low < 0.85 * (once.high - once.low)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from d3d.report import markdown, pages
-from d3d.report.comparisons import NetworkAnswers
+from d3d.report import markdown, side_by_side
+from d3d.report.side_by_side import NetworkAnswers
 from d3d.report.stats import proportion_interval
 
 # The parser of the book, which comes with it.
@@ -50,10 +50,10 @@ def test_lines_and_escape_sequences_are_visible():
 
 def test_a_split_with_markup_does_not_change_the_table(monkeypatch, tmp_path):
     answers = [
-        NetworkAnswers(name, 0, "a|<b>", np.zeros(4, int), np.ones(4, bool), proportion_interval(4, 4), None)
-        for name in ("RGB", "D3D")
+        NetworkAnswers(arm, 0, "a|<b>", np.arange(4), np.ones(4, bool), proportion_interval(4, 4), None)
+        for arm in ("rgb", "d3d")
     ]
-    monkeypatch.setattr(pages, "network_answers", lambda *_: answers)
-    text = pages.compare(tmp_path)
+    monkeypatch.setattr(side_by_side, "network_answers", lambda *_: answers)
+    text = side_by_side.compare(tmp_path)
     assert text.count("a\\|\\<b\\>") == 3
     assert "<b>" not in text

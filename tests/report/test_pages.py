@@ -1,9 +1,6 @@
-"""The pages, the README's table and `d3d report compare`."""
+"""The pages and the README's table."""
 
 import json
-
-import numpy as np
-import pytest
 
 from d3d.report import pages
 from d3d.study import archive
@@ -43,89 +40,6 @@ def test_only_networks_count_as_published(tmp_path):
     write(tmp_path / "published", Record("leak", "pose", 0, {}, metrics, True, provenance))
     text = pages.rerun_text(tmp_path / "here", tmp_path / "published")
     assert text == "Networks trained here: 1; published: 0."
-
-
-def cells(text):
-    """The cells of a Markdown table, row by row, without the line below its head."""
-    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|:-")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-
-
-def write_network(folder, arm, correct, *, experiment="train", split="folder/test", seed=3):
-    """A record of a network of two classes that is right on these clips; the class of every clip is 0."""
-    correct = np.asarray(correct, bool)
-    logits = np.stack([correct, ~correct], 1).astype(np.float32)
-    arrays = {f"logits/{split}": logits, f"labels/{split}": np.zeros(len(correct), int)}
-    write(folder, Record(experiment, arm, seed, {}, {f"{split}/top1": correct.mean()}, False, PROVENANCE), arrays)
-
-
-def first_right(n, total=100):
-    return np.arange(total) < n
-
-
-def test_networks_side_by_side(tmp_path):
-    labels = np.array([0, 1, 1, 0])
-    for experiment, arm, logits in [
-        ("train", "rgb", [[1, 0]] * 4),
-        ("fuse", "two_stream", [[1, 0], [0, 1], [0, 1], [1, 0]]),
-    ]:
-        arrays = {"logits/folder/test": np.array(logits, np.float32), "labels/folder/test": labels}
-        write(tmp_path, Record(experiment, arm, 3, {}, {"folder/test/top1": 0.5}, False, PROVENANCE), arrays)
-    lines = cells(pages.compare(tmp_path))
-    assert lines[0] == ["network", "seed", "split", "clips", "top-1"]
-    # Wilson by hand for 2 of 4: the centre stays 1/2, half the width is z sqrt(1/16 + z²/64) / (1 + z²/4).
-    z = 1.959964
-    half = z * (1 / 16 + z**2 / 64) ** 0.5 / (1 + z**2 / 4)
-    assert lines[1] == ["RGB", "3", "folder/test", "4", f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"]
-    assert lines[2][:4] == ["two-stream", "3", "folder/test", "4"]
-    assert lines[2][4].startswith("1.000 [0.510, 1.000]")
-    with pytest.raises(FileNotFoundError, match="no networks under"):
-        pages.compare(tmp_path / "none")
-
-
-def test_a_difference_that_the_test_set_cannot_show_is_named(tmp_path):
-    """Of 100 clips, RGB is wrong on 5 and flow on 6 that D3D gets right: only the second difference can be shown."""
-    write_network(tmp_path, "d3d", first_right(80), experiment="distill")
-    write_network(tmp_path, "rgb", first_right(75))
-    write_network(tmp_path, "flow", first_right(74))
-    # With the added clips 1/102 and 6/102: -5/102 ± 1.96 sqrt((7/102 - (5/102)²) / 102).
-    half = 1.959964 * ((7 / 102 - (5 / 102) ** 2) / 102) ** 0.5
-    interval = f"[{-5 / 102 - half:+.3f}, {-5 / 102 + half:+.3f}]".replace("-", "−")
-    assert pages.compare(tmp_path).splitlines()[-2:] == [
-        "- folder/test, seed 3: 100 clips (one clip is 0.01) are too few to tell these from the best network, D3D: "
-        f"RGB −0.050 {interval}.",
-        "- All intervals are 95 % intervals over the test clips; training with another seed changes top-1 as well.",
-    ]
-
-
-def test_networks_on_other_clips_are_not_paired(tmp_path):
-    write_network(tmp_path, "rgb", first_right(75))
-    write_network(tmp_path, "d3d", first_right(75, 101), experiment="distill")
-    write_network(tmp_path, "flow", first_right(75), seed=4)
-    assert "too few" not in pages.compare(tmp_path)
-
-
-def test_a_rerun_beside_the_published_study(tmp_path):
-    """Wilson's interval of 75 of 100 is [0.657, 0.825]: 0.66 lies within it, 0.65 does not."""
-    for published, arm in ((0.66, "rgb"), (0.65, "flow")):
-        write_network(tmp_path / "here", arm, np.roll(first_right(75), 50 if arm == "flow" else 0))
-        record = Record("train", arm, 3, {}, {"folder/test/top1": published}, False, PROVENANCE)
-        write(tmp_path / "published", record)
-    write_network(tmp_path / "here", "d3d", first_right(99), experiment="distill")
-    study = archive.pack(tmp_path / "published")
-    text = pages.compare(tmp_path / "here", study)
-    lines = cells(text)
-    assert lines[0][-2:] == ["top-1", "published"]
-    assert {line[0]: line[-1] for line in lines[1:]} == {"RGB": "0.660", "flow": "0.650", "D3D": "needs data"}
-    assert lines[1][4] == "0.750 [0.657, 0.825]"
-    assert [line for line in text.splitlines() if "too few" in line] == [
-        "- folder/test, seed 3: 100 clips (one clip is 0.01) are too few to tell these from the published networks: "
-        "RGB +0.090."
-    ]
-    with pytest.raises(FileNotFoundError, match="no records at"):
-        pages.compare(tmp_path / "here", tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="published without logits"):
-        pages.compare(study)
 
 
 def test_papermills_cell_is_hidden_once(tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d3d.report import evidence, front, labels, prose
-from d3d.report.claims import Claim, Condition, Ledger, read_claims
+from d3d.report import evidence, front, labels, prose, wording
+from d3d.report.claims import read_claims
 from d3d.report.ledger import judge
 from d3d.report.stats import Interval
 from d3d.study.plan import SMOKE
@@ -168,7 +168,7 @@ def test_without_records_every_sentence_needs_data():
 def test_what_has_no_data_has_one_word():
     rows = table(seeds=0)
     verdicts = judge(CLAIMS, rows)
-    texts = [*sentences(seeds=0).values(), prose.decorrelated(rows), prose.claim_table(verdicts)]
+    texts = [*sentences(seeds=0).values(), prose.decorrelated(rows), wording.claim_table(verdicts)]
     texts += [
         prose.comparison_table(verdicts, rows, rows),
         front.claims_text(verdicts),
@@ -179,43 +179,8 @@ def test_what_has_no_data_has_one_word():
         assert not re.search("not measured|waiting|inconclusive|undecided", text)
 
 
-@pytest.mark.parametrize(
-    ("names", "text"),
-    [
-        (["A1"], "A1"),
-        (["A1", "A3"], "A1 and A3"),
-        (["H1", "H2", "H4"], "H1, H2 and H4"),
-        (["H1", "H3", "H4", "H5"], "H1 and H3 to H5"),
-        (["B9", "B10", "B11", "H1"], "B9 to B11 and H1"),
-        (["H1 is open", "H2 holds", "H3 fails"], "H1 is open, H2 holds and H3 fails"),
-    ],
-)
-def test_joined_names(names, text):
-    assert prose.join_names(names) == text
-
-
-def decision(*values_and_bounds, seeds=10, judged=True):
-    """What decided the verdict on a claim whose i-th condition is: the value of arm a<i> lies above its bound."""
-    numbered = list(enumerate(values_and_bounds))
-    conditions = tuple(Condition(f"a{i}", TOP1, above if judged else None) for i, (_, above) in numbered)
-    claim = Claim("H1", "", "", "", judged=judged, conditions=conditions)
-    rows = [(f"a{i}", s, TOP1, v + 0.01 * (s % 2)) for i, (v, _) in numbered for s in range(seeds)]
-    rows = pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"]).assign(stand_in=True)
-    return prose.decision_text(judge(Ledger((claim,), 10), rows)[0])
-
-
-def test_what_decided_a_verdict():
-    assert decision((0.5, 0.1), (0.2, 0.1)).startswith("2 of 2 conditions met; tightest: a1 in iid top-1: 0.205 [")
-    assert decision((0.5, 0.1), (0.0, 0.1)).startswith("1 of 2 conditions met; violated: a1 in iid top-1: 0.005 [")
-    assert decision((0.5, 0.1), (0.0, 0.1)).endswith("], must be > 0.1")
-    assert decision((0.5, 0.1), (0.095, 0.1)).startswith("1 of 2 conditions met; undecided: a1 in iid top-1: 0.100 [")
-    assert decision((0.5, 0.1), seeds=3) == "3 of 10 seeds"
-    assert decision((0.5, 0.1), seeds=0) == "no records of iid top-1"
-    assert decision((0.5, 0.1), judged=False) == "reported, not judged"
-
-
 def test_the_table_of_claims():
-    lines = prose.claim_table(judge(CLAIMS, table())).splitlines()
+    lines = wording.claim_table(judge(CLAIMS, table())).splitlines()
     assert [line.split("|")[1].strip(" *") for line in lines[2:]] == [f"A{i}" for i in (1, 2, 3)] + [
         f"H{i}" for i in range(1, 10)
     ]
@@ -349,9 +314,9 @@ def test_a_difference_has_a_word_for_its_direction():
     values = {"d3d": [0.5, 0.7], "rgb": [0.7, 0.8]}  # −0.2 and −0.1: −0.15 ± 12.7 * 0.05
     rows = [(arm, seed, TOP1, v) for arm, by_seed in values.items() for seed, v in enumerate(by_seed)]
     rows = pd.DataFrame(rows, columns=["arm", "seed", "metric", "value"])
-    assert prose.amount_text(rows, "d3d - rgb", TOP1) == "0.150 [−0.485, 0.785] lower"
-    assert prose.amount_text(rows, "rgb - d3d", TOP1, more="worse", less="better") == "0.150 [−0.485, 0.785] worse"
-    assert prose.amount_text(rows, "d3d - flow", TOP1) == "needs data"
+    assert wording.amount_text(rows, "d3d - rgb", TOP1) == "0.150 [−0.485, 0.785] lower"
+    assert wording.amount_text(rows, "rgb - d3d", TOP1, more="worse", less="better") == "0.150 [−0.485, 0.785] worse"
+    assert wording.amount_text(rows, "d3d - flow", TOP1) == "needs data"
     clause = prose.comparison_text(rows, "d3d - rgb", TOP1, quantity="accuracy")
     assert clause == "accuracy is 0.150 [−0.485, 0.785] lower for D3D than for RGB"
 

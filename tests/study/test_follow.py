@@ -73,3 +73,12 @@ def test_a_chapter_and_the_book_are_named(tmp_path):
     chapter, book = follow(lines, clock=ticking(0.0, 12.0, 60.0))
     assert chapter.split()[1:5] == ["chapter", "data", "12.0", "s;"]
     assert book.split()[:3] == ["2/7", "book", "index"]
+
+
+def test_a_comparison_is_shown_when_it_is_made(tmp_path):
+    path = tmp_path / "mine/comparison.md"
+    path.parent.mkdir()
+    path.write_text("| network | top-1 |")
+    line, table = follow([f"finished {path} 2\n"], clock=ticking(0.0, 2.0))
+    assert line.split()[1] == "comparison"
+    assert table == "\n| network | top-1 |"

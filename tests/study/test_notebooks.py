@@ -2,17 +2,20 @@
 
 import ast
 import re
+import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
 import nbformat
 import pytest
 
+from d3d.study import archive
 from d3d.study.experiments import EXPERIMENTS
 from d3d.study.records import ROOT
 
 ALL = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
-CHAPTERS = [path for path in ALL if path.parent.name == "chapters"]
+CHAPTERS = [path for path in ALL if path.parent.name in ("chapters", "second")]
 # Modules whose functions draw figures; a film is no image, and carries its own label.
 DRAWING = ("plots", "endpoints", "pictures")
 FILM = "video_html"
@@ -88,3 +91,19 @@ def test_an_experiment_computes_in_the_package(name):
     assert not [n for n in statements if isinstance(n, ast.For | ast.With | ast.If | ast.While)]
     calls = [ast.unparse(n) for n in statements if not isinstance(n, ast.ImportFrom)]
     assert len([call for call in calls if not call.startswith("run_figures.")]) == 1
+
+
+@pytest.mark.slow
+def test_the_chapters_of_the_second_study_run_on_the_smoke_study(tmp_path):
+    """Its records are still to come, and its chapters must not fail when they are there."""
+    smoke = ROOT / "results/smoke"
+    if not list(smoke.glob("compare/*.json")):
+        pytest.skip("the smoke study has not been run")
+    cells = [archive.pack(smoke, tmp_path / name) for name in ("sprites", "sprites-rho0.5", "sprites-clips1000")]
+    merged = archive.merge(cells[1:], tmp_path / "cells", as_cells=True)
+    for path in (ROOT / "notebooks/second").glob("*.ipynb"):
+        parameters = ["-p", "results", str(cells[0])]
+        parameters += ["-p", "cells", str(merged)] if path.stem == "regimes" else []
+        command = ["-m", "papermill", "--no-progress-bar", str(path), str(tmp_path / path.name), *parameters]
+        run = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr

@@ -5,6 +5,7 @@ import pytest
 from d3d.report import labels
 from d3d.study import arms, plan
 from d3d.study.arms import ARMS, Arm
+from d3d.study.profiles import read_profile
 
 PROFILE = {
     "seeds": [0, 1, 2, 3, 4],
@@ -141,3 +142,18 @@ def test_a_new_arm_takes_one_entry_and_one_line_of_a_profile(monkeypatch):
     assert params == overrides("d3d", 1) | {"arm": new.name, "temperature": 2.0}
     assert labels.contrast_label(f"{new.name} - d3d") == "D3D, rolled − D3D"
     assert labels.colour(new.name) == ARMS["d3d"].colour
+
+
+def test_only_what_sees_flow_needs_the_flow_of_a_set_of_videos(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("{extends: video, root: videos}")
+    profile = read_profile(path)
+    needing = {name for name in profile["arms"] if plan.needs_flow(name)}
+    assert needing == {"flow", "class_mean", "flow_shuffled", "d3d"}
+    for name in profile["arms"]:
+        params = plan.overrides(plan.get_arm(name).experiment, name, 0, profile=profile, results="results/mine")
+        assert params.get("flow_cache") == ("results/mine/flow/videos" if name in needing else None)
+    assert plan.flow_cache(profile | {"flow_cache": "mine"}, "results/mine") == "mine"
+    # Computed at the start of each run, from clips in memory.
+    assert plan.flow_cache(profile | {"repeated_frames": "drop"}, "results/mine") == ""
+    assert plan.flow_cache(read_profile("notebooks/params/smoke.yaml"), "results/smoke") == ""

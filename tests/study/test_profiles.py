@@ -5,7 +5,7 @@ import yaml
 
 from d3d.study.experiments import EXPERIMENTS, make_config
 from d3d.study.plan import arms_of
-from d3d.study.profiles import main, read_profile
+from d3d.study.profiles import locate, main, read_profile
 from d3d.study.schema import ParameterError
 
 SMALL = {"seeds": [0, 1], "arms": ["rgb", "flow"]}
@@ -62,7 +62,10 @@ def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
         (SMALL | {"overrides": {"students": {}}}, "overrides names 'students', which is not one of the trained arms"),
         (SMALL | {"overrides": {"rgb": {"lambda_": 0.5}}}, "'lambda_' is no parameter of rgb"),
         (SMALL | {"overrides": {"rgb": {"seed": 5}}}, "'seed' is no parameter of rgb"),
-        (SMALL | {"extends": "../x"}, "extends must name a profile in the same folder, such as h200, not '../x'"),
+        (
+            SMALL | {"extends": "../x"},
+            "extends must name a profile in the same folder or in notebooks/params, such as h200, not '../x'",
+        ),
         ({"epochs": 3}, "seeds must list whole numbers from 0 to 999, each once, not None"),
         (SMALL | {"examined_seeds": [2]}, "examined_seeds must be some of the seeds"),
         (SMALL | {"ablation_seeds": [5]}, "ablation_seeds must be some of the seeds"),
@@ -111,3 +114,25 @@ def test_the_command_prints_the_merged_profile(tmp_path, capsys):
     assert "extends" not in yaml.safe_load(merged.read_text())
     with pytest.raises(SystemExit, match="No such file"):
         main([str(tmp_path / "none.yaml")])
+
+
+def test_a_profile_elsewhere_is_found_by_its_path_and_extends_those_of_the_repository(tmp_path):
+    path = write_profile(tmp_path, extends="video", root="videos", seeds=[5])
+    assert locate(str(path)) == ("mine", path)
+    profile = read_profile(path)
+    assert (profile["dataset"], profile["root"], profile["seeds"]) == ("folder", "videos", [5])
+    assert {"rgb_longer", "flow_shuffled", "class_mean", "d3d"} <= set(profile["arms"])
+    # A profile beside it comes first.
+    write_profile(tmp_path, "video", **SMALL, dataset="table")
+    assert read_profile(path)["dataset"] == "table"
+
+
+def test_a_profile_of_the_repository_is_found_by_its_name(tmp_path):
+    assert locate("smoke")[1] == locate("notebooks/params/smoke.yaml")[1]
+    with pytest.raises(
+        ParameterError, match=r"/smoke\.yaml has the name of notebooks/params/smoke\.yaml, and so of its"
+    ):
+        locate(str(write_profile(tmp_path, "smoke", **SMALL)))
+    for name in ("../smoke", "a b.yaml", ".yaml", 3, ""):
+        with pytest.raises(ParameterError, match="profile must be the name of a file in notebooks/params"):
+            locate(name)

@@ -48,7 +48,7 @@ def substitute(path, pattern, replacement):
         ("train/objective", {"train", "distill", "leak"}),
         ("train/losses", {"train", "distill", "leak"}),
         ("flow/kernels", set(EXPERIMENTS) - {"fuse", "compare"}),
-        ("data/file_clips", {"train", "distill", "evaluate", "leak", "attribution"}),
+        ("data/file_clips", {"train", "distill", "evaluate", "leak", "probe", "attribution"}),
         ("data/command", set()),
         ("train/command", set()),
         ("train/validate", {"evaluate"}),
