@@ -1,11 +1,13 @@
-"""Names, values and errors as messages show them: on one line, printable in a terminal, and shortened."""
+"""Names, values and errors as messages and tables show them: on one line, printable in a terminal, and shortened."""
 
 import math
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
 
 LONGEST_PATH, LONGEST_LINE = 240, 600  # characters
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")  # what a spreadsheet takes for one
 
 
 class _Short(reprlib.Repr):
@@ -57,3 +59,8 @@ def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def escape_cell(cell: Any) -> Any:
+    """A cell of a CSV file: text that a spreadsheet would take for a formula gets a leading apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell

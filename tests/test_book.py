@@ -24,6 +24,7 @@ PAGES = [
     "generated/status",
     "generated/parameters",
     "generated/cost",
+    "generated/ledger",
     "executed",
     "executed/train",
     "bibliography",

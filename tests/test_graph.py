@@ -55,7 +55,7 @@ def finished(tmp_path, monkeypatch):
                     (root / plan.weights_path(results, arm, seed)).touch()
     # The files' ages are those of experiments that ran in order.
     for age, experiment in enumerate(reversed(EXPERIMENTS)):
-        for path in (root / results / experiment).iterdir():
+        for path in (root / results / experiment).glob("*"):
             os.utime(path, (path.stat().st_mtime - 10 * age,) * 2)
     assert planned(root) == {"chapter": len(CHAPTERS)}
     (root / "book/chapters").mkdir()

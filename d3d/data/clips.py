@@ -77,6 +77,11 @@ class ClipSet:
         """Whether every epoch sees new random views."""
         raise NotImplementedError
 
+    @property
+    def test_views(self) -> int:
+        """Number of test views of a clip."""
+        return 1
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -199,7 +204,7 @@ class Clips(ClipsInMemory):
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: `splits["train"]` and the test splits.
+    """A data set: `splits["train"]`, if it was loaded, and the test splits.
 
     Attributes:
         classes: names of the classes, by label.
@@ -209,6 +214,7 @@ class Data:
         refused: maps the path of each unreadable file to the reason; grows while clips are read.
         flow: statistics of the flow cache.
         siblings: for each label the other label of its pair, -1 where there is none; empty for video files.
+        partial: whether video files have fewer classes than the benchmark whose name they go by.
     """
 
     classes: tuple[str, ...]
@@ -218,6 +224,7 @@ class Data:
     refused: dict[str, str] = field(default_factory=dict)
     flow: dict[str, float] = field(default_factory=dict)
     siblings: tuple[int, ...] = ()
+    partial: bool = False
 
     @property
     def files(self) -> dict[str, object]:
@@ -229,8 +236,8 @@ class Data:
 
     @property
     def stand_in(self) -> bool:
-        """Whether the clips are rendered, and so stand in for video."""
-        return not self.counts
+        """Whether the clips only stand in for a benchmark: rendered clips do, and a copy that lacks classes."""
+        return not self.counts or self.partial
 
     @property
     def test_splits(self) -> dict[str, ClipSet]:

@@ -25,6 +25,7 @@ def load(
     device: torch.device | str = "cpu",
     workers: int = 1,
     report: Callable[[str], None] = print,
+    training: bool = True,
 ) -> Data:
     """Loads the clips of a data set.
 
@@ -36,6 +37,7 @@ def load(
         device: device of the batches.
         workers: number of processes that decode video files; 0: one per core.
         report: receives lines about video files: the memory that they take, and progress.
+        training: whether the training split is needed; without it, videos of training clips need not exist.
 
     Raises:
         FileNotFoundError: the root, an annotation file or the flow cache is missing.
@@ -49,7 +51,9 @@ def load(
     # Imported here, so that rendering sprites does not need PyAV.
     from d3d.data.video_sets import load_videos
 
-    return load_videos(config, streams=streams, teacher=teacher, device=device, workers=workers, report=report)
+    return load_videos(
+        config, streams=streams, teacher=teacher, device=device, workers=workers, report=report, training=training
+    )
 
 
 def _load_sprites(

@@ -86,6 +86,7 @@ def load_videos(
     device: torch.device | str,
     workers: int,
     report: Callable[[str], None],
+    training: bool = True,
 ) -> Data:
     """Loads the clips of a set of video files; arguments and errors are those of `d3d.data.load.load`."""
     files, root = config.files, Path(config.files.root)
@@ -100,6 +101,8 @@ def load_videos(
         crops=files.view_crops, repeats=files.repeated_frames,
     )  # fmt: skip
     listing = annotations.read(files.dataset, root, annotations=files.annotations, split=files.split)
+    if not training and (listing := listing.without_training()).table.empty:
+        raise ValueError(f"root {files.root!r} has none of the {listing.listed} test videos that are listed")
     # A column of a table that is named flow is not a clip's flow in the cache.
     clips = listing.table.drop(columns="flow", errors="ignore")
     table, refused = check_videos(clips, damaged=files.damaged, report=report)
@@ -110,7 +113,8 @@ def load_videos(
     needs_flow = "flow" in (*streams, *teacher)
     if needs_flow and config.flow.flow_cache:
         table = _find_flow(config, table, view, refused, in_all_splits="flow" in streams)
-        _require_every_class(config, listing, table, refused)
+        if training:
+            _require_every_class(config, listing, table, refused)
     in_train = table["split"].isin(["train", ""])  # a clip without a split may become a training clip
     flow_rows = np.full(len(table), needs_flow) & ("flow" in streams or in_train.to_numpy())
     required = memory.required_bytes(clip_sizes(table, view), flow_rows)
@@ -134,12 +138,14 @@ def load_videos(
         )
     if refused and files.damaged == "raise":
         raise VideoError(next(iter(refused.values())))
-    _require_every_class(config, listing, table, refused)
+    if training:
+        _require_every_class(config, listing, table, refused)
     if (table["split"] == "").all():
         # Only readable files are split, so that a damaged one never empties a split.
         table["split"] = _hold_out(table)
+        table = table if training else table[table["split"] != "train"].reset_index(drop=True)
     splits: dict[str, ClipSet] = {}
-    for split in ["train", *sorted(set(table["split"]) - {"train", ""})]:
+    for split in [*(["train"] if training else []), *sorted(set(table["split"]) - {"train", ""})]:
         name = split if split == "train" else f"{files.dataset}/{split}"
         rows = table[table["split"] == split].reset_index(drop=True)
         labels = torch.from_numpy(rows["label"].to_numpy(copy=True)).to(device)
@@ -149,14 +155,20 @@ def load_videos(
             splits[name] = FileClips(
                 table=rows, labels=labels, view=view, damaged=files.damaged, workers=workers, refused=refused
             )
-    if not len(splits["train"]):
+    if training and not len(splits["train"]):
         raise ValueError(f"root {files.root!r} has no training video that can be read")
-    if len(splits) == 1:
+    if not set(splits) - {"train"}:
         raise ValueError(
             f"root {files.root!r} has too few videos to hold any out for testing: a class needs at least two"
         )
     flow = summary(config.flow.flow_cache) if "flow" in table else {}
-    return Data(listing.classes, splits, listing.counts, listing.missing, refused, flow)
+    partial = len(listing.classes) < annotations.OFFICIAL_CLASSES.get(files.dataset, 0)
+    if partial:
+        report(
+            f"{len(listing.classes)} classes of {files.dataset}'s {annotations.OFFICIAL_CLASSES[files.dataset]}: the "
+            "record is marked as a stand-in, which decides no claim"
+        )
+    return Data(listing.classes, splits, listing.counts, listing.missing, refused, flow, partial=partial)
 
 
 def _find_flow(

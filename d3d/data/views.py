@@ -128,6 +128,10 @@ class VideoClips(ClipSet):
         return self.view.frames, self.view.size, self.view.size
 
     @property
+    def test_views(self) -> int:
+        return self.view.clips * self.view.crops
+
+    @property
     def groups(self) -> np.ndarray:
         """Whether the camera of each clip is still or moving (N,), where the data set says so; else "all"."""
         return self.table["camera"].to_numpy(dtype=str) if "camera" in self.table else np.full(len(self), "all")

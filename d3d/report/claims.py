@@ -3,10 +3,13 @@
 A rule is one of
 
     all: [{contrast: d3d - rgb_longer, metric: iid/top1, above: 0}, …]    every interval must lie beyond its bound
+    measured: [{…, over: clips}, …]                                       as `all`, of those lines that the records have
     report: [{contrast: two_stream - rgb, metric: iid/top1}, …]           printed, not judged
     follows: H1                                                           takes the verdict of another claim
 
-A contrast is arithmetic on arms (d3d/report/contrasts.py). A bound is a number, given as `above` or `below`.
+A contrast is arithmetic on arms (d3d/report/contrasts.py). A bound is a number, given as `above` or `below`. An
+interval is one over seeds, or with `over: clips` the interval of one network over the clips that it was tested on; such
+a claim says with `clips` how many there must be, as `seeds` says it of seeds.
 """
 
 import re
@@ -18,12 +21,13 @@ from typing import Any
 from d3d.documents import DocumentError, Entry, check_entries, is_number, read_yaml
 from d3d.messages import printable, shown
 from d3d.report.contrasts import ClaimError, parse
+from d3d.study.arms import NAME
 from d3d.study.parameters import MAX_SEED
 
 ID = re.compile(r"[A-Z]\d{1,3}[a-z]?")
 # Metrics stand in tables and in code of Markdown.
 METRIC = re.compile(r"\w[\w./+-]{0,199}")
-KINDS = ("all", "report", "follows")
+KINDS = ("all", "measured", "report", "follows")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Condition:
         metric: name of the metric, such as `iid/top1`.
         above: bound that the interval must lie above; None: no lower bound.
         below: bound that the interval must lie below; None: no upper bound.
+        over: what the interval is over: seeds, or the clips of one network.
         equivalence_margin: a difference smaller than this counts as zero; None: the metric has no margin.
     """
 
@@ -42,6 +47,7 @@ class Condition:
     metric: str
     above: float | None = None
     below: float | None = None
+    over: str = "seeds"
     equivalence_margin: float | None = None
 
     @property
@@ -70,7 +76,10 @@ class Claim:
         data: the data sets that the claim needs; if set, records of sprites (`stand_in`) are ignored.
         follows: id of the claim whose verdict it takes; empty for a claim with its own conditions.
         seeds: minimum number of seeds for a verdict; None: the ledger's.
+        clips: minimum number of clips for a verdict by one network; None: the rule has no such condition.
+        training: the shell command that measures it by training, where `command` evaluates weights; empty: none.
         judged: False for a claim that is reported only.
+        any_measured: whether conditions that the records cannot decide are left out if others are decided.
         conditions: the lines of its rule.
     """
 
@@ -82,7 +91,10 @@ class Claim:
     data: str = ""
     follows: str = ""
     seeds: int | None = None
+    clips: int | None = None
+    training: str = ""
     judged: bool = True
+    any_measured: bool = False
     conditions: tuple[Condition, ...] = ()
 
 
@@ -140,6 +152,7 @@ def _is_sentence(value: Any) -> bool:
 
 
 _SENTENCE = Entry("text on one line", _is_sentence, optional=False)
+_OPTIONAL_SENTENCE = Entry("text on one line", _is_sentence)
 _SEEDS = Entry(f"a whole number from 1 to {MAX_SEED}", lambda value: type(value) is int and 1 <= value <= MAX_SEED)
 _BOUND = Entry("a finite number", is_number)
 LEDGER_KEYS = {
@@ -158,8 +171,10 @@ CLAIM_KEYS = {
     "source": _SENTENCE,
     "command": _SENTENCE,
     "claimed": Entry("a finite number", is_number),
-    "data": Entry("text on one line", _is_sentence),
+    "data": _OPTIONAL_SENTENCE,
     "seeds": _SEEDS,
+    "clips": Entry("a whole number from 1 on", lambda value: type(value) is int and value >= 1),
+    "training": _OPTIONAL_SENTENCE,
     "rule": Entry(
         f"a rule with one of: {', '.join(KINDS)}",
         lambda value: isinstance(value, dict) and len(value) == 1 and set(value) <= set(KINDS),
@@ -175,6 +190,7 @@ CONDITION_KEYS = {
     ),
     "above": _BOUND,
     "below": _BOUND,
+    "over": Entry("clips", lambda value: value == "clips"),
 }
 
 
@@ -200,11 +216,13 @@ def _claim(fields: Any, margins: Mapping[str, float], where: str) -> Claim:
         return Claim(**plain, follows=body)
     if not isinstance(body, list) or not body:
         raise ClaimError(f"{where}: {kind} must list one condition or more, not {shown(body)}")
-    judged = kind == "all"
+    judged = kind in ("all", "measured")
     conditions = tuple(
         _condition(condition, margins, f"{where}, condition {n}", judged=judged) for n, condition in enumerate(body, 1)
     )
-    return Claim(**plain, judged=judged, conditions=conditions)
+    if ("clips" in fields) != any(condition.over == "clips" for condition in conditions):
+        raise ClaimError(f"{where}: clips, a number, and conditions over clips need each other")
+    return Claim(**plain, judged=judged, any_measured=kind == "measured", conditions=conditions)
 
 
 def _condition(fields: Any, margins: Mapping[str, float], where: str, *, judged: bool) -> Condition:
@@ -215,4 +233,6 @@ def _condition(fields: Any, margins: Mapping[str, float], where: str, *, judged:
         parse(fields["contrast"])
     except ClaimError as error:
         raise ClaimError(f"{where}: {error}") from None
+    if "over" in fields and not (NAME.fullmatch(fields["contrast"]) and fields["metric"].endswith("/top1")):
+        raise ClaimError(f"{where}: only the top1 of one arm has an interval over clips")
     return Condition(**fields, equivalence_margin=margins.get(fields["metric"].split("/")[-1]))

@@ -17,7 +17,7 @@ from d3d.report.contrasts import evaluate, parse
 from d3d.report.stats import Interval
 from d3d.study import records
 from d3d.study.archive import WITHOUT_SIBLING
-from d3d.study.plan import TRAINED
+from d3d.study.plan import TESTED
 from d3d.study.records import Record
 
 
@@ -32,7 +32,7 @@ class ClipScores:
         self.networks: dict[str, list[Record]] = {}
         # Several conditions are about the same networks.
         self._read = cache(lambda arm, k: records.read_arrays(archive, self.networks[arm][k]))
-        for record in records.read_all(archive, (*TRAINED, "fuse")):
+        for record in records.read_all(archive, (*TESTED, "fuse")):
             if record.arrays:
                 self.networks.setdefault(record.arm, []).append(record)
 

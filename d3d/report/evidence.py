@@ -42,10 +42,12 @@ def finding_text(finding: Finding, clips: ClipScores | None = None) -> str:
     """Prints a condition as the ledger has it, what was measured, and for a judged one what could have been seen."""
     condition = finding.condition
     required = f" {'>' if condition.side > 0 else '<'} {condition.bound:g}" if condition.side else ""
-    text = f"{condition.contrast}{required} on {condition.metric}: {number_text(finding.interval, signed=True)}"
-    if condition.side and finding.interval and finding.interval.n > 1:
+    over = f" over {finding.interval.n:,} clips" if condition.over == "clips" and finding.interval else ""
+    text = f"{condition.contrast}{required} on {condition.metric}{over}: {number_text(finding.interval, signed=True)}"
+    if condition.side and len(finding.values) > 1:
         text += f"; detectable {effects.detectable(finding.values):.3f}"
-    over_clips = clips.interval(condition) if clips and condition.side and finding.interval else None
+    over_seeds = condition.over == "seeds" and finding.interval
+    over_clips = clips.interval(condition) if clips and condition.side and over_seeds else None
     if over_clips:
         low, high = (f"{end:+.3f}".replace("-", "−") for end in (over_clips.low, over_clips.high))
         text += f"; over seeds and clips [{low}, {high}]"

@@ -1,12 +1,14 @@
 """The ledger: evaluates the conditions of the claims (d3d/report/claims.py) from run records, and decides the verdicts.
 
-A contrast is computed seed by seed, and its 95 % interval is Student's t over the seeds. A verdict's `word` is one of
+A contrast is computed seed by seed, and its 95 % interval is Student's t over the seeds. A condition over clips is
+about one network, such as released weights, and its interval is Wilson's over the clips that were scored. A verdict's
+`word` is one of
 
     supported          every interval lies beyond its bound
     refuted            at least one interval lies wholly on the wrong side of its bound
     practically zero   no condition is refuted, and for at least one with bound zero, the mean is equivalent to zero:
                        within ± the metric's margin, by two one-sided t tests (TOST) at 5 %
-    undecided          an interval contains its bound, or there are too few seeds
+    undecided          an interval contains its bound, or there are too few seeds or clips
     reported           the rule has no bound to test
     needs data         the records lack a metric of a condition
 
@@ -18,7 +20,7 @@ A claim that follows another is not measured itself: its supported, refuted or p
 ` on sprites`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from d3d.report import effects
 from d3d.report.claims import Claim, Condition, Ledger, read_claims
 from d3d.report.contrasts import ClaimError, evaluate, parse
 from d3d.report.labels import NEEDS_DATA, contrast_label, metric_label, number_text
-from d3d.report.stats import Interval, interval
+from d3d.report.stats import Interval, interval, proportion_interval
 from d3d.study import records
 
 SUPPORTED, REFUTED, ZERO, UNDECIDED = "supported", "refuted", "practically zero", "undecided"
@@ -44,7 +46,7 @@ class Finding:
     Attributes:
         condition: the condition.
         interval: mean and 95 % interval; None where the records lack the metric.
-        values: one per seed.
+        values: one per seed; over clips that of the one network, whose interval has as many values as clips.
         missing: the arms and metrics that the records lack.
     """
 
@@ -106,21 +108,38 @@ def verdict_of(verdicts: Iterable[Verdict], claim_id: str) -> Verdict:
 
 
 def _verdict(claim: Claim, table: pd.DataFrame, min_seeds: int) -> Verdict:
-    if claim.data:
-        table = table[~table["stand_in"].astype(bool)]
-    findings = tuple(measure(table, condition) for condition in claim.conditions)
-    if missing := list(dict.fromkeys(name for f in findings for name in f.missing)):
-        reason = f"needs {claim.data}" if claim.data else f"no records of {', '.join(missing)}"
-        return Verdict(claim, NEEDS_DATA, reason, findings)
+    real = table[~table["stand_in"].astype(bool)] if claim.data else table
+    findings = tuple(measure(real, condition) for condition in claim.conditions)
+    # Of alternatives, those that the records cannot measure, or with too few seeds or clips, are left out.
+    considered = tuple(f for f in findings if f.interval) if claim.any_measured else findings
+    if not considered or any(f.missing for f in considered):
+        missing = list(dict.fromkeys(name for f in findings for name in f.missing))
+        return Verdict(claim, NEEDS_DATA, _needs(claim, table, missing), findings)
     if not claim.judged:
         return Verdict(claim, REPORTED, "reported, not judged", findings)
-    fewest = min(f.interval.n for f in findings)
-    if fewest < min_seeds:
-        return Verdict(claim, UNDECIDED, f"{fewest} of {min_seeds} seeds", findings)
-    by_word = {word: tuple(f for f in findings if outcome(f, min_seeds) == word) for word in (REFUTED, ZERO, UNDECIDED)}
-    word = next((word for word, deciding in by_word.items() if deciding), SUPPORTED)
-    deciding = by_word[word] if word != SUPPORTED else (min(findings, key=_distance_to_bound),)
+    needed = {"seeds": min_seeds, "clips": claim.clips}
+    enough = tuple(f for f in considered if f.interval.n >= needed[f.condition.over])
+    if not enough or (len(enough) < len(considered) and not claim.any_measured):
+        pick = max if claim.any_measured else min
+        short = pick((f for f in considered if f not in enough), key=lambda f: f.interval.n / needed[f.condition.over])
+        over = short.condition.over
+        return Verdict(claim, UNDECIDED, f"{short.interval.n:,} of {needed[over]:,} {over}", findings)
+    words = {f: outcome(f, needed[f.condition.over]) for f in enough}
+    word = next((word for word in (REFUTED, ZERO, UNDECIDED) if word in words.values()), SUPPORTED)
+    if word == SUPPORTED:
+        deciding = (min(enough, key=_distance_to_bound),)
+    else:
+        deciding = tuple(f for f in enough if words[f] == word)
     return Verdict(claim, word, "; ".join(map(condition_text, deciding)), findings, deciding)
+
+
+def _needs(claim: Claim, table: pd.DataFrame, missing: Sequence[str]) -> str:
+    """Says what a claim needs, and that stand-ins are no substitute where the records have some."""
+    if not claim.data:
+        return f"no records of {', '.join(missing)}"
+    metrics = {condition.metric for condition in claim.conditions}
+    stand_ins = table[table["stand_in"].astype(bool) & table["metric"].isin(metrics)]
+    return f"needs {claim.data}" + ("; the records here are of a stand-in for it" if len(stand_ins) else "")
 
 
 def _corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
@@ -146,7 +165,7 @@ def _corrected(verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
 
 
 def outcome(finding: Finding, min_seeds: int) -> str:
-    """Returns the word of a verdict on one condition alone; undecided with fewer than `min_seeds` values."""
+    """Returns the word of a verdict on one condition alone; undecided with fewer seeds, or over clips fewer clips."""
     measured, bound, side = finding.interval, finding.condition.bound, finding.condition.side
     if measured is None or not side:
         return REPORTED if measured else NEEDS_DATA
@@ -182,7 +201,8 @@ def condition_text(finding: Finding) -> str:
     compared = f"{contrast_label(condition.contrast)} in {metric_label(condition.metric)}:"
     # Only differences get a plus sign.
     signed = " - " in condition.contrast or condition.metric.endswith("_gain")
-    return f"{compared} {number_text(finding.interval, signed=signed)}{required.replace('-', '−')}"
+    over = f" over {finding.interval.n:,} clips" if condition.over == "clips" else ""
+    return f"{compared} {number_text(finding.interval, signed=signed)}{over}{required.replace('-', '−')}"
 
 
 def measure(table: pd.DataFrame, condition: Condition) -> Finding:
@@ -196,6 +216,8 @@ def measure(table: pd.DataFrame, condition: Condition) -> Finding:
         ClaimError: the contrast does not parse.
         ValueError: a value is NaN, or an arm has two values for a seed.
     """
+    if condition.over == "clips":
+        return _measure_over_clips(table, condition)
     rows = table[table["metric"] == condition.metric]
     contrast = parse(condition.contrast)
     arms = sorted(contrast.arms.values())
@@ -215,3 +237,19 @@ def measure(table: pd.DataFrame, condition: Condition) -> Finding:
     with np.errstate(invalid="ignore"):
         values = evaluate(contrast, {arm: wide[arm] for arm in arms}).to_numpy()
         return Finding(condition, interval(values), tuple(values))
+
+
+def _measure_over_clips(table: pd.DataFrame, condition: Condition) -> Finding:
+    """Evaluates the top-1 of one network, whose number of clips stands beside it."""
+    counted = f"{condition.metric.rpartition('/')[0]}/clips"
+    values = []
+    for metric in (condition.metric, counted):
+        of_arm = table.loc[(table["metric"] == metric) & (table["arm"] == condition.contrast), "value"]
+        if of_arm.empty:
+            return Finding(condition, None, missing=(f"{condition.contrast} {metric}",))
+        if len(of_arm) > 1 or of_arm.isna().any():
+            problem = "is nan" if of_arm.isna().any() else f"has {len(of_arm)} values, but it is about one network"
+            raise ValueError(f"{metric} of {condition.contrast} {problem}")
+        values.append(float(of_arm.iloc[0]))
+    top1, clips = values[0], round(values[1])
+    return Finding(condition, proportion_interval(round(top1 * clips), clips), (top1,))

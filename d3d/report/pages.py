@@ -20,7 +20,7 @@ import pandas as pd
 from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
-from d3d.report import cost, evidence, front, jhmdb, plots, side_by_side
+from d3d.report import cost, evidence, front, jhmdb, ledger_page, plots, side_by_side
 from d3d.report.claims import read_claims
 from d3d.report.labels import label
 from d3d.report.ledger import verdicts
@@ -147,6 +147,7 @@ def write_pages() -> None:
         "parameters.md": f"{PARAMETERS}\n{parameter_tables()}",
         "status.md": f"{STATUS}\n{status_text()}",
         "cost.md": _quoting(cost.page, BENCH),
+        "ledger.md": _quoting(lambda bench: ledger_page.page(judged, bench), BENCH),
         "jhmdb.md": _quoting(jhmdb.text, JHMDB),
     }
     plots.cost(cost.kernel_times(BENCH)).savefig(kernels, format="svg", metadata={"Date": None})

@@ -40,6 +40,29 @@ def top1(record: Record) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split").round(3)
 
 
+def by_class(record: Record, split: str = "", *, ends: int = 10) -> pd.DataFrame:
+    """Top-1 of the classes that are recognised worst and best, with Wilson's 95 % interval over their clips.
+
+    Args:
+        record: of a run that tested a network, in the folder that its parameter `results` names.
+        split: a test split; empty: the one that the run is judged on (`plan.main_split`).
+        ends: number of classes from each end.
+
+    Returns:
+        One row per class, worst first, with the columns clips, top-1, from and to; classes without clips are left out.
+    """
+    arrays = _arrays(record)
+    split = split or main_split(_splits(arrays))
+    names, labels = _class_names(arrays), arrays[f"labels/{split}"]
+    correct = pd.Series(arrays[f"logits/{split}"].argmax(1) == labels).groupby(labels).agg(["sum", "size"])
+    rows = {}
+    for label, right, clips in correct.itertuples():
+        interval = proportion_interval(int(right), int(clips))
+        rows[names[label]] = {"clips": clips, "top-1": interval.mean, "from": interval.low, "to": interval.high}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("class").round(3).sort_values("top-1")
+    return table if len(table) <= 2 * ends else pd.concat([table.head(ends), table.tail(ends)])
+
+
 @styled
 def confusions(record: Record, split: str = "") -> Figure:
     """The confusion matrix of a split, as shares of each true class's clips, and beside it top-1 per class.

@@ -18,7 +18,7 @@ from d3d.report.markdown import text
 from d3d.report.regimes import PARTS
 from d3d.report.stats import Interval, interval, paired_difference, proportion_interval
 from d3d.study import records
-from d3d.study.plan import TRAINED, main_split
+from d3d.study.plan import TESTED, main_split
 
 NOTE = "Intervals of the first table are over its test clips; training with another seed changes top-1 as well."
 PARTS_NOTE = """*D3D's gain over RGB-longer and its parts, in top-1. Motion: what the teacher says of this clip; spread:
@@ -63,7 +63,7 @@ def network_answers(results: str | Path, published: str | Path | None = None) ->
     """
     reference = {(r.experiment, r.arm, r.seed): r.metrics for r in (records.read_all(published) if published else ())}
     answers = []
-    for record in records.read_all(results, (*TRAINED, "fuse")):
+    for record in records.read_all(results, (*TESTED, "fuse")):
         arrays = records.read_arrays(results, record)
         metrics = reference.get((record.experiment, record.arm, record.seed), {})
         for split in (name.removeprefix("labels/") for name in arrays if name.startswith("labels/")):

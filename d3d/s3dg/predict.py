@@ -62,7 +62,7 @@ def predict(
         raise ValueError(f"{error}; {CONVERT_HINT}") from None
     if info.in_channels != 3:
         raise ValueError(f"{weights} is a {info.stream} stream: give the weights of an RGB stream")
-    names = info.classes if labels is None else _read_labels(Path(labels), len(info.classes))
+    names = info.classes if labels is None else read_labels(Path(labels), len(info.classes))
     frames = read_frames(path, frames=FRAMES)
     if len(frames) < FRAMES:
         report(f"{one_line(path)} has {len(frames)} of {FRAMES} frames and is looped")
@@ -79,7 +79,17 @@ def predict(
     return sorted(zip(names, probabilities, strict=True), key=lambda pair: -pair[1])[:top]
 
 
-def _read_labels(path: Path, num_classes: int) -> list[str]:
+def read_labels(path: Path, num_classes: int) -> list[str]:
+    """Reads the names of a network's classes, in the order of its logits.
+
+    Args:
+        path: Text file with one name per line.
+        num_classes: Number of classes of the network.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no text, or has another number of lines, or an empty one.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no labels at {path}: give a text file with one label per line")
     advice = "give one label per line, in the order of the classes"

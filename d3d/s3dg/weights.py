@@ -6,6 +6,7 @@ Reading a TensorFlow checkpoint needs tensorflow (`pip install 'd3d[tensorflow]'
 """
 
 import argparse
+import glob
 import math
 import os
 import sys
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from d3d.messages import one_line
 from d3d.npz import ArrayHeader, NpzFile
-from d3d.s3dg.checkpoints import CHANNELS, save_checkpoint
+from d3d.s3dg.checkpoints import CHANNELS, CheckpointInfo, load_checkpoint, save_checkpoint
 from d3d.s3dg.network import MIXED, S3DG, s3dg
 
 STREAM_OF_CHANNELS = {channels: stream for stream, channels in CHANNELS.items()}
@@ -113,6 +114,42 @@ def load_tf(source: str | Path) -> S3DG:
         number = len(ignored)
         print(f"{one_line(source)}: ignored {number} variables that are not the network's: {preview}", file=sys.stderr)
     return model.eval()
+
+
+def load_network(source: str | Path) -> tuple[S3DG, CheckpointInfo]:
+    """Loads a network from any file that this package reads, in eval mode.
+
+    Args:
+        source: A .safetensors file of this package, or what `load_tf` takes.
+
+    Returns:
+        The network and its description.
+
+    Raises:
+        FileNotFoundError, ValueError: From `load_checkpoint` or `import_tf`.
+    """
+    return load_checkpoint(source) if Path(source).suffix == ".safetensors" else import_tf(source)
+
+
+def import_tf(source: str | Path) -> tuple[S3DG, CheckpointInfo]:
+    """Loads a TensorFlow checkpoint with `load_tf` and describes it; its classes are called by their numbers.
+
+    Raises:
+        FileNotFoundError, ValueError: From `load_tf`, or if the input has neither the channels of RGB nor of flow.
+    """
+    model = load_tf(source)
+    if model.in_channels not in STREAM_OF_CHANNELS:
+        raise ValueError(f"{source} takes {model.in_channels} channels: streams take 3 (RGB) or 2 (flow)")
+    classes = tuple(str(i) for i in range(model.num_classes))
+    return model, CheckpointInfo(STREAM_OF_CHANNELS[model.in_channels], classes, model.width, model.in_channels)
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """Returns the files that `load_network` reads, in order: one, or the index and the data of a checkpoint."""
+    source = Path(source)
+    if source.suffix in (".safetensors", ".npz"):
+        return [source]
+    return sorted(source.parent.glob(f"{glob.escape(source.name)}.*"))
 
 
 @contextmanager
@@ -234,11 +271,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         _check_out(Path(args.source), Path(args.out))
-        model = load_tf(args.source)
-        if model.in_channels not in STREAM_OF_CHANNELS:
-            raise ValueError(f"{args.source} takes {model.in_channels} channels: streams take 3 (RGB) or 2 (flow)")
-        classes = tuple(str(i) for i in range(model.num_classes))
-        save_checkpoint(args.out, model, stream=STREAM_OF_CHANNELS[model.in_channels], classes=classes)
+        model, info = import_tf(args.source)
+        save_checkpoint(args.out, model, stream=info.stream, classes=info.classes)
     except (OSError, ValueError) as error:
         sys.exit(one_line(error))
     print(

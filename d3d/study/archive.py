@@ -37,7 +37,7 @@ from d3d.progress import read_metrics
 from d3d.study import records
 from d3d.study.arrays import digest
 from d3d.study.fields import Record, RecordError, check_cell
-from d3d.study.plan import TRAINED, main_split
+from d3d.study.plan import TESTED, main_split
 
 GIVE_FOLDER = "give a folder that a study has written, such as results/smoke"
 MAX_BYTES = 16 * 2**20  # of all archives together
@@ -191,13 +191,13 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
             over_sibling = None if siblings is None else sibling_margins(x, labels, siblings)
             if over_sibling is not None:
                 yield f"choice/{split}", _to_int8(np.sign(over_sibling))
-            if record.experiment in TRAINED and split == judged_on:
+            if record.experiment in TESTED and split == judged_on:
                 yield f"margin/{split}", quarters(margins(x, labels))
                 if over_sibling is not None:
                     yield f"sibling/{split}", quarters(over_sibling)
         elif kind == "curve":
             yield name, x.astype(np.float32)
-        elif kind not in ("labels", "groups", "classes", "examples"):
+        elif kind not in ("labels", "groups", "videos", "classes", "examples"):
             yield name, x
     if not any(name.startswith("curve/") for name in arrays):
         yield from _curves_of_run(folder, record).items()
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(packed)} records -> {', '.join(map(printable, files))}, {size / 2**20:.2f} MiB")
     if args.command == "merge" or args.only_metrics:
         return
-    networks = [(cell, record) for cell, record in packed if record.experiment in (*TRAINED, "fuse")]
+    networks = [(cell, record) for cell, record in packed if record.experiment in (*TESTED, "fuse")]
     if missing := sum(not _has_predictions(path, record, cell) for cell, record in networks):
         print(f"{missing} networks have no predictions next to their records: only their metrics are published")
 

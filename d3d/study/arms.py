@@ -19,7 +19,7 @@ class Arm:
 
     Attributes:
         name: its key in `ARMS`, in profiles and in the file names of its records.
-        experiment: the experiment that makes it: train, distill, fuse or probe.
+        experiment: the experiment that makes it: train, distill, evaluate, fuse or probe.
         label: its name in figures and prose.
         colour: its colour in all figures, as matplotlib takes it.
         marker: its marker in all figures, as matplotlib takes it.
@@ -194,6 +194,18 @@ def _ablations() -> list[Arm]:
     ]  # fmt: skip
 
 
+def _released_arms() -> list[Arm]:
+    """Networks that are evaluated as their authors released them, and their ensemble."""
+    return [
+        Arm(name="d3d_released", experiment="evaluate", label="D3D, as released", colour=RED, marker="P"),
+        Arm(name="s3dg_released", experiment="evaluate", label="S3D-G, as released", colour=BLUE),
+        Arm(
+            name="d3d_s3dg_released", experiment="fuse", label="D3D + S3D-G, as released", colour=BROWN,
+            members=("d3d_released", "s3dg_released"),
+        ),
+    ]  # fmt: skip
+
+
 def _grids(base: Mapping[str, Arm]) -> list[Arm]:
     """Arms with other epochs, learning rates and lambdas, among which studies select, or show how much these matter."""
     return [
@@ -240,6 +252,7 @@ ARMS = _MAIN | {
         *_ablations(),
         *_grids(_MAIN),
         *_ensembles(),
+        *_released_arms(),
         *(arm for split in (1, 2, 3) for arm in _official_split_arms(split)),
     )
 }

@@ -17,6 +17,7 @@ from d3d.study.parameters import (
     ClipConfig,
     CompareConfig,
     DistillationConfig,
+    EvaluateConfig,
     FilesConfig,
     FlowConfig,
     FuseConfig,
@@ -26,6 +27,7 @@ from d3d.study.parameters import (
     ProbeConfig,
     TrainConfig,
     Tvl1Config,
+    WeightsConfig,
 )
 from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown
 
@@ -88,6 +90,17 @@ EXPERIMENTS = {
     "tvl1": Experiment(Tvl1Config, {"run": ("results",), "clips": (*_CLIP, "pairs")}, "d3d.probing.tvl1"),
     "train": Experiment(TrainConfig, _TRAINING, "d3d.train.run"),
     "distill": Experiment(TrainConfig, {"distillation": _names(DistillationConfig)} | _TRAINING, "d3d.train.run"),
+    "evaluate": Experiment(
+        EvaluateConfig,
+        {
+            "weights": (*_names(WeightsConfig), "stream"),
+            "run": ("arm", "seed", "results", "processes", "save_every"),
+            "clips": ("frames", "size"),
+            "flow": _FLOW,
+            "video files": _FILES,
+        },
+        "d3d.train.validate",
+    ),
     "fuse": Experiment(FuseConfig, {"run": ("results",)}, "d3d.train.fuse"),
     "compare": Experiment(CompareConfig, {"run": ("results",)}, "d3d.train.compare"),
     "probe": Experiment(

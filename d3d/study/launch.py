@@ -1,6 +1,7 @@
 """Training from a notebook, in one or several processes whose log and curves the notebook shows while they run.
 
     record = launch.train("distill", globals())
+    record = launch.train("evaluate", globals())          # tests given weights, in the same way, without training
 
 The notebook's kernel neither imports torch nor uses a GPU.
 """
@@ -36,12 +37,12 @@ class TrainingError(RuntimeError):
 
 
 def train(experiment: str, namespace: Mapping[str, Any]) -> Record:
-    """Trains a network with a notebook's parameters, through `d3d.train` and with several processes torchrun.
+    """Runs `d3d.train` with a notebook's parameters, through torchrun if it has several processes.
 
     If this process is interrupted or ends, the training processes save their state and stop.
 
     Args:
-        experiment: train or distill.
+        experiment: train, distill or evaluate.
         namespace: the globals of the notebook.
 
     Returns:

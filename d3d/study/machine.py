@@ -106,7 +106,7 @@ def check_run(experiment: str, config: Any, *, device: str = "cpu", processes: i
     """
     p = flatten(config)
     check_folder(Path(p["results"], experiment))
-    if experiment in plan.TRAINED:
+    if experiment in plan.TESTED:
         path = plan.run_path(experiment, p)
         check_folder(f"{path}.state")
         for ending in ("json", "npz", "safetensors", "jsonl"):

@@ -276,6 +276,29 @@ class TrainConfig(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsConfig(Group):
+    """The network that is evaluated."""
+
+    weights: str = parameter(
+        "", "network to evaluate: a .safetensors file, or a TensorFlow checkpoint's prefix or .npz of its variables"
+    )
+    labels: str = parameter(
+        "",
+        "text file of the weights' classes, a line per logit; empty: as in weights, or if imported alphabetical",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Group):
+    """Evaluation of given weights on the test clips of a set of video files, without training."""
+
+    run: RunConfig = RunConfig()
+    network: NetworkConfig = NetworkConfig()
+    data: DataConfig = DataConfig()
+    evaluated: WeightsConfig = WeightsConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
 class FuseConfig(Group):
     """Ensembles: averages of the predictions of trained networks."""
 

@@ -13,6 +13,8 @@ from d3d.study.parameters import RENDERED_DATASETS
 EXAMINING = ("leak", "probe", "attribution")
 # Experiments that train networks: one record per network.
 TRAINED = ("train", "distill")
+# Experiments that test networks: one record per network, with its logits for every test clip beside it.
+TESTED = (*TRAINED, "evaluate")
 LEAKS = ("pose", "one_frame")
 TVL1 = (*TVL1_VARIANTS, *TVL1_SIZES, "opencv")
 PUBLISHED, SMOKE = Path("results/h200.jsonl"), Path("results/smoke")
@@ -105,14 +107,14 @@ def weights_path(results: str | Path, name: str, seed: int) -> str:
 
 
 def arm_name(experiment: str, params: Mapping[str, Any]) -> str:
-    """Returns the arm under which a run of `train` or `distill` is recorded.
+    """Returns the arm under which a run of `train`, `distill` or `evaluate` is recorded.
 
     It is the parameter `arm`, or if that is empty the stream, or for a student `rgb_longer` without teacher, else the
     arm of D3D's teacher with these outputs: `d3d`, `class_mean` or `flow_shuffled`.
     """
     if params["arm"]:
         return params["arm"]
-    if experiment == "train":
+    if experiment != "distill":
         return params["stream"]
     return _student("flow", params["outputs"]) if params["lambda_"] else "rgb_longer"
 
@@ -131,7 +133,7 @@ def _student(teacher: str, outputs: str) -> str:
 
 
 def run_path(experiment: str, params: Mapping[str, Any]) -> Path:
-    """Returns the path of the files of a run of `train` or `distill`, without their suffixes."""
+    """Returns the path of the files of a run of `train`, `distill` or `evaluate`, without their suffixes."""
     return Path(params["results"]) / experiment / f"{arm_name(experiment, params)}-seed{params['seed']}"
 
 

@@ -5,10 +5,11 @@
     torchrun --standalone --nproc-per-node 4 -m d3d.train --config FILE       # four GPUs of one host
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 -m d3d.train --config FILE
 
-FILE is YAML: `experiment: train` or `distill`, and parameters of that experiment (or a whole profile). The command
-writes to <results>/<experiment>/: <arm>-seed<seed>.json (the record), .npz (predictions and training curves),
-.safetensors (the weights) and .jsonl (metrics, appended during training). The same command resumes a killed run from
-its last state, in .state/.
+FILE is YAML: `experiment: train`, `distill` or `evaluate` (which tests given weights and trains nothing), and
+parameters of that experiment (or a whole profile). The command writes to <results>/<experiment>/:
+<arm>-seed<seed>.json (the record) and .npz (predictions and training curves), and where it trains .safetensors (the
+weights) and .jsonl (metrics, appended during training). The same command resumes a killed run from its last state, in
+.state/.
 """
 
 import argparse
@@ -31,10 +32,10 @@ from d3d.progress import close_output
 from d3d.study import plan
 from d3d.study.attached import has_ended
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
-from d3d.study.parameters import TrainConfig
+from d3d.study.parameters import EvaluateConfig, TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
+from d3d.train import run, validate
 from d3d.train.loop import Stopped
-from d3d.train.run import run
 from d3d.train.team import join_team
 
 PROG = "d3d train"
@@ -42,7 +43,7 @@ PROG = "d3d train"
 
 def read_config(
     path: str | Path | None, experiment: str | None = None, flags: Mapping[str, Any] | None = None
-) -> tuple[str, TrainConfig]:
+) -> tuple[str, TrainConfig | EvaluateConfig]:
     """Reads the experiment's name and its configuration from a YAML file, if any, overridden by flags.
 
     Raises:
@@ -52,8 +53,8 @@ def read_config(
     parameters = _read_parameters(Path(path)) if path else {}
     experiment_in_file = parameters.pop("experiment", None)
     experiment = experiment or experiment_in_file or "train"
-    if experiment not in plan.TRAINED:
-        raise ValueError(f"experiment in {path} must be one of {', '.join(plan.TRAINED)}, not {shown(experiment)}")
+    if experiment not in plan.TESTED:
+        raise ValueError(f"experiment in {path} must be one of {', '.join(plan.TESTED)}, not {shown(experiment)}")
     return experiment, make_config(experiment, from_namespace(experiment, parameters | dict(flags or {})))
 
 
@@ -77,12 +78,14 @@ def _stop_after(pid: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The parser, with one flag per parameter of `train` and `distill`, generated from the schema."""
-    parser = argparse.ArgumentParser(prog=PROG, description="Trains or distils one network.")
-    parser.add_argument("--config", help="YAML file: experiment (train or distill) and its parameters, or a profile")
-    parser.add_argument("--experiment", choices=plan.TRAINED, help="default: the one in --config, or else train")
-    for name, default in defaults("distill").items():
-        field = field_of("distill", name)
+    """The parser, with one flag per parameter of its experiments, generated from the schema."""
+    parser = argparse.ArgumentParser(prog=PROG, description="Trains, distils or evaluates one network.")
+    parser.add_argument("--config", help="YAML file: one of the experiments and its parameters, or a profile")
+    parser.add_argument("--experiment", choices=plan.TESTED, help="default: the one in --config, or else train")
+    flags = {name: ("distill", default) for name, default in defaults("distill").items()}
+    flags |= {name: ("evaluate", default) for name, default in defaults("evaluate").items() if name not in flags}
+    for name, (experiment, default) in flags.items():
+        field = field_of(experiment, name)
         flag, help = f"--{name.strip('_').replace('_', '-')}", field.metadata["help"].replace("%", "%%")
         parser.add_argument(
             flag, dest=name, metavar=field.type.__name__, type=partial(_parse_value, field.type),
@@ -115,10 +118,15 @@ def main(argv: list[str] | None = None) -> None:
             # The number of threads changes the last digits of results.
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with join_team() as team:
-            run(experiment, config, team=team)
+            if isinstance(config, EvaluateConfig):
+                validate.run(config, team=team)
+            else:
+                run.run(experiment, config, team=team)
     except Stopped as stopped:
         _exit(128 + stopped.signum, str(stopped))
     except torch.OutOfMemoryError:
+        if isinstance(config, EvaluateConfig):
+            _exit(1, "the GPU's memory is too small for these clips: lower frames, size, view_clips or view_crops")
         optimiser = config.optimiser
         _exit(
             1,

@@ -43,6 +43,7 @@ def predict(
     rows: np.ndarray | None = None,
     forward: Callable[[S3DG, Tensor], Tensor] = infer_logits,
     seeds: tuple[int, ...] = (),
+    done: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """Computes the outputs of a network for the clips of a split, and leaves the network in inference mode.
 
@@ -53,6 +54,7 @@ def predict(
         rows: (N,), rows of the split's table; None: all, in order.
         forward: maps the network and inputs (B, C, T, H, W) to outputs (B, K).
         seeds: seeds of one random view per clip; empty: test views.
+        done: receives the rows of each batch (B,) and their outputs (B, K) as soon as they are computed.
 
     Returns:
         float32 (N, K): nan for a clip that could not be read, the log of the mean softmax for a clip of several views.
@@ -60,19 +62,26 @@ def predict(
     model.eval()
     rows = np.arange(len(clips)) if rows is None else rows
     # A GPU needs many small clips to be kept busy.
-    size = max(8, PIXELS_PER_PASS // math.prod(clips.size)) if clips.labels.device.type == "cuda" else 64
-    views: dict[int, list[np.ndarray]] = {row: [] for row in rows.tolist()}
+    on_gpu, fitting = clips.labels.device.type == "cuda", PIXELS_PER_PASS // math.prod(clips.size)
+    size = max(8, fitting) if on_gpu else min(64, max(1, fitting))
+    outputs_of: dict[int, np.ndarray] = {}
     width = 0
-    steps = [(chunk, seeds) for chunk in np.split(rows, range(size, len(rows), size))]
+    step = size if seeds else max(1, size // clips.test_views)
+    steps = [(chunk, seeds) for chunk in np.split(rows, range(step, len(rows), step))]
     network = capture(model) if len(steps) >= MIN_PASSES else model
     for batch in clips.batches(steps, (stream,)):
+        views: dict[int, list[np.ndarray]] = {}
         for start in range(0, len(batch.index), size):
             outputs = forward(network, batch.inputs[stream][start : start + size]).cpu().numpy()
             width = outputs.shape[1]
             for row, output in zip(batch.index[start : start + size].tolist(), outputs, strict=True):
-                views[row].append(output)
-    fused = [np.full(width, np.nan) if not v else v[0] if len(v) == 1 else fuse_logits(v) for v in views.values()]
-    return np.stack(fused).astype(np.float32) if fused else np.zeros((0, width), np.float32)
+                views.setdefault(row, []).append(output)
+        of_batch = {row: (v[0] if len(v) == 1 else fuse_logits(v)).astype(np.float32) for row, v in views.items()}
+        if done and of_batch:
+            done(np.array(list(of_batch)), np.stack(list(of_batch.values())))
+        outputs_of |= of_batch
+    unread = np.full(width, np.nan, np.float32)
+    return np.array([outputs_of.get(row, unread) for row in rows.tolist()], np.float32).reshape(len(rows), width)
 
 
 def example_arrays(clips: ClipSet, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,14 +1,16 @@
 """Ensembles: averages the predictions of two trained networks per clip, from the arrays beside their records."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from d3d.messages import printable
 from d3d.study import records
 from d3d.study.arms import ARMS
 from d3d.study.parameters import DataConfig
-from d3d.study.plan import TRAINED
+from d3d.study.plan import TESTED
 from d3d.study.records import Record
 from d3d.study.run import Run
 from d3d.study.schema import parameters_of
@@ -21,7 +23,7 @@ SAME_CLIPS = tuple(
     for name, _ in parameters_of(DataConfig)
     if name not in ("bound", "flow_cache", "view_clips", "view_crops", "workers")
 )
-LABELLING = ("labels", "groups")
+LABELLING = ("labels", "groups", "videos")
 
 
 def run(active_run: Run) -> None:
@@ -32,7 +34,8 @@ def run(active_run: Run) -> None:
             member_arrays = [records.read_arrays(results, record) for record in members]
             metrics, arrays = evaluate_ensemble(member_arrays, by=arm.fused_by)
             first = members[0]
-            active_run.write(arm.name, metrics, arrays=arrays, seed=first.seed, stand_in=first.stand_in)
+            stand_in = any(member.stand_in for member in members)
+            active_run.write(arm.name, metrics, arrays=arrays, seed=first.seed, stand_in=stand_in)
 
 
 def matching_records(results: str | Path, arms: Sequence[str], *, must_match: Sequence[str]) -> list[list[Record]]:
@@ -46,11 +49,15 @@ def matching_records(results: str | Path, arms: Sequence[str], *, must_match: Se
         must_match: parameters that must be equal in matching records.
 
     Raises:
-        RecordError: if they differ; the message names the parameters.
+        RecordError: if they differ; the message names the parameters. Or if a network was both trained and evaluated.
     """
-    trained = [r for r in records.read_all(results, TRAINED) if r.arm in arms]
-    trained = [r for r in trained if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]
-    by_arm = [{r.seed: r for r in trained if r.arm == arm} for arm in arms]
+    tested = [r for r in records.read_all(results, TESTED) if r.arm in arms]
+    tested = [r for r in tested if (Path(results) / r.experiment / f"{r.name}.npz").is_file()]
+    if twice := [name for name, count in Counter(r.name for r in tested).items() if count > 1]:
+        raise records.RecordError(
+            f"{printable(results)} has {twice[0]} both trained and evaluated: keep one of them there"
+        )
+    by_arm = [{r.seed: r for r in tested if r.arm == arm} for arm in arms]
     if len(set(arms)) == 1 < len(arms):
         (first, second) = by_arm
         by_arm = [{s: r for s, r in first.items() if s % 2 == 0}, {s - 1: r for s, r in second.items() if s % 2}]
@@ -62,6 +69,12 @@ def matching_records(results: str | Path, arms: Sequence[str], *, must_match: Se
                     f"{first.name} and {other.name} saw different clips: {', '.join(differing)} differ"
                 )
     return matching
+
+
+def same_clips(first: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], split: str) -> bool:
+    """Whether two networks scored the same clips of a split, by their labels and, where both have them, their names."""
+    both = [name for name in (f"labels/{split}", f"videos/{split}") if name in first and name in other]
+    return f"labels/{split}" in both and all(np.array_equal(first[name], other[name]) for name in both)
 
 
 def evaluate_ensemble(
@@ -84,10 +97,14 @@ def evaluate_ensemble(
     splits = [split for split in test_splits(first) if split not in POOLED]
     arrays = {"siblings": first["siblings"]} if "siblings" in first else {}
     for split in splits:
-        if any(not np.array_equal(m[f"labels/{split}"], first[f"labels/{split}"]) for m in members):
+        if not all(same_clips(first, member, split) for member in members):
             raise ValueError(f"the networks to fuse did not score the same clips of {split!r}")
         logits = fuse_logits([m[f"logits/{split}"] for m in members], by=by).astype(np.float32)
-        arrays |= {f"logits/{split}": logits} | {f"{kind}/{split}": first[f"{kind}/{split}"] for kind in LABELLING}
+        arrays |= {f"logits/{split}": logits} | {
+            name: first[name] for name in (f"{kind}/{split}" for kind in LABELLING) if name in first
+        }
+    if "classes" in first:
+        arrays["classes"] = first["classes"]
     metrics = score_splits(arrays)
     for split in test_splits(arrays):
         best = max(

@@ -11,71 +11,20 @@ import numpy as np
 import torch
 
 from d3d import files
-from d3d.data.file_clips import FileClips
 from d3d.data.load import Data, load
 from d3d.progress import print_line
 from d3d.s3dg.checkpoints import save_checkpoint
-from d3d.s3dg.network import S3DG
 from d3d.study import plan, records
 from d3d.study.experiments import params_of
 from d3d.study.machine import check_memory, check_run
 from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
-from d3d.train.evaluate import example_arrays, predict
 from d3d.train.loop import fit, no_report
 from d3d.train.networks import build_network, check_student, load_teacher, teacher_streams
-from d3d.train.scores import score_splits
+from d3d.train.splits import evaluate_splits
 from d3d.train.states import CODE, States
 from d3d.train.team import SINGLE_PROCESS, Team
-
-
-def evaluate_splits(
-    model: S3DG, data: Data, stream: str, *, team: Team = SINGLE_PROCESS
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Evaluates a network on every test split; the clips are divided among the processes.
-
-    Clips in unreadable files are left out.
-
-    Args:
-        model: the network.
-        data: the data set, of which the test splits are used.
-        stream: the input of the network, rgb or flow.
-        team: the processes that evaluate together; all of them get all results.
-
-    Returns:
-        The metrics of `score_splits`, such as `iid/top1` and, where classes have groups, `iid/motion/top1`; and the
-        arrays that they come from: `logits/<split>` (N, K), `labels/<split>` (N,), `groups/<split>` (N,) and, where
-        classes come in pairs, `siblings` (K,); and `examples/…` of the main split (see `plan.main_split` and
-        `example_arrays`).
-
-    Raises:
-        ValueError: if a readable clip has a logit that is nan, or if no clip of a split could be read.
-    """
-    arrays: dict[str, np.ndarray] = {"siblings": np.array(data.siblings)} if data.siblings else {}
-    for name, clips in data.test_splits.items():
-        rows_by_rank = [np.arange(len(clips))[rank :: team.size] for rank in range(team.size)]
-        logits_by_rank = team.all_gather(predict(model, clips, stream, rows=rows_by_rank[team.rank]))
-        logits = np.full((len(clips), len(data.classes)), np.nan, np.float32)
-        for rows, local_logits in zip(rows_by_rank, logits_by_rank, strict=True):
-            if local_logits.size:
-                logits[rows] = local_logits
-        labels, groups = clips.labels.cpu().numpy(), clips.groups
-        predicted = ~np.isnan(logits).any(1)
-        missing = ~predicted
-        if isinstance(clips, FileClips):
-            for refused in team.all_gather(dict(clips.refused)):
-                clips.refused.update(refused)
-            missing &= ~clips.table["path"].isin(clips.refused).to_numpy()
-        if missing.any():
-            raise ValueError(f"{missing.sum()} of the {len(missing)} clips of split {name!r} have logits that are nan")
-        if not predicted.any():
-            raise ValueError(f"no clip of split {name!r} could be read: {next(iter(clips.refused.values()))}")
-        logits, labels, groups = logits[predicted], labels[predicted], groups[predicted]
-        arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}
-        if team.is_main and name == plan.main_split(data.test_splits):
-            arrays |= example_arrays(clips, np.flatnonzero(predicted))
-    return score_splits(arrays), arrays
 
 
 def history_arrays(history: list[dict[str, float]]) -> dict[str, np.ndarray]:
@@ -104,11 +53,7 @@ def run(
         OSError: if the results cannot be written.
     """
     report = report if team.is_main else no_report
-    if config.run.processes > 1 and config.run.processes != team.size:
-        raise ValueError(
-            f"processes is {config.run.processes}, but the number of running processes is {team.size}: start the run "
-            f"with torchrun --nproc-per-node {config.run.processes}, or leave the parameter out"
-        )
+    team.check_size(config.run.processes)
     teacher_stream = teacher_streams(config)
     check_student(config)
     params = params_of(experiment, config)
@@ -120,8 +65,6 @@ def run(
     active_run = new_run(experiment, config, team.device, device_name)
     provenance = active_run.provenance
     provenance["processes"] = team.size
-    # torchrun sets OMP_NUM_THREADS=1, which must not limit the number of decoding workers.
-    workers = config.data.files.workers or (0 if team.size == 1 else team.cores_per_process())
     with active_run.phase("data"):
         data = load(
             config.data,
@@ -129,7 +72,7 @@ def run(
             streams=(config.network.stream,),
             teacher=teacher_stream,
             device=team.device,
-            workers=workers,
+            workers=config.data.files.workers or team.decoders(),
             report=report,
         )
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())

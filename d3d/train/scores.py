@@ -75,6 +75,26 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"nll": float(nll), "ece": float(np.abs(gaps).sum() / len(labels))}
 
 
+def over_classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Computes what benchmarks of video files report beside top-1.
+
+    Args:
+        logits: (N, K).
+        labels: (N,).
+
+    Returns:
+        `clips`, the number of clips; `class_accuracy`, the mean of top-1 over the classes that have clips; and with
+        more than five classes `top5`, how often the true class is among the five highest logits, of which ties count
+        as misses.
+    """
+    by_class = pd.Series(logits.argmax(1) == labels).groupby(labels).mean()
+    scores = {"clips": float(len(labels)), "class_accuracy": float(by_class.mean())}
+    if logits.shape[1] > 5:
+        own = logits[np.arange(len(labels)), labels]
+        scores["top5"] = float(((logits >= own[:, None]).sum(1) <= 5).mean())
+    return scores
+
+
 def score_splits(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Scores the logits of every test split, and of the splits that POOLED puts together.
 
@@ -83,7 +103,8 @@ def score_splits(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
             come in pairs.
 
     Returns:
-        `<split>/<metric>` for the metrics of `accuracy`, `pair_accuracy` and `calibration`.
+        `<split>/<metric>` for the metrics of `accuracy`, `calibration`, and `pair_accuracy` or, where classes do not
+        come in pairs, `over_classes`.
     """
     metrics: dict[str, float] = {}
     for split in test_splits(arrays):
@@ -92,6 +113,8 @@ def score_splits(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         scores = accuracy(logits, labels, groups) | calibration(logits, labels)
         if "siblings" in arrays:
             scores |= pair_accuracy(logits, labels, groups, arrays["siblings"])
+        else:
+            scores |= over_classes(logits, labels)
         metrics |= {f"{split}/{name}": value for name, value in scores.items()}
     return metrics
 
@@ -109,6 +132,41 @@ def logits_of(arrays: Mapping[str, np.ndarray], split: str) -> tuple[np.ndarray,
 
 def _joined(arrays: Mapping[str, np.ndarray], kind: str, split: str) -> np.ndarray:
     return np.concatenate([arrays[f"{kind}/{member}"] for member in POOLED.get(split, (split,))])
+
+
+def class_table(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame:
+    """Tabulates the results by class: one row per test split and class, with clips and top-1 (empty without clips).
+
+    Args:
+        arrays: as for `score_splits`.
+        classes: names of the K classes.
+    """
+    tables = []
+    for split in test_splits(arrays):
+        logits, labels = logits_of(arrays, split)
+        correct = pd.Series(logits.argmax(1) == labels).groupby(labels)
+        table = pd.DataFrame({"clips": correct.size(), "top1": correct.mean()}).reindex(range(len(classes)))
+        table.insert(0, "class", list(classes))
+        table.insert(0, "split", split)
+        tables.append(table.fillna({"clips": 0}).astype({"clips": int}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def clip_table(arrays: Mapping[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame:
+    """Tabulates the results by clip: its name, its class, the predicted class and the probability of that class.
+
+    Args:
+        arrays: as for `score_splits`, with `videos/<split>` (N,).
+        classes: names of the K classes.
+    """
+    tables, names = [], np.array(classes)
+    for split in test_splits(arrays):
+        logits, labels = logits_of(arrays, split)
+        predicted, probability = logits.argmax(1), np.exp(log_softmax(logits, axis=1).max(1))
+        columns = {"split": split, "video": arrays[f"videos/{split}"], "class": names[labels]}
+        columns |= {"predicted": names[predicted], "probability": probability.astype(float).round(4)}
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True)
 
 
 def likeness(student: np.ndarray, teacher: np.ndarray, control: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -46,6 +46,19 @@ class Team:
 
         return max(1, cpu_count() // self.local_size)
 
+    def decoders(self) -> int:
+        """Returns the number of worker processes that decode for this process; 0: one per core."""
+        # torchrun sets OMP_NUM_THREADS=1, which must not limit the number of decoding workers.
+        return 0 if self.size == 1 else self.cores_per_process()
+
+    def check_size(self, processes: int) -> None:
+        """Raises ValueError if a run's parameter `processes` asks for several processes, but not for so many."""
+        if processes > 1 and processes != self.size:
+            raise ValueError(
+                f"processes is {processes}, but the number of running processes is {self.size}: start the run with "
+                f"torchrun --nproc-per-node {processes}, or leave the parameter out"
+            )
+
     def all_reduce_(self, x: Tensor) -> Tensor:
         """Sums x over the team, in place, in every process."""
         if self.size > 1:

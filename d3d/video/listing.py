@@ -60,9 +60,9 @@ def make_listing(
         if path:
             clips.append((path, name, label[name], split, 0.0, np.nan, group, *further))
         else:
-            missing.append(f"{name}/{file}")
+            missing.append((split, f"{name}/{file}"))
     table = pd.DataFrame(clips, columns=[*COLUMNS, *columns]).astype({"start": float, "end": float})
-    return Listing(table, classes, tuple(missing), len(clips) + len(missing))
+    return Listing(table, classes, tuple(name for _, name in missing), len(clips) + len(missing), tuple(missing))
 
 
 def in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:

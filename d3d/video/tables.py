@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from d3d.files import write_atomic
-from d3d.messages import printable, shown
+from d3d.messages import FORMULA, escape_cell, printable, shown
 
 COLUMNS = ("path", "class", "label", "split", "start", "end", "group")
 SPLITS = ("train", "val", "test", "")
@@ -38,8 +38,8 @@ MAX_BYTES = 2**29
 CLASS_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,255}")
 LABEL = re.compile(r"\d{1,9}", re.ASCII)
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-# Text that a spreadsheet takes as a formula, as it is and as it is written.
-FORMULA, ESCAPED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
+# Text that `escape_cell` has escaped.
+ESCAPED = re.compile(r"'+[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,21 @@ class Listing:
         classes: Names of the classes in the order of their labels.
         missing: Names of the files that do not exist, each once.
         listed: Number of clips in the annotations; a file may hold several, as in AVA.
+        absent: Split and name of each clip whose file is missing; empty for AVA.
     """
 
     table: pd.DataFrame
     classes: tuple[str, ...]
     missing: tuple[str, ...]
     listed: int
+    absent: tuple[tuple[str, str], ...] = ()
+
+    def without_training(self) -> "Listing":
+        """Returns the listing without training clips; clips that have no split yet stay."""
+        table = self.table[self.table["split"] != "train"].reset_index(drop=True)
+        absent = tuple((split, name) for split, name in self.absent if split != "train")
+        missing = tuple(dict.fromkeys(name for _, name in absent))
+        return Listing(table, self.classes, missing, len(table) + len(absent), absent)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -81,14 +90,10 @@ def write_table(path: str | Path, listing: Listing) -> None:
     relative = (os.path.relpath(p, path.parent) for p in listing.table["path"])
     table = listing.table.assign(path=[f"./{p}" if FORMULA.match(p) else p for p in relative])
     for name in table.select_dtypes(exclude="number").columns.drop("path"):
-        table[name] = table[name].map(_escape)
-    table.columns = [_escape(name) for name in table.columns]
+        table[name] = table[name].map(escape_cell)
+    table.columns = [escape_cell(name) for name in table.columns]
     # Text is quoted, since a name with a carriage return would end its row.
     write_atomic({path: table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode(errors="surrogateescape")})
-
-
-def _escape(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell
 
 
 def _unescape(cell: str) -> str:
@@ -136,8 +141,9 @@ def read_table(path: str | Path) -> Listing:
     # A name may begin or end with blanks, which may also have been typed for the eye.
     table["path"] = [full[a] if full[a] in files else full[b] for a, b in zip(stated, table["path"], strict=True)]
     exists = table["path"].isin(files)
-    missing = tuple(dict.fromkeys(table.loc[~exists, "path"]))
-    return Listing(table[exists].reset_index(drop=True), tuple(classes), missing, len(table))
+    absent = tuple(table.loc[~exists, ["split", "path"]].itertuples(index=False, name=None))
+    missing = tuple(dict.fromkeys(path for _, path in absent))
+    return Listing(table[exists].reset_index(drop=True), tuple(classes), missing, len(table), absent)
 
 
 def _check_header(path: Path, header: list[str]) -> None:

@@ -186,7 +186,7 @@ COMMANDS = [
     BadInput("5000 digits as a flag", ["train", f"--size={'9' * 5000}"], None, r".*of type int, not '9+.*9+'", code=2),
     BadInput("text of a megabyte as a flag", ["train", f"--size={'x' * 10**6}"], None, ".*not 'x+.*x+'", code=2),
     BadInput("experiment", ["train", "--config=run.yaml"], write_config({"experiment": "x" * 10**6}),
-             r"d3d train: experiment in run\.yaml must be one of train, distill, not 'x+\.\.\.x+'"),
+             r"d3d train: experiment in run\.yaml must be one of train, distill, evaluate, not 'x+\.\.\.x+'"),
     BadInput("None", ["train", "--config=run.yaml"], write_config({"root": None}),
              r"d3d train: run\.yaml sets 'root' to None: it must map parameters to values"),
     BadInput("more digits than Python writes", ["train", "--config=run.yaml"],

@@ -12,6 +12,7 @@ from d3d.report import selection
 from d3d.report.claims import Condition, read_claims
 from d3d.report.contrasts import arms_of
 from d3d.report.ledger import judge, measure
+from d3d.report.scale import ASSUMED
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults
@@ -24,6 +25,8 @@ from tests.video import official
 CLAIMS = {claim.id: claim for claim in read_claims().claims}
 # The rows of the paper's tables whose commands run something.
 ROWS = [name for name, claim in CLAIMS.items() if claim.data and not claim.command.startswith("#")]
+# Their commands: the one that answers a row, and of some another that trains every network.
+ROUTES = [(name, kind) for name in ROWS for kind in ("command", "training") if getattr(CLAIMS[name], kind)]
 JUDGED = [name for name, claim in CLAIMS.items() if "make study" in claim.command and not claim.follows]
 
 
@@ -44,14 +47,20 @@ def parsed(call: tuple[str, ...]) -> tuple[str, dict]:
     return experiment, with_defaults(experiment, {name: types[name](text) for name, text in texts.items()})
 
 
-def trained(results: str) -> dict[str, set[int]]:
-    """The seeds of every arm that the commands of the rows train into a folder."""
+def written_by_rows(results: str) -> dict[str, set[int]]:
+    """The seeds of every network that the commands of the rows train or evaluate into a folder, by arm."""
     seeds: dict[str, set[int]] = {}
-    for name in ROWS:
-        for experiment, params in map(parsed, calls(CLAIMS[name].command)):
-            if experiment in plan.TRAINED and params["results"] == results:
+    for name, kind in ROUTES:
+        for experiment, params in map(parsed, calls(getattr(CLAIMS[name], kind))):
+            if experiment in plan.TESTED and params["results"] == results:
                 seeds.setdefault(plan.arm_name(experiment, params), set()).add(params["seed"])
     return seeds
+
+
+def conditions_of(claim, kind: str):
+    """The conditions that a command of a row answers: over clips those of its evaluation, else over seeds."""
+    over = "clips" if claim.training and kind == "command" else "seeds"
+    return [condition for condition in claim.conditions if condition.over == over]
 
 
 def splits_of(dataset: str, folder: Path) -> set[str]:
@@ -61,43 +70,45 @@ def splits_of(dataset: str, folder: Path) -> set[str]:
     return set(table["split"]) - {"train", ""}
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_command_of_a_row_writes_the_metrics_of_its_rule(name, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), ROUTES)
+def test_the_command_of_a_row_writes_the_metrics_of_its_rule(name, kind, tmp_path):
     claim = CLAIMS[name]
-    runs = [parsed(call) for call in calls(claim.command)]
+    runs = [parsed(call) for call in calls(getattr(claim, kind))]
     (results,) = {params["results"] for _, params in runs}
     dataset = Path(results).name
-    written = trained(results)
+    written = written_by_rows(results)
     for experiment, params in runs:
         make_config(experiment, params)
         assert params.get("dataset", dataset) == dataset
+        if experiment in plan.TRAINED:  # as the page of the rows prices it
+            assert params["epochs"] == ASSUMED["student_epochs" if experiment == "distill" else "stream_epochs"].value
+        if "view_clips" in params and dataset.startswith("kinetics"):
+            assert [params[n] for n in ("view_clips", "view_crops")] == [
+                ASSUMED[n].value for n in ("view_clips", "view_crops")
+            ]
     if runs[-1][0] == "fuse":
         fused = {arm.name for arm in ARMS.values() if arm.members and set(arm.members) <= set(written)}
         written = {arm: set.intersection(*(written[m] for m in ARMS[arm].members)) for arm in fused}
-    for condition in claim.conditions:
+    conditions = conditions_of(claim, kind)
+    assert conditions
+    for condition in conditions:
         assert condition.metric in {f"{dataset}/{split}/top1" for split in splits_of(dataset, tmp_path)}
         for arm in arms_of(condition.contrast):
-            assert len(written[arm]) >= claim.seeds, arm
+            assert len(written[arm]) >= (claim.seeds if condition.over == "seeds" else 1), arm
             assert ARMS[arm].experiment == runs[-1][0]
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_a_row_of_the_paper_can_be_met(name, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), ROUTES)
+def test_a_row_of_the_paper_can_be_met(name, kind, tmp_path):
     """The row is judged on records as its commands write them, and ignores them as stand-ins."""
     claim = CLAIMS[name]
     for stand_in, word in ((False, "supported"), (True, "needs data")):
-        for condition in claim.conditions:
+        for condition in conditions_of(claim, kind):
+            metrics = {condition.metric.replace("/top1", "/clips"): float(claim.clips or 1)}
             for arm in arms_of(condition.contrast):
-                for seed in range(claim.seeds):
-                    record = records.Record(
-                        ARMS[arm].experiment,
-                        arm,
-                        seed,
-                        {},
-                        {condition.metric: 0.99 + seed / 1000},
-                        stand_in,
-                        PROVENANCE,
-                    )
+                for seed in range(claim.seeds if condition.over == "seeds" else 1):
+                    measured = metrics | {condition.metric: 0.99 + seed / 1000}
+                    record = records.Record(ARMS[arm].experiment, arm, seed, {}, measured, stand_in, PROVENANCE)
                     records.write(tmp_path / str(stand_in), record)
         verdicts = judge(read_claims(), records.load(tmp_path / str(stand_in)))
         assert {v.claim.id: v.word for v in verdicts}[name] == word

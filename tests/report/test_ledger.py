@@ -117,7 +117,10 @@ def test_a_claim_with_data_ignores_stand_ins(tmp_path):
     rule = {"all": [{"contrast": "d3d", "metric": "ucf101/top1", "above": 0.96}]}
     listed = claims(tmp_path, rule, data="UCF101")
     on_sprites = table({"d3d": [0.99, 0.98, 0.985]}, metric="ucf101/top1")
-    assert (judge(listed, on_sprites)[0].word, judge(listed, on_sprites)[0].reason) == ("needs data", "needs UCF101")
+    assert (judge(listed, on_sprites)[0].word, judge(listed, on_sprites)[0].reason) == (
+        "needs data",
+        "needs UCF101; the records here are of a stand-in for it",
+    )
     on_videos = table({"d3d": [0.97, 0.972, 0.971]}, metric="ucf101/top1", stand_in=False)
     assert judge(listed, on_videos)[0].word == "supported"
 
@@ -140,7 +143,7 @@ def test_a_reported_rule_is_not_judged(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"any": []}, "claim H1: rule must be a rule with one of: all, report, follows, not {'any'"),
+        ({"any": []}, "claim H1: rule must be a rule with one of: all, measured, report, follows, not {'any'"),
         ({"all": [{"contrast": "d3d -", "metric": "m", "above": 0}]}, "'d3d -' is not a contrast such as d3d - rgb"),
         ({"all": [{"contrast": "open('x')", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
         ({"all": [{"contrast": "d3d.x", "metric": "m", "above": 0}]}, "arithmetic on arms and numbers"),
@@ -364,3 +367,84 @@ def test_max_and_min_take_numbers_too():
     rows = table({"d3d": [0.5, 0.7], "rgb": [0.6, 0.6]})
     assert measure(rows, Condition("max(d3d, rgb, 0.65)", TOP1)).values == pytest.approx((0.65, 0.7))
     assert measure(rows, Condition("min(d3d, 1e-2 * rgb)", TOP1)).values == pytest.approx((0.006, 0.006))
+
+
+RELEASED = {"contrast": "d3d_released", "metric": "k/val/top1", "above": 0.749, "over": "clips"}
+TRAINED = {"contrast": "d3d", "metric": "k/val/top1", "above": 0.749}
+
+
+def of_a_row(released=None, trained=(), clips=20_000, stand_in=False):
+    """Records of released weights evaluated once, and of seeds that were trained."""
+    rows = [("distill", "d3d", seed, "k/val/top1", value, stand_in) for seed, value in enumerate(trained)]
+    if released is not None:
+        scores = (("top1", released), ("clips", float(clips)))
+        rows += [("evaluate", "d3d_released", 0, f"k/val/{name}", value, stand_in) for name, value in scores]
+    return pd.DataFrame(rows, columns=["experiment", "arm", "seed", "metric", "value", "stand_in"])
+
+
+def verdict_on_row(tmp_path, table):
+    row = claims(tmp_path, {"measured": [RELEASED, TRAINED]}, data="Kinetics", clips=18_000)
+    return judge(row, table)[0]
+
+
+def test_one_network_is_judged_over_its_clips(tmp_path):
+    """Wilson's interval of 15,180 of 20,000 clips is [0.7530, 0.7649]."""
+    verdict = verdict_on_row(tmp_path, of_a_row(0.759))
+    assert verdict.word == "supported"
+    assert verdict.findings[0].interval == pytest.approx((0.759, 0.7530, 0.7649, 20_000), abs=1e-4)
+    assert verdict.reason.endswith("0.759 [0.753, 0.765] over 20,000 clips, must be > 0.749")
+    assert verdict_on_row(tmp_path, of_a_row(0.752)).word == "undecided"
+    assert verdict_on_row(tmp_path, of_a_row(0.74)).word == "refuted"
+    few = verdict_on_row(tmp_path, of_a_row(0.9, clips=17_999))
+    assert (few.word, few.reason) == ("undecided", "17,999 of 18,000 clips")
+
+
+def test_alternatives_that_the_records_cannot_decide_are_left_out(tmp_path):
+    trained = [0.76, 0.761, 0.762]
+    assert verdict_on_row(tmp_path, of_a_row(trained=trained)).word == "supported"
+    # One seed more does not undo what the released weights show.
+    assert verdict_on_row(tmp_path, of_a_row(0.759, trained[:1])).word == "supported"
+    assert verdict_on_row(tmp_path, of_a_row(0.5, trained[:1], clips=10)).reason == "1 of 3 seeds"
+    # What is decided must hold for both.
+    both = verdict_on_row(tmp_path, of_a_row(0.74, trained))
+    assert (both.word, [f.condition.contrast for f in both.deciding]) == ("refuted", ["d3d_released"])
+    assert verdict_on_row(tmp_path, of_a_row(0.759, [0.7, 0.701, 0.702])).word == "refuted"
+    assert verdict_on_row(tmp_path, of_a_row()).reason == "needs Kinetics"
+
+
+@given(
+    real=st.one_of(st.none(), st.floats(0, 1)),
+    trained=st.lists(st.floats(0, 1), max_size=4),
+    stand_ins=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 9)), min_size=1, max_size=4),
+)
+def test_a_stand_in_never_changes_the_verdict_on_a_row(tmp_path_factory, real, trained, stand_ins):
+    row = claims(tmp_path_factory.mktemp("row"), {"measured": [RELEASED, TRAINED]}, data="Kinetics", clips=18_000)
+    table = of_a_row(real, trained)
+    fakes = [of_a_row(value, [value] * seeds, stand_in=True) for value, seeds in stand_ins]
+    alone, mixed = judge(row, table)[0], judge(row, pd.concat([table, *fakes], ignore_index=True))[0]
+    # As text, because of one seed the ends of the interval are nan.
+    assert [str(x) for x in (alone.word, alone.findings)] == [str(x) for x in (mixed.word, mixed.findings)]
+    if alone.word == "needs data":
+        assert mixed.reason == "needs Kinetics; the records here are of a stand-in for it"
+
+
+def test_two_values_of_one_network_are_an_error(tmp_path):
+    twice = pd.concat([of_a_row(0.759), of_a_row(0.7)])
+    with pytest.raises(ValueError, match="k/val/top1 of d3d_released has 2 values, but it is about one network"):
+        verdict_on_row(tmp_path, twice)
+
+
+@pytest.mark.parametrize(
+    ("condition", "fields", "message"),
+    [
+        (RELEASED | {"contrast": "d3d - rgb"}, {"clips": 9}, "only the top1 of one arm has an interval over clips"),
+        (RELEASED | {"metric": "k/val/nll"}, {"clips": 9}, "only the top1 of one arm has an interval over clips"),
+        (RELEASED | {"over": "seeds"}, {"clips": 9}, "over must be clips"),
+        (RELEASED, {}, "clips, a number, and conditions over clips need each other"),
+        (TRAINED, {"clips": 9}, "clips, a number, and conditions over clips need each other"),
+        (RELEASED, {"clips": 0}, "clips must be a whole number from 1 on"),
+    ],
+)
+def test_conditions_over_clips_are_checked(tmp_path, condition, fields, message):
+    with pytest.raises(ClaimError, match=message):
+        claims(tmp_path, {"all": [condition]}, **fields)

@@ -22,7 +22,7 @@ def test_the_profiles_of_this_repository_are_valid(profile):
     content = read_profile(f"notebooks/params/{profile}.yaml")
     for name in EXPERIMENTS:
         make_config(name, content | ({"lambda_": 0.0} if name == "distill" else {}))
-        assert arms_of(name, content)
+        assert arms_of(name, content) or name == "evaluate"  # which has weights that no profile trains
 
 
 def test_the_published_study_has_the_planned_seeds():

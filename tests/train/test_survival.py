@@ -355,7 +355,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_state(tmp_path):
     ("content", "expected"),
     [
         ("learning_rat: 0.1", "'learning_rat' is no parameter of 'train', which takes "),
-        ("experiment: fuse", "must be one of train, distill, not 'fuse'"),
+        ("experiment: fuse", "must be one of train, distill, evaluate, not 'fuse'"),
         ("- 1", "must map parameters to values"),
         ("a: [", "is no YAML file: "),
         ("epochs: 0", "epochs must be at least 1, not 0"),
