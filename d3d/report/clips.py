@@ -4,7 +4,7 @@ clips = ClipScores("results/sprites.jsonl")
 clips.interval(Condition("d3d - flow_shuffled", "iid/motion/pair_accuracy"))
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from d3d.report.contrasts import evaluate, parse
 from d3d.report.stats import Interval
 from d3d.study import records
 from d3d.study.archive import WITHOUT_SIBLING
-from d3d.study.plan import TESTED
+from d3d.study.plan import TRAINED
 from d3d.study.records import Record
 
 
@@ -26,60 +26,93 @@ class ClipScores:
 
     Args:
         archive: the study.
+        cells: the cells that are one study together, such as a data set's official splits; the clips of each count
+            alike. By default the archive has no cells.
     """
 
-    def __init__(self, archive: str | Path) -> None:
-        self.networks: dict[str, list[Record]] = {}
+    def __init__(self, archive: str | Path, cells: Sequence[str] = ("",)) -> None:
+        self.networks: dict[str, dict[str, list[Record]]] = {cell: {} for cell in cells}
         # Several conditions are about the same networks.
-        self._read = cache(lambda arm, k: records.read_arrays(archive, self.networks[arm][k]))
-        for record in records.read_all(archive, (*TESTED, "fuse")):
-            if record.arrays:
-                self.networks.setdefault(record.arm, []).append(record)
+        self._read = cache(lambda cell, arm, k: records.read_arrays(archive, self.networks[cell][arm][k], cell=cell))
+        for cell, cell_records in records.read_cells(archive).items():
+            for record in cell_records if cell in self.networks else ():
+                if record.arrays and record.experiment in (*TRAINED, "fuse"):
+                    self.networks[cell].setdefault(record.arm, []).append(record)
 
     def interval(self, condition: Condition) -> Interval | None:
-        """Bootstraps seeds and test clips of a contrast (`effects.over_seeds_and_clips`).
+        """Bootstraps seeds and test clips of a contrast (`effects.over_seeds_and_sources`).
 
         Args:
             condition: its metric is `<split>/top1` or `<split>/pair_accuracy`, or that of a group of clips.
 
         Returns:
-            The interval; None for other metrics, and where no seed has the predictions of every arm.
+            The interval; None for other metrics, and where no seed has the predictions of every arm in every cell.
         """
         contrast = parse(condition.contrast)
-        scores = {arm: self.scores(arm, condition.metric) for arm in contrast.arms.values()}
-        seeds = sorted(set.intersection(*map(set, scores.values())))
+        by_cell = {
+            cell: {arm: self.scores(arm, condition.metric, cell=cell) for arm in contrast.arms.values()}
+            for cell in self.networks
+        }
+        having = [set(scores) for of_arms in by_cell.values() for scores in of_arms.values()]
+        seeds = sorted(set.intersection(*having)) if having else []
         if not seeds:
             return None
-        stacked = {arm: np.stack([by_seed[seed] for seed in seeds]) for arm, by_seed in scores.items()}
-        (shape,) = {x.shape for x in stacked.values()}
-        values = evaluate(contrast, {arm: pd.Series(x.ravel()) for arm, x in stacked.items()})
-        return effects.over_seeds_and_clips(np.asarray(values, dtype=float).reshape(shape))
+        splits = []
+        for cell, of_arms in by_cell.items():
+            stacked = {arm: np.stack([by_seed[seed] for seed in seeds]) for arm, by_seed in of_arms.items()}
+            (shape,) = {x.shape for x in stacked.values()}
+            values = evaluate(contrast, {arm: pd.Series(x.ravel()) for arm, x in stacked.items()})
+            arm = next(iter(of_arms))
+            splits.append((np.asarray(values, dtype=float).reshape(shape), self._sources(arm, condition.metric, cell)))
+        return effects.over_seeds_and_sources(splits)
 
-    def scores(self, arm: str, metric: str) -> dict[int, np.ndarray]:
+    def scores(self, arm: str, metric: str, *, cell: str = "") -> dict[int, np.ndarray]:
         """Reads what each clip contributes to a metric, by seed.
 
         Args:
             arm: a network or an ensemble.
             metric: as `interval` takes it.
+            cell: the cell of the networks.
 
         Returns:
             By seed (N,): 1 where the network is right, 0 where it is wrong, 0.5 where two classes of a pair are equal;
             only the clips that the metric counts. Empty for other metrics.
         """
-        split, *group, score = metric.split("/")
         scores = {}
-        for k, record in enumerate(self.networks.get(arm, ()) if score in ("top1", "pair_accuracy") else ()):
+        networks = self.networks[cell].get(arm, ()) if metric.endswith(("/top1", "/pair_accuracy")) else ()
+        for k, record in enumerate(networks):
             # Some records have training curves only.
-            arrays = self._read(arm, k) if metric in record.metrics else {}
+            arrays = self._read(cell, arm, k) if metric in record.metrics else {}
+            split, group, score = _parts(metric, arrays)
             if f"prediction/{split}" in arrays:
-                scores[record.seed] = _scores(arrays, split, "".join(group), score)
+                scores[record.seed] = _scores(arrays, split, score)[_counted(arrays, split, group, score)]
         return scores
 
+    def _sources(self, arm: str, metric: str, cell: str) -> np.ndarray:
+        """The source of each clip that a metric counts; its own number where none is known."""
+        for k in range(len(self.networks[cell][arm])):
+            arrays = self._read(cell, arm, k)
+            split, group, score = _parts(metric, arrays)
+            if f"prediction/{split}" in arrays:
+                break
+        sources = arrays.get(f"sources/{split}", np.arange(len(arrays[f"labels/{split}"])))
+        return sources[_counted(arrays, split, group, score)]
 
-def _scores(arrays: Mapping[str, np.ndarray], split: str, group: str, score: str) -> np.ndarray:
-    labels = arrays[f"labels/{split}"]
-    counted = arrays[f"groups/{split}"] == group if group else np.ones(len(labels), bool)
+
+def _parts(metric: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str, str]:
+    """Split, group of clips and score of a metric; the name of a split may have a slash, as jhmdb/test has."""
+    *split, score = metric.split("/")
+    group = "" if f"labels/{'/'.join(split)}" in arrays else split.pop()
+    return "/".join(split), group, score
+
+
+def _counted(arrays: Mapping[str, np.ndarray], split: str, group: str, score: str) -> np.ndarray:
+    """Which clips a metric counts, bool (N,)."""
+    counted = arrays[f"groups/{split}"] == group if group else np.ones(len(arrays[f"labels/{split}"]), bool)
+    return counted if score == "top1" else counted & (arrays[f"choice/{split}"] != WITHOUT_SIBLING)
+
+
+def _scores(arrays: Mapping[str, np.ndarray], split: str, score: str) -> np.ndarray:
     if score == "top1":
-        return (arrays[f"prediction/{split}"] == labels)[counted].astype(float)
-    choice = arrays[f"choice/{split}"]
-    return (1 + choice[counted & (choice != WITHOUT_SIBLING)].astype(float)) / 2
+        return (arrays[f"prediction/{split}"] == arrays[f"labels/{split}"]).astype(float)
+    return (1 + arrays[f"choice/{split}"].astype(float)) / 2

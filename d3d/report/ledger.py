@@ -1,7 +1,8 @@
 """The ledger: evaluates the conditions of the claims (d3d/report/claims.py) from run records, and decides the verdicts.
 
-A contrast is computed seed by seed, and its 95 % interval is Student's t over the seeds. A condition over clips is
-about one network, such as released weights, and its interval is Wilson's over the clips that were scored. A verdict's
+A contrast is computed seed by seed, and its 95 % interval is Student's t over the seeds. On request there is a second
+interval, over seeds and clips, which must lie beyond the bound as well. A condition over clips is about one network,
+such as released weights, and its interval is Wilson's over the clips that were scored. A verdict's
 `word` is one of
 
     supported          every interval lies beyond its bound
@@ -20,8 +21,9 @@ A claim that follows another is not measured itself: its supported, refuted or p
 ` on sprites`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +50,15 @@ class Finding:
         interval: mean and 95 % interval; None where the records lack the metric.
         values: one per seed; over clips that of the one network, whose interval has as many values as clips.
         missing: the arms and metrics that the records lack.
+        over_clips: a second interval, over seeds and the sources of the test clips; None where it is not asked for, or
+            the metric has none.
     """
 
     condition: Condition
     interval: Interval | None
     values: tuple[float, ...] = ()
     missing: tuple[str, ...] = ()
+    over_clips: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,19 @@ def verdicts(results: str | Path) -> list[Verdict]:
     return judge(read_claims(), records.load(results))
 
 
-def judge(ledger: Ledger, table: pd.DataFrame) -> list[Verdict]:
-    """Returns the verdicts on all claims, in order, from a table of `records.load`."""
-    direct = {c.id: _verdict(c, table, c.seeds or ledger.seeds) for c in ledger.claims if not c.follows}
+def judge(
+    ledger: Ledger, table: pd.DataFrame, *, over_clips: Callable[[Condition], Interval | None] | None = None
+) -> list[Verdict]:
+    """Returns the verdicts on all claims, in order.
+
+    Args:
+        ledger: the claims.
+        table: as `records.load` gives it.
+        over_clips: gives the second interval of a condition, such as `ClipScores.interval`. Where there is one, both
+            must lie beyond the bound for a condition to hold or to fail. None: there is no second interval.
+    """
+    measured = measure if over_clips is None else partial(_measure_twice, over_clips=over_clips)
+    direct = {c.id: _verdict(c, table, c.seeds or ledger.seeds, measured) for c in ledger.claims if not c.follows}
     if ledger.correction == "holm":
         direct |= _corrected(direct)
     in_order = []
@@ -107,9 +122,18 @@ def verdict_of(verdicts: Iterable[Verdict], claim_id: str) -> Verdict:
     raise ClaimError(f"there is no claim {claim_id} in the ledger, which the book's sentences are about")
 
 
-def _verdict(claim: Claim, table: pd.DataFrame, min_seeds: int) -> Verdict:
+def _measure_twice(
+    table: pd.DataFrame, condition: Condition, *, over_clips: Callable[[Condition], Interval | None]
+) -> Finding:
+    finding = measure(table, condition)
+    return replace(finding, over_clips=over_clips(condition)) if finding.interval and condition.side else finding
+
+
+def _verdict(
+    claim: Claim, table: pd.DataFrame, min_seeds: int, measured: Callable[[pd.DataFrame, Condition], Finding]
+) -> Verdict:
     real = table[~table["stand_in"].astype(bool)] if claim.data else table
-    findings = tuple(measure(real, condition) for condition in claim.conditions)
+    findings = tuple(measured(real, condition) for condition in claim.conditions)
     # Of alternatives, those that the records cannot measure, or with too few seeds or clips, are left out.
     considered = tuple(f for f in findings if f.interval) if claim.any_measured else findings
     if not considered or any(f.missing for f in considered):
@@ -171,10 +195,11 @@ def outcome(finding: Finding, min_seeds: int) -> str:
         return REPORTED if measured else NEEDS_DATA
     if measured.n < max(2, min_seeds):
         return UNDECIDED
-    nearest, farthest = sorted((side * (measured.low - bound), side * (measured.high - bound)))
-    if nearest > 0:
+    intervals = [measured, finding.over_clips] if finding.over_clips else [measured]
+    ends = [sorted((side * (i.low - bound), side * (i.high - bound))) for i in intervals]
+    if all(nearest > 0 for nearest, _ in ends):
         return SUPPORTED
-    if farthest < 0:
+    if all(farthest < 0 for _, farthest in ends):
         return REFUTED
     return ZERO if bound == 0 and _practically_zero(finding) else UNDECIDED
 
@@ -202,6 +227,9 @@ def condition_text(finding: Finding) -> str:
     # Only differences get a plus sign.
     signed = " - " in condition.contrast or condition.metric.endswith("_gain")
     over = f" over {finding.interval.n:,} clips" if condition.over == "clips" else ""
+    if finding.over_clips:
+        low, high = (f"{x:{'+' if signed else ''}.3f}" for x in (finding.over_clips.low, finding.over_clips.high))
+        over += f", over clips [{low}, {high}]".replace("-", "−")
     return f"{compared} {number_text(finding.interval, signed=signed)}{over}{required.replace('-', '−')}"
 
 

@@ -23,7 +23,7 @@ from d3d.study.plan import TESTED, main_split
 NOTE = "Intervals of the first table are over its test clips; training with another seed changes top-1 as well."
 PARTS_NOTE = """*D3D's gain over RGB-longer and its parts, in top-1. Motion: what the teacher says of this clip; spread:
 that what it says varies within a class; soft labels: what it says of the class. Over seeds: Student's t of differences
-paired by seed; over seeds and clips: a bootstrap that draws both.*"""
+paired by seed; over seeds and clips: a bootstrap that draws both, and clips of one film together.*"""
 # A difference in top-1 that one would like to see, for the number of clips that this takes.
 WANTED = 0.02
 
@@ -37,6 +37,7 @@ class NetworkAnswers(NamedTuple):
         split: the test split.
         labels: (N,), the class of each clip.
         correct: (N,), whether the network is right on each clip.
+        sources: (N,), the film that each clip was cut from, as far as it is known.
         top1: with Wilson's 95 % interval over the clips.
         published: top-1 of the published network of the same arm and seed; None where there is none.
     """
@@ -46,6 +47,7 @@ class NetworkAnswers(NamedTuple):
     split: str
     labels: np.ndarray
     correct: np.ndarray
+    sources: np.ndarray
     top1: Interval
     published: float | None
 
@@ -71,7 +73,8 @@ def network_answers(results: str | Path, published: str | Path | None = None) ->
             correct = arrays[f"logits/{split}"].argmax(1) == labels
             top1 = proportion_interval(int(correct.sum()), len(correct))
             theirs = metrics.get(f"{split}/top1")
-            answers.append(NetworkAnswers(record.arm, record.seed, split, labels, correct, top1, theirs))
+            sources = arrays.get(f"sources/{split}", np.arange(len(labels)))
+            answers.append(NetworkAnswers(record.arm, record.seed, split, labels, correct, sources, top1, theirs))
     return sorted(answers, key=lambda network: (network.split, network.seed))
 
 
@@ -168,13 +171,14 @@ def parts_of_gain(networks: Sequence[NetworkAnswers]) -> pd.DataFrame:
             continue
         values = [evaluate(parsed, {arm: pd.Series(x.astype(float)) for arm, x in seed.items()}) for seed in per_seed]
         differences = np.stack([np.asarray(x) for x in values])
+        over_clips = effects.over_seeds_and_sources([(differences, networks[0].sources)])
         rows.append(
             {
                 "part": part,
                 "difference": contrast_label(contrast),
                 "seeds": len(differences),
                 "over seeds": number_text(interval(differences.mean(1)), signed=True),
-                "over seeds and clips": number_text(effects.over_seeds_and_clips(differences), signed=True),
+                "over seeds and clips": number_text(over_clips, signed=True),
             }
         )
     return pd.DataFrame(rows)

@@ -9,8 +9,9 @@ file has arrays `<experiment>/<arm>-seed<seed>/<array>` in small types. For each
 
 - `prediction/<split>`: the predicted class of each clip,
 - `choice/<split>`: the sign of the logit of its true class minus that of the other class of its pair,
-- `labels/<split>` and `groups/<split>`: the digests of the clips' true classes and groups. Of networks that were tested
-  on the same clips they are stored once, as `labels/<split>/<digest>`.
+- `labels/<split>` and `groups/<split>`: the digests of the clips' true classes and groups; of video files also
+  `videos/<split>` and `sources/<split>`, the names of the clips and of the films that they were cut from. Of networks
+  that were tested on the same clips they are stored once, as `labels/<split>/<digest>`.
 
 A trained network also has, for the split that it is judged on, in quarters of a logit (`quarters`):
 
@@ -185,8 +186,9 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
         if kind == "logits":
             labels = arrays[f"labels/{split}"]
             yield f"labels/{split}", labels.astype(np.uint16)
-            if f"groups/{split}" in arrays:
-                yield f"groups/{split}", arrays[f"groups/{split}"]
+            for shared in ("groups", "videos", "sources"):
+                if f"{shared}/{split}" in arrays:
+                    yield f"{shared}/{split}", arrays[f"{shared}/{split}"]
             yield f"prediction/{split}", x.argmax(1).astype(np.uint8 if x.shape[1] <= 256 else np.uint16)
             over_sibling = None if siblings is None else sibling_margins(x, labels, siblings)
             if over_sibling is not None:
@@ -197,7 +199,7 @@ def _arrays_to_publish(folder: Path, record: Record) -> Iterator[tuple[str, np.n
                     yield f"sibling/{split}", quarters(over_sibling)
         elif kind == "curve":
             yield name, x.astype(np.float32)
-        elif kind not in ("labels", "groups", "videos", "classes", "examples"):
+        elif kind not in ("labels", "groups", "videos", "sources", "classes", "examples"):
             yield name, x
     if not any(name.startswith("curve/") for name in arrays):
         yield from _curves_of_run(folder, record).items()

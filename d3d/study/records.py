@@ -35,7 +35,8 @@ PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "scipy", "scikit-learn", "captum"),
     *("av", "opencv-contrib-python-headless", "safetensors", "papermill"),
 )
-SHARED = ("labels/", "groups/")  # arrays that an archive stores once for all networks tested on the same clips
+# Arrays that an archive stores once for all networks tested on the same clips.
+SHARED = ("labels/", "groups/", "videos/", "sources/")
 # Suffixes of metric names, in order of preference for the one-line summary of a record.
 HEADLINE_METRICS = (
     *("iid/top1", "/test/top1", "/val/top1", "iid/agreement", "/test/agreement", "/val/agreement"),

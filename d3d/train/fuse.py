@@ -23,7 +23,7 @@ SAME_CLIPS = tuple(
     for name, _ in parameters_of(DataConfig)
     if name not in ("bound", "flow_cache", "view_clips", "view_crops", "workers")
 )
-LABELLING = ("labels", "groups", "videos")
+LABELLING = ("labels", "groups", "videos", "sources")
 
 
 def run(active_run: Run) -> None:

@@ -38,8 +38,9 @@ def evaluate_splits(
     Returns:
         The metrics of `score_splits`, such as `iid/top1` and, where classes have groups, `iid/motion/top1`; and the
         arrays that they come from: `logits/<split>` (N, K), `labels/<split>` (N,), `groups/<split>` (N,) and, where
-        classes come in pairs, `siblings` (K,); of video files `videos/<split>` (N,), the name of each clip; and
-        `examples/…` of the main split (see `plan.main_split` and `example_arrays`).
+        classes come in pairs, `siblings` (K,); of video files `videos/<split>` (N,), the name of each clip, and
+        `sources/<split>` (N,), the film that it was cut from; and `examples/…` of the main split (see
+        `plan.main_split` and `example_arrays`).
 
     Raises:
         ValueError: if a readable clip has a logit that is nan, or if no clip of a split could be read.
@@ -67,6 +68,7 @@ def evaluate_splits(
         arrays |= {f"logits/{name}": logits, f"labels/{name}": labels, f"groups/{name}": groups}
         if "path" in clips.table:
             arrays[f"videos/{name}"] = _clip_names(clips.table[predicted])
+            arrays[f"sources/{name}"] = _source_names(clips.table[predicted])
         if team.is_main and name == plan.main_split(data.test_splits):
             arrays |= example_arrays(clips, np.flatnonzero(predicted))
     return score_splits(arrays), arrays
@@ -77,3 +79,10 @@ def _clip_names(table: pd.DataFrame) -> np.ndarray:
     starts = (f" at {start:g} s" if start else "" for start in table["start"])
     names = ("/".join(Path(path).parts[-2:]) for path in table["path"])
     return np.array([printable(name) + start for name, start in zip(names, starts, strict=True)])
+
+
+def _source_names(table: pd.DataFrame) -> np.ndarray:
+    """Names the source of each clip; a clip of which none is known is named by folder and file."""
+    pairs = zip(table["group"], table["path"], strict=True)
+    names = ("/".join(Path(path).parts[-2:]) if group == path else group for group, path in pairs)
+    return np.array([printable(name) for name in names])

@@ -50,7 +50,7 @@ def test_lines_and_escape_sequences_are_visible():
 
 def test_a_split_with_markup_does_not_change_the_table(monkeypatch, tmp_path):
     answers = [
-        NetworkAnswers(arm, 0, "a|<b>", np.arange(4), np.ones(4, bool), proportion_interval(4, 4), None)
+        NetworkAnswers(arm, 0, "a|<b>", np.arange(4), np.ones(4, bool), np.arange(4), proportion_interval(4, 4), None)
         for arm in ("rgb", "d3d")
     ]
     monkeypatch.setattr(side_by_side, "network_answers", lambda *_: answers)
