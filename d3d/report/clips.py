@@ -81,10 +81,10 @@ class ClipScores:
         scores = {}
         networks = self.networks[cell].get(arm, ()) if metric.endswith(("/top1", "/pair_accuracy")) else ()
         for k, record in enumerate(networks):
-            # Some records have training curves only.
+            # Some records have training curves only, and old ones no groups.
             arrays = self._read(cell, arm, k) if metric in record.metrics else {}
             split, group, score = _parts(metric, arrays)
-            if f"prediction/{split}" in arrays:
+            if f"prediction/{split}" in arrays and (not group or f"groups/{split}" in arrays):
                 scores[record.seed] = _scores(arrays, split, score)[_counted(arrays, split, group, score)]
         return scores
 

@@ -39,6 +39,8 @@ from d3d.study import records
 
 SUPPORTED, REFUTED, ZERO, UNDECIDED = "supported", "refuted", "practically zero", "undecided"
 REPORTED = "reported"
+# Gives the interval of a condition over seeds and clips, as `ClipScores.interval` does; None for metrics without one.
+OverClips = Callable[[Condition], Interval | None]
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,7 @@ def verdicts(results: str | Path) -> list[Verdict]:
     return judge(read_claims(), records.load(results))
 
 
-def judge(
-    ledger: Ledger, table: pd.DataFrame, *, over_clips: Callable[[Condition], Interval | None] | None = None
-) -> list[Verdict]:
+def judge(ledger: Ledger, table: pd.DataFrame, *, over_clips: OverClips | None = None) -> list[Verdict]:
     """Returns the verdicts on all claims, in order.
 
     Args:
@@ -96,7 +96,7 @@ def judge(
         over_clips: gives the second interval of a condition, such as `ClipScores.interval`. Where there is one, both
             must lie beyond the bound for a condition to hold or to fail. None: there is no second interval.
     """
-    measured = measure if over_clips is None else partial(_measure_twice, over_clips=over_clips)
+    measured = partial(measure, over_clips=over_clips)
     direct = {c.id: _verdict(c, table, c.seeds or ledger.seeds, measured) for c in ledger.claims if not c.follows}
     if ledger.correction == "holm":
         direct |= _corrected(direct)
@@ -120,13 +120,6 @@ def verdict_of(verdicts: Iterable[Verdict], claim_id: str) -> Verdict:
         if verdict.claim.id == claim_id:
             return verdict
     raise ClaimError(f"there is no claim {claim_id} in the ledger, which the book's sentences are about")
-
-
-def _measure_twice(
-    table: pd.DataFrame, condition: Condition, *, over_clips: Callable[[Condition], Interval | None]
-) -> Finding:
-    finding = measure(table, condition)
-    return replace(finding, over_clips=over_clips(condition)) if finding.interval and condition.side else finding
 
 
 def _verdict(
@@ -233,12 +226,13 @@ def condition_text(finding: Finding) -> str:
     return f"{compared} {number_text(finding.interval, signed=signed)}{over}{required.replace('-', '−')}"
 
 
-def measure(table: pd.DataFrame, condition: Condition) -> Finding:
+def measure(table: pd.DataFrame, condition: Condition, *, over_clips: OverClips | None = None) -> Finding:
     """Evaluates a condition seed by seed; it need not belong to a claim.
 
     Args:
         table: a table of `records.load`; seeds that lack an arm of the contrast are ignored.
         condition: any contrast and metric.
+        over_clips: gives its second interval; None: there is none.
 
     Raises:
         ClaimError: the contrast does not parse.
@@ -264,7 +258,8 @@ def measure(table: pd.DataFrame, condition: Condition) -> Finding:
     # A ratio whose denominator is zero is infinite, and its interval NaN.
     with np.errstate(invalid="ignore"):
         values = evaluate(contrast, {arm: wide[arm] for arm in arms}).to_numpy()
-        return Finding(condition, interval(values), tuple(values))
+        finding = Finding(condition, interval(values), tuple(values))
+    return replace(finding, over_clips=over_clips(condition)) if over_clips else finding
 
 
 def _measure_over_clips(table: pd.DataFrame, condition: Condition) -> Finding:

@@ -86,6 +86,15 @@ def condition_table(verdicts: Iterable[Verdict], claims: Sequence[str], *, seeds
     return "\n".join(lines)
 
 
+def value_text(finding: Finding) -> str:
+    """Formats a difference with its intervals: `+0.015 [+0.002, +0.028]; over clips [−0.010, +0.041]`."""
+    text = number_text(finding.interval, signed=True)
+    if finding.over_clips:
+        low, high = (f"{end:+.3f}".replace("-", "−") for end in (finding.over_clips.low, finding.over_clips.high))
+        text += f"; over clips [{low}, {high}]"
+    return text
+
+
 def _condition_line(verdict: Verdict, finding: Finding, seeds: int) -> str:
     condition, measured = finding.condition, finding.interval
     required = f"{'>' if condition.side > 0 else '<'} {condition.bound:g}".replace("-", "−") if condition.side else ""
@@ -94,7 +103,7 @@ def _condition_line(verdict: Verdict, finding: Finding, seeds: int) -> str:
         verdict.claim.id,
         contrast_label(condition.contrast),
         metric_label(condition.metric),
-        number_text(measured, signed=True),
+        value_text(finding),
         required,
         outcome(finding, verdict.claim.seeds or seeds),
         f"{effects.detectable(finding.values):.3f}" if several else "—",

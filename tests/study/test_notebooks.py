@@ -12,6 +12,7 @@ import pytest
 
 from d3d.study import archive
 from d3d.study.experiments import EXPERIMENTS
+from d3d.study.plan import JHMDB
 from d3d.study.records import ROOT
 
 ALL = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
@@ -101,8 +102,9 @@ def test_the_chapters_of_the_second_study_run_on_the_smoke_study(tmp_path):
         pytest.skip("the smoke study has not been run")
     cells = [archive.pack(smoke, tmp_path / name) for name in ("sprites", "sprites-rho0.5", "sprites-clips1000")]
     merged = archive.merge(cells[1:], tmp_path / "cells", as_cells=True)
+    pilot = ["-p", "results", str(JHMDB), "-y", "splits: [keep-split1, keep-split2, keep-split3]"]
     for path in (ROOT / "notebooks/second").glob("*.ipynb"):
-        parameters = ["-p", "results", str(cells[0])]
+        parameters = pilot if path.stem == "real_video" else ["-p", "results", str(cells[0])]
         parameters += ["-p", "cells", str(merged)] if path.stem == "regimes" else []
         command = ["-m", "papermill", "--no-progress-bar", str(path), str(tmp_path / path.name), *parameters]
         run = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
