@@ -7,7 +7,7 @@ import torch
 
 from d3d.data import video_sets
 from d3d.data.load import load
-from d3d.report import pages
+from d3d.report import side_by_side
 from d3d.s3dg.checkpoints import CheckpointInfo, load_checkpoint, save_checkpoint
 from d3d.s3dg.network import s3dg
 from d3d.s3dg.weights import tf_names
@@ -82,7 +82,7 @@ def test_its_records_are_compared_and_published_like_those_of_training(tmp_path,
     record, arrays, _ = evaluate(tmp_path, kinetics, weights, arm="d3d_released")
     evaluate(tmp_path, kinetics, save(tmp_path / "b.safetensors", s3dg(3, width=0.1)), arm="s3dg_released")
     fuse.run(start("fuse", {"results": str(tmp_path / "results")}))
-    text = pages.compare(tmp_path / "results")
+    text = side_by_side.compare(tmp_path / "results")
     assert all(f"| {name}, as released" in text for name in ("D3D", "S3D-G", "D3D + S3D-G"))
     study = archive.pack(tmp_path / "results")
     (published,) = (r for r in records.read_all(study, ["evaluate"]) if r.arm == "d3d_released")
