@@ -112,5 +112,5 @@ def test_splits_count_alike_and_share_their_sources():
     x = np.random.default_rng(1).normal(0, 1, (4, 50))
     once, twice = (effects.over_seeds_and_sources([(x, np.arange(50))] * n) for n in (1, 2))
     assert twice == pytest.approx(once)
-    apart = effects.over_seeds_and_sources([(x, np.arange(50)), (x, np.arange(50, 100))])
-    assert apart.high - apart.low < 0.85 * (once.high - once.low)
+    disjoint = effects.over_seeds_and_sources([(x, np.arange(50)), (x, np.arange(50, 100))])
+    assert disjoint.high - disjoint.low < 0.85 * (once.high - once.low)
