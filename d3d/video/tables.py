@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -43,6 +44,21 @@ FORMULA, ESCAPED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]"
 
 
 @dataclass(frozen=True)
+class StoredFlow:
+    """The flow that a data set brings with its videos.
+
+    Attributes:
+        manifest: Parameters of the flow, as in the manifest of a flow cache.
+        summary: Statistics of the flow, as `d3d.flow.cache.summary` returns them.
+        absent: Maps the path of each video without flow to the reason.
+    """
+
+    manifest: dict[str, Any]
+    summary: dict[str, float]
+    absent: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Listing:
     """The clips of a data set.
 
@@ -51,12 +67,14 @@ class Listing:
         classes: Names of the classes in the order of their labels.
         missing: Names of the files that do not exist, each once.
         listed: Number of clips in the annotations; a file may hold several, as in AVA.
+        flow: The flow that lies beside the videos, in shards that were written with it; else None.
     """
 
     table: pd.DataFrame
     classes: tuple[str, ...]
     missing: tuple[str, ...]
     listed: int
+    flow: StoredFlow | None = None
 
     @property
     def counts(self) -> dict[str, int]:
