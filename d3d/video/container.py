@@ -127,6 +127,11 @@ class VideoFile:
             self._require_undamaged()
             reason = getattr(error, "strerror", error)
             raise VideoError(f"{self.path} cannot be opened as a video: {reason}") from None
+        try:
+            self._require_undamaged()
+        except VideoError:
+            container.close()
+            raise
         return container
 
     def _choose_stream(self) -> int:
