@@ -32,18 +32,21 @@ VIDEOS, CLASSES, DISTINCT = 4000, 4, 16
 CLIP_FRAMES, CLIP_SIZE = 40, (128, 170)
 VIEW = {"frames": 8, "size": 64, "short_side": 72, "memory": "no", "bound": 5.0}
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
-# Files that are read for nothing else than their decoding, which shards do not change.
+# Decoding, which shards do not change, takes much longer than reading: some videos suffice.
 DECODED = 400
+RUNS = 5
 
 
 def bench_shards(videos: int = VIDEOS, folder: str | None = None) -> tuple[dict, dict[str, float]]:
-    """Opens a set and reads its videos in a training order, each time from a cold cache.
+    """Opens a set and reads its videos, each time from a cold cache.
 
-    `open` lists the set and makes it ready for training: loose files in class folders are listed and probed, those of a
-    checked `table` only listed, of `shards` the indices are read. `read` fetches the bytes of every video in a random
-    order, one after another, and checks those of shards. `decoded` fetches and decodes the first frames of some. The
-    cache is dropped as root for the whole machine, with names and attributes of files; without that right, for the
-    content of the files alone, which spares loose files their dearest part.
+    `open` makes a set ready for training: loose files in class folders are listed and probed, those of a checked
+    `table` only listed, of `shards` the indices are read. `read_at_random` fetches the bytes of every video in a
+    training order, one after another, and checks those of shards; `read_in_order` in the order of the listing, as for
+    testing and for sets that are kept in memory; `decoded` fetches some and decodes their first frame.
+
+    The cache is dropped as root for the whole machine, with names and attributes of files; without that right, for the
+    content of the files alone, which spares loose files a part of their cost.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         root, shards = Path(name, "videos"), Path(name, "shards")
@@ -59,21 +62,25 @@ def bench_shards(videos: int = VIDEOS, folder: str | None = None) -> tuple[dict,
         order = np.random.default_rng(0).permutation(len(paths))
         drop = _dropper([*map(str, paths), *map(str, shards.iterdir()), str(table)])
         seconds: dict[str, list[float]] = {}
-        for _ in range(3):
+        for _ in range(RUNS):
             for contestant, (dataset, place) in sets.items():
                 config = make_config("train", VIEW | {"dataset": dataset, "root": str(place)}).data
                 seconds.setdefault(f"open/{contestant}", []).append(
                     _timed(drop, lambda config=config: load(config, seed=0, workers=1, report=_silent))
                 )
             for contestant in ("files", "shards"):
-                ordered = [tables[contestant][i] for i in order]
-                for step, action, chosen in (("read", _fetch, ordered), ("decoded", _decode, ordered[:DECODED])):
+                listed = tables[contestant]
+                drawn = [listed[i] for i in order]
+                for step, action, chosen in (
+                    ("read_in_order", _fetch, listed), ("read_at_random", _fetch, drawn),
+                    ("decoded", _decode, drawn[:DECODED]),
+                ):  # fmt: skip
                     run = _timed(drop, lambda action=action, chosen=chosen: action(chosen))
                     seconds.setdefault(f"{step}/{contestant}", []).append(run)
         bytes_per_video = written["bytes"] / written["videos"]
     work = {
         "videos": videos, "bytes_per_video": round(bytes_per_video), "shards": written["shards"], "cores": cores(),
-        "runs": 3, "dropped": drop.__doc__, "disk": str(Path(name).parent),
+        "runs": RUNS, "dropped": drop.__doc__, "disk": str(Path(name).parent),
     }  # fmt: skip
     metrics = {"write/shards/videos_per_second": videos / writing}
     for contestant, times in seconds.items():

@@ -75,8 +75,7 @@ class FilesConfig(Group):
     )
     root: str = parameter(
         "",
-        "video files: their folder (dataset folder: a subfolder per class; dataset shards: that of the tar files); "
-        "dataset table: the CSV file",
+        "video files: their folder (dataset folder: a subfolder per class) or that of shards; table: the CSV file",
     )
     annotations: str = parameter("", "video files: folder of the data set's annotation files; empty: root")
     split: int = parameter(1, "ucf101, hmdb51 and jhmdb: official split, 1, 2 or 3", low=1, high=3)

@@ -16,7 +16,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -35,6 +35,7 @@ KEPT_BLOCKS = 4
 # A video and its flow are named like a file and a file in a folder of its name: of loose files only one could exist.
 FLOW_NAME = "flow.mkv"
 MAX_INDEX_BYTES = 2**29
+HEXADECIMAL = re.compile("[0-9a-f]*", re.ASCII)
 # The name comes first in a line, so that a line is found by it.
 LINE_START = b'{"name": '
 LINE = re.compile(rb'^\{"name": ("(?:[^"\\\n]|\\.)*"), .*$', re.MULTILINE)
@@ -93,11 +94,25 @@ def checksum(block: bytes) -> str:
 
 
 def _read(path: str, first: int, length: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return os.pread(descriptor, length, first)
-    finally:
-        os.close(descriptor)
+    status = os.stat(path)
+    return os.pread(_opened(path, status.st_ino, status.st_mtime_ns).descriptor, length, first)
+
+
+class _Opened:
+    """An open file, closed when nobody uses it."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, _file: int, _changed: int) -> _Opened:
+    """Keeps files open, so that the system sees when one is read in order and reads ahead."""
+    return _Opened(path)
 
 
 class StoredFileReader:
@@ -198,7 +213,7 @@ def _is_name(name: Any) -> bool:
 def _is_place(file: StoredFile) -> bool:
     if any(type(value) is not int or not 0 <= value < 2**63 for value in (file.offset, file.size)):
         return False
-    return re.fullmatch(rf"([0-9a-f]{{8}}){{{-(-file.size // BLOCK)}}}", file.checksums, re.ASCII) is not None
+    return len(file.checksums) == 8 * -(-file.size // BLOCK) and HEXADECIMAL.fullmatch(file.checksums) is not None
 
 
 def _is_clip(clip: dict[str, Any]) -> bool:
