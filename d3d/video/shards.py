@@ -325,8 +325,8 @@ def _lines(index: str, _changed: int, size: int) -> _Lines:
     """Scans an index; raises ValueError if it is larger than any."""
     if size > MAX_INDEX_BYTES:
         raise ValueError("too large")
-    found = [(hash(line[1]), *line.span()) for line in LINE.finditer(_read(index, 0, size))]
-    hashes, *spans = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    places = [(hash(line[1]), *line.span()) for line in LINE.finditer(_read(index, 0, size))]
+    hashes, *spans = np.array(places, dtype=np.int64).reshape(-1, 3).T
     order = np.argsort(hashes)
     return _Lines(hashes[order], np.stack(spans, 1)[order])
 

@@ -210,12 +210,12 @@ def samples(shard):
 
 
 def test_a_sample_has_the_members_that_webdataset_expects(made):
-    found = {}
+    all_samples = {}
     for shard in sorted((made / "shards").glob("*.tar")):
-        assert not found.keys() & samples(shard).keys()
-        found |= samples(shard)
-    assert len(found) == 9
-    for sample in found.values():
+        assert not all_samples.keys() & samples(shard).keys()
+        all_samples |= samples(shard)
+    assert len(all_samples) == 9
+    for sample in all_samples.values():
         assert list(sample) == ["json", "cls", "mp4", "flow.mkv"]
         described = json.loads(sample["json"])
         (clip,) = described["clips"]
