@@ -19,6 +19,7 @@ from d3d.files import check_folder, write_atomic
 from d3d.messages import one_line, shown
 from d3d.study import plan, profiles, staleness
 from d3d.study.experiments import EXPERIMENTS, make_config, with_defaults
+from d3d.study.parameters import FILE_DATASETS
 
 try:
     PROFILE, PROFILE_PATH = profiles.locate(config.get("profile", "smoke"))
@@ -200,7 +201,7 @@ rule study:
     input:
         [records_of(experiment, seeds=SEEDS) for experiment in STUDY_EXPERIMENTS],
         # Of rendered clips the book has the comparisons.
-        f"{RESULTS}/comparison.md" if FLOW_CACHE else [],
+        f"{RESULTS}/comparison.md" if with_defaults("train", STUDY)["dataset"] in FILE_DATASETS else [],
 
 
 rule flow:

@@ -1,7 +1,8 @@
 """Speed as ratios, in one process on one machine: `make bench`, or `python benchmarks/bench.py NAME …` for some.
 
 `make bench` leaves out ON_REQUEST, so that it takes less than ten minutes on one GPU: the networks at more batch sizes,
-with TF32 and at the study's scale, several runs on one GPU, and what a run's start costs.
+with TF32 and at the study's scale, several runs on one GPU, what a run's start costs, and thousands of small videos as
+loose files and as shards.
 
 The contestants of a comparison run alternately, and their median times are compared. Writes a record per bench to
 results/local/bench, prints its numbers, and at the end one table per question: which network is fastest, how it scales,
@@ -18,6 +19,7 @@ from end_to_end import bench_end_to_end
 from memory import bench_memory
 from networks import bench_networks, compile_beforehand
 from scaling import bench_scaling
+from shards import bench_shards
 from timing import card, host
 from training import bench_sharing, bench_start, bench_training
 from videos import bench_decode, bench_flow_set
@@ -27,7 +29,7 @@ from d3d.study import records
 from d3d.study.records import Record
 
 RESULTS = "results/local"
-ON_REQUEST = ("batches", "s3dg_tf32", "study_step", "sharing", "start")
+ON_REQUEST = ("batches", "s3dg_tf32", "study_step", "sharing", "start", "shards")
 
 
 def main() -> None:
@@ -36,6 +38,7 @@ def main() -> None:
         "tvl1": bench_tvl1,
         "decode": bench_decode,
         "flow_set": bench_flow_set,
+        "shards": bench_shards,
         "end_to_end": bench_end_to_end,
         "memory": bench_memory,
         **{name: partial(bench_networks, name) for name in ("s3dg", "batches", "s3dg_tf32", "study_step")},

@@ -31,11 +31,16 @@ def fingerprint(path: str | Path) -> str:
         OSError: The file cannot be read or is not a regular file; a FIFO or device is not waited for.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
-        size = _require_regular(file, path)
-        digest = hashlib.sha256(str(size).encode())
-        for start in sorted({0, max(0, (size - SPAN) // 2), max(0, size - SPAN)}):
-            file.seek(start)
-            digest.update(file.read(SPAN))
+        return fingerprint_of(
+            _require_regular(file, path), lambda start, length: os.pread(file.fileno(), length, start)
+        )
+
+
+def fingerprint_of(size: int, read: Callable[[int, int], bytes]) -> str:
+    """`fingerprint` of content of `size` bytes, of which `read` returns the part at a start of a length."""
+    digest = hashlib.sha256(str(size).encode())
+    for start in sorted({0, max(0, (size - SPAN) // 2), max(0, size - SPAN)}):
+        digest.update(read(start, SPAN))
     return digest.hexdigest()[:32]
 
 

@@ -16,22 +16,23 @@ from d3d.data import memory
 from d3d.data.clips import ClipSet, Data
 from d3d.data.file_clips import FileClips
 from d3d.data.views import ViewSpec, clip_sizes
-from d3d.flow.cache import CacheError, fields_path, mismatches, open_cache, refusals, summary
+from d3d.flow.cache import CacheError, check_parameters, fields_path, mismatches, open_cache, refusals, summary
 from d3d.flow.opencv import cores
 from d3d.messages import printable
 from d3d.progress import Progress
 from d3d.study.parameters import DataConfig
 from d3d.video import annotations
 from d3d.video.decode import VideoError, check
-from d3d.video.tables import FACTS, Listing
+from d3d.video.shards import flow_path
+from d3d.video.tables import FACTS, Listing, StoredFlow
 
 
 def check_videos(
     table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Opens every video of a table and checks it as `d3d.video.check` does.
+    """Opens the videos of a table and checks them as `d3d.video.check` does.
 
-    A table that has `seconds`, `fps`, `height` and `width` for every row was checked before and is returned as it is.
+    Rows that have `seconds`, `fps`, `height` and `width` were checked before and are left as they are.
 
     Args:
         table: one row per clip, with `path`.
@@ -43,7 +44,8 @@ def check_videos(
         other file to the reason.
     """
     facts = list(FACTS)
-    if set(facts) <= set(table) and table[facts].notna().all(axis=None):
+    unchecked = table.reindex(columns=facts).isna().any(axis=1)
+    if not unchecked.any():
         return table, {}
 
     def info_or_reason(path: str) -> dict[str, float] | str:
@@ -54,15 +56,19 @@ def check_videos(
                 raise
             return str(error)
 
-    paths = list(dict.fromkeys(table["path"]))
+    paths = list(dict.fromkeys(table.loc[unchecked, "path"]))
     results = {}
     with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
         for path, result in zip(paths, pool.map(info_or_reason, paths), strict=True):
             results[path] = result
             progress.update()
     refused = {path: result for path, result in results.items() if isinstance(result, str)}
-    table = table[~table["path"].isin(refused)].reset_index(drop=True)
-    info = pd.DataFrame([results[path] for path in table["path"]], columns=facts)
+    readable = ~table["path"].isin(refused)
+    table, unchecked = table[readable].reset_index(drop=True), unchecked[readable].to_list()
+    stated = table.reindex(columns=facts).to_dict("records")
+    rows = zip(table["path"], stated, unchecked, strict=True)
+    info = pd.DataFrame([results[path] if measured else known for path, known, measured in rows], columns=facts)
+    info = info.astype({"height": int, "width": int})
     return table.drop(columns=list(info), errors="ignore").join(info), refused
 
 
@@ -111,8 +117,14 @@ def load_videos(
             f"root {files.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
         )
     needs_flow = "flow" in (*streams, *teacher)
-    if needs_flow and config.flow.flow_cache:
-        table = _find_flow(config, table, view, refused, in_all_splits="flow" in streams)
+    # Flow beside the videos is that of all their frames.
+    stored = None if config.flow.flow_cache or view.repeats == "drop" else listing.flow
+    if needs_flow and (stored or config.flow.flow_cache):
+        rows_with_flow = table["split"].isin(["train", ""]) | ("flow" in streams)
+        if stored:
+            table = _take_stored_flow(files.root, stored, table, view, refused, rows_with_flow)
+        else:
+            table = _find_flow(config, table, view, refused, rows_with_flow)
         if training:
             _require_every_class(config, listing, table, refused)
     in_train = table["split"].isin(["train", ""])  # a clip without a split may become a training clip
@@ -130,7 +142,7 @@ def load_videos(
             "repeated_frames 'drop' needs the clips in memory, which is too small: use a smaller short_side or fps, or "
             "repeated_frames 'keep'"
         )
-    elif needs_flow and not config.flow.flow_cache:
+    elif needs_flow and "flow" not in table:
         raise ValueError(
             "the temporal stream needs flow_cache: the folder that "
             f"`d3d flow --dataset {files.dataset} --root {files.root} --out FOLDER` fills; or memory 'yes', which "
@@ -161,7 +173,7 @@ def load_videos(
         raise ValueError(
             f"root {files.root!r} has too few videos to hold any out for testing: a class needs at least two"
         )
-    flow = summary(config.flow.flow_cache) if "flow" in table else {}
+    flow = (stored.summary if stored else summary(config.flow.flow_cache)) if "flow" in table else {}
     partial = len(listing.classes) < annotations.OFFICIAL_CLASSES.get(files.dataset, 0)
     if partial:
         report(
@@ -172,7 +184,7 @@ def load_videos(
 
 
 def _find_flow(
-    config: DataConfig, table: pd.DataFrame, view: ViewSpec, refused: dict[str, str], *, in_all_splits: bool
+    config: DataConfig, table: pd.DataFrame, view: ViewSpec, refused: dict[str, str], needs_flow: pd.Series
 ) -> pd.DataFrame:
     """Adds the column `flow`, the path of each clip's flow in the cache; refuses clips that need flow and have none.
 
@@ -181,7 +193,7 @@ def _find_flow(
         table: one row per clip.
         view: the parameters of the flow.
         refused: receives the reason for each path that is refused.
-        in_all_splits: whether test clips need flow too.
+        needs_flow: bool (N,), the clips that need flow.
 
     Raises:
         CacheError: the cache was made with other parameters, or a clip's flow is not its own.
@@ -190,9 +202,7 @@ def _find_flow(
     open_cache(cache, view.flow)
     video_root = root.parent if root.is_file() else root
     table = table.assign(flow=[str(fields_path(cache, video_root, path)) for path in table["path"]])
-    lacks_flow = ~table["flow"].map(lambda path: Path(path).is_file())
-    needs_flow = table["split"].isin(["train", ""]) | in_all_splits
-    lacks_flow &= needs_flow
+    lacks_flow = ~table["flow"].map(lambda path: Path(path).is_file()) & needs_flow
     if wrong := mismatches(cache, video_root, table.loc[needs_flow, "path"]):
         others = f" ({len(wrong) - 1} more files are wrong)" if len(wrong) > 1 else ""
         raise CacheError(next(iter(wrong.values())) + others)
@@ -201,6 +211,16 @@ def _find_flow(
         name = os.path.relpath(path, video_root)  # the video's name in the logs of the cache
         refused[path] = reasons.get(name, f"{printable(path)} has no flow in {cache}: run `d3d flow` again")
     return table[~lacks_flow].reset_index(drop=True)
+
+
+def _take_stored_flow(
+    root: str, stored: StoredFlow, table: pd.DataFrame, view: ViewSpec, refused: dict[str, str], needs_flow: pd.Series
+) -> pd.DataFrame:
+    """Adds the column `flow` of videos in shards that were written with their flow; arguments as of `_find_flow`."""
+    check_parameters(stored.manifest, view.flow, f"the flow in the shards {printable(root)}")
+    lacks_flow = table["path"].isin(stored.absent) & needs_flow
+    refused |= {path: stored.absent[path] for path in table.loc[lacks_flow, "path"]}
+    return table.assign(flow=table["path"].map(flow_path))[~lacks_flow].reset_index(drop=True)
 
 
 def _require_every_class(config: DataConfig, listing: Listing, table: pd.DataFrame, refused: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ is the flow from video frame t to t + 1, x above y, as 8 bits over ± bound. `d3
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from d3d.documents import DocumentError, read_json
-from d3d.files import check_folder, fingerprint, sha256
+from d3d.files import check_folder, sha256
 from d3d.messages import printable, shown
 from d3d.video.decode import PastEndError, iter_frames
+from d3d.video.shards import fingerprint
 
 # 8-bit levels: no motion is exactly ZERO and ± bound is ZERO ± STEPS, so that negated flow is exact too.
 ZERO, STEPS = 128, 127
@@ -90,14 +91,25 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
         CacheError: If the manifest has other parameters or cannot be read.
         OSError: If the cache cannot be made.
     """
-    folder, path, name = Path(folder), Path(folder, "manifest.json"), printable(folder)
-    expected = {"schema": SCHEMA, "method": "TV-L1, OpenCV's defaults"} | asdict(spec)
+    path = Path(folder, "manifest.json")
     if create and not os.path.lexists(path):
         check_folder(folder)
         try:
-            _write_manifest(path, json.dumps(expected, indent=1) + "\n")
+            _write_manifest(path, json.dumps(_expected(spec), indent=1) + "\n")
         except OSError as error:
-            raise OSError(error.errno, f"the flow cache {name} cannot be made: {error.strerror}") from None
+            reason = f"the flow cache {printable(folder)} cannot be made: {error.strerror}"
+            raise OSError(error.errno, reason) from None
+    check_parameters(read_manifest(folder), spec, f"the flow cache {printable(folder)}")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Reads the manifest of a cache, which has its parameters.
+
+    Raises:
+        FileNotFoundError: If the folder has no manifest.
+        CacheError: If the manifest cannot be read.
+    """
+    path, name = Path(folder, "manifest.json"), printable(folder)
     if not os.path.lexists(path):
         raise FileNotFoundError(f"no flow cache at {name}: `d3d flow --out FOLDER` makes one")
     foreign = CacheError(f"{printable(path)} is not the manifest of a flow cache: delete the cache and make it again")
@@ -114,15 +126,22 @@ def open_cache(folder: str | Path, spec: FlowSpec, *, create: bool = False) -> N
             f"the flow cache {name} was made by an earlier version, without checksums: delete it and run `d3d flow` "
             "again"
         )
+    return manifest
+
+
+def check_parameters(manifest: Mapping[str, Any], spec: FlowSpec, name: str) -> None:
+    """Raises CacheError if a manifest has other parameters than `spec`; `name` says what it belongs to."""
     differences = [
         f"{key} {shown(manifest.get(key))} instead of {value!r}"
-        for key, value in expected.items()
+        for key, value in _expected(spec).items()
         if manifest.get(key) != value
     ]
     if differences:
-        raise CacheError(
-            f"the flow cache {name} was made with {', '.join(differences)}: use its parameters or another folder"
-        )
+        raise CacheError(f"{name} was made with {', '.join(differences)}: use its parameters or another folder")
+
+
+def _expected(spec: FlowSpec) -> dict[str, Any]:
+    return {"schema": SCHEMA, "method": "TV-L1, OpenCV's defaults"} | asdict(spec)
 
 
 def _write_manifest(path: Path, content: str) -> None:

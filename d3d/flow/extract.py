@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from d3d.files import append_to, fingerprint, sha256
+from d3d.files import append_to, sha256
 from d3d.flow.cache import (
     CacheError,
     FieldsWriter,
@@ -42,6 +42,7 @@ from d3d.messages import one_line, printable, shown
 from d3d.progress import Progress
 from d3d.video import annotations
 from d3d.video.decode import VideoError, iter_frames, resize
+from d3d.video.shards import fingerprint
 
 MAX_WORKERS = 1000
 
@@ -275,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str]) -> None:
-    shard = _parse_shard(args.shard)
+    shard = parse_shard(args.shard)
     spec = FlowSpec(fps=args.fps, short_side=args.short_side, bound=args.bound)
     if args.workers is not None and not 1 <= args.workers <= MAX_WORKERS:
         raise ValueError(f"workers must lie in [1, {MAX_WORKERS}], not {shown(args.workers)}")
@@ -338,7 +339,8 @@ def _run_per_device(devices: Sequence[str], shard: tuple[int, int], argv: Sequen
         raise ChildProcessError(f"the flow on {', '.join(failed)} failed: run the same command again to resume")
 
 
-def _parse_shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads i/n, the i-th of n parts, counted from 1; raises ValueError if it is none."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
     index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:

@@ -23,7 +23,7 @@ NETWORKS = {
 NETWORK_BENCHES = ("s3dg", "batches", "s3dg_tf32")
 RATE = re.compile(r"(?P<step>\w+)/(?P<precision>\w+)/batch(?P<batch>\d+)/(?P<network>\w+)/clips_per_second")
 # The benches on video files, each with the contestant that the others are compared with.
-VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded"}
+VIDEO_PEERS = {"decode": "pyav", "flow_set": "tvl1_alone", "memory": "decoded", "shards": "files"}
 END_TO_END = {
     "one_network": "one network (RGB or D3D)",
     "two_streams": "two streams, our TV-L1",

@@ -14,7 +14,7 @@ from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
 RENDERED_DATASETS = ("sprites",)
-FILE_DATASETS = ("folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "table", "ava")
+FILE_DATASETS = ("folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "table", "shards", "ava")
 # Upper bound of training seeds; twins and probes draw from seeds above it.
 MAX_SEED = 1000
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs, not its result.
@@ -59,7 +59,8 @@ class FlowConfig(Group):
         5.0, "flow is clipped to ± bound pixels and divided by bound", above=0, least=0.0001, limit=10_000
     )
     flow_cache: str = parameter(
-        "", "folder that keeps TV-L1 flow; video files: filled by `d3d flow`, or empty: computed in memory"
+        "",
+        "folder that keeps TV-L1 flow; video files: filled by `d3d flow`; empty: that of shards, or computed",
     )
 
 
@@ -69,11 +70,12 @@ class FilesConfig(Group):
 
     dataset: str = parameter(
         "sprites",
-        "sprites | folder | ucf101 | hmdb51 | jhmdb | kinetics400 | kinetics600 | table",
+        "sprites | folder | ucf101 | hmdb51 | jhmdb | kinetics400 | kinetics600 | table | shards",
         choices=(*RENDERED_DATASETS, *FILE_DATASETS),
     )
     root: str = parameter(
-        "", "video files: their folder (dataset folder: a subfolder per class); dataset table: the CSV file"
+        "",
+        "video files: their folder (dataset folder: a subfolder per class) or that of shards; table: the CSV file",
     )
     annotations: str = parameter("", "video files: folder of the data set's annotation files; empty: root")
     split: int = parameter(1, "ucf101, hmdb51 and jhmdb: official split, 1, 2 or 3", low=1, high=3)

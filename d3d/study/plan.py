@@ -174,7 +174,7 @@ def overrides(
 
 
 def flow_cache(profile: Mapping[str, Any], results: str | Path) -> str:
-    """Returns the folder in which a study of video files keeps their flow; empty: it needs none.
+    """Returns the folder in which a study of video files keeps their flow; empty: it needs none, or shards have it.
 
     Args:
         profile: a complete profile.
@@ -183,7 +183,7 @@ def flow_cache(profile: Mapping[str, Any], results: str | Path) -> str:
     params = with_defaults("train", profile)
     if params["dataset"] in RENDERED_DATASETS or params["repeated_frames"] == "drop":
         return ""
-    return params["flow_cache"] or str(Path(results, "flow", "videos"))
+    return params["flow_cache"] or ("" if params["dataset"] == "shards" else str(Path(results, "flow", "videos")))
 
 
 def needs_flow(name: str) -> bool:

@@ -13,6 +13,7 @@ from d3d.messages import printable, shown
 from d3d.video.ava import read_ava
 from d3d.video.hmdb import read_hmdb51, read_jhmdb
 from d3d.video.listing import find_videos, in_class_folder_or_flat, make_listing, unique_path
+from d3d.video.shard_sets import read_shards
 from d3d.video.tables import (
     Listing,
     is_class_name,
@@ -36,7 +37,7 @@ def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split:
 
     Args:
         dataset: One of `DATASETS`.
-        root: Folder of the videos; the CSV file of a "table".
+        root: Folder of the videos, or of the "shards"; the CSV file of a "table".
         annotations: Folder of the annotation files; empty: `root`.
         split: 1, 2 or 3, for UCF101, HMDB51 and JHMDB.
 
@@ -52,7 +53,9 @@ def read(dataset: str, root: str | Path, *, annotations: str | Path = "", split:
     root, name = Path(root), printable(root)
     folder = Path(annotations or root)
     if dataset != "table" and not os.path.isdir(root):
-        content = "one folder per class" if dataset == "folder" else f"the videos of {dataset}"
+        content = {"folder": "one folder per class", "shards": "what `d3d data … --shards` wrote"}.get(
+            dataset, f"the videos of {dataset}"
+        )
         raise FileNotFoundError(f"root '{name}' does not exist or is no folder: it must hold {content}")
     if dataset != "table" and not os.path.isdir(folder):
         wanted = "does not exist or is no folder of annotation files"
@@ -198,5 +201,6 @@ READERS: dict[str, Callable[[Path, Path, int], Listing]] = {
     "kinetics600": _kinetics_reader(OFFICIAL_CLASSES["kinetics600"]),
     "ava": read_ava,
     "table": lambda root, *_: read_table(root),
+    "shards": lambda root, *_: read_shards(root),
 }
 DATASETS = tuple(READERS)

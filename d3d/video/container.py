@@ -20,6 +20,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from d3d.messages import printable
+from d3d.video import shards
 from d3d.video.orientation import orientation
 from d3d.video.times import Continuous, ShownTicks, in_seconds
 
@@ -50,7 +51,7 @@ class VideoFile:
     """An open file's video stream: its frames in order, with their times in seconds since the first frame.
 
     Attributes:
-        path: The file.
+        path: The file, loose or inside of a shard.
         rate: Average frames per second.
         tolerance: Seconds by which times may differ from exact ones.
         origin: The first frame's time in the file, None until it is decoded.
@@ -64,6 +65,11 @@ class VideoFile:
             raise VideoError(f"{self.path} is not a regular file")
         # Without the protocol, FFmpeg would take what precedes a colon in a name as one.
         self.address = f"file:{os.fspath(path)}"
+        self.readers: list[shards.StoredFileReader] = []  # of a file inside of a shard
+        try:
+            self.stored = shards.find(path)
+        except OSError as error:
+            raise VideoError(error.strerror) from None
         self.index: int | None = None
         self._open()
         name = self.container.format.name
@@ -110,12 +116,23 @@ class VideoFile:
         self.stream.codec_context.thread_count = 1
 
     def _open_container(self) -> av.container.InputContainer:
+        source = self.address
+        if self.stored:
+            source = shards.StoredFileReader(self.stored, self.address)
+            self.readers.append(source)
         try:
             # Metadata may be in any encoding, and a playlist must not open other addresses.
-            return av.open(self.address, metadata_errors="ignore", options={"protocol_whitelist": "file"})
+            container = av.open(source, metadata_errors="ignore", options={"protocol_whitelist": "file"})
         except (av.FFmpegError, OSError, ValueError) as error:
+            self._require_undamaged()
             reason = getattr(error, "strerror", error)
             raise VideoError(f"{self.path} cannot be opened as a video: {reason}") from None
+        try:
+            self._require_undamaged()
+        except VideoError:
+            container.close()
+            raise
+        return container
 
     def _choose_stream(self) -> int:
         """Returns the index of the stream to show: of those marked default the one with the largest images.
@@ -236,6 +253,7 @@ class VideoFile:
         last, continuous = None, Continuous(self.tick, jumps=self.jumps)
         step = round(1 / self.rate / self.tick)
         for packet in self.container.demux() if self._states_file_duration() else self.container.demux(self.stream):
+            self._require_undamaged()
             pts, dts, taken = packet.pts, packet.dts, packet.stream is self.stream
             if pts is not None or dts is not None:
                 latest = pts if dts is None or (pts is not None and pts > dts) else dts
@@ -305,9 +323,17 @@ class VideoFile:
         return in_seconds(ticks, tick) if (ticks := item.duration) and not self.uses_dts else 1 / self.rate
 
     def _damaged(self, error: av.FFmpegError | OSError) -> VideoError:
+        self._require_undamaged()
         return VideoError(f"{self.path} is damaged: {error.strerror}")
 
+    def _require_undamaged(self) -> None:
+        """Raises VideoError if bytes inside of a shard were read that are not what was written."""
+        for reader in self.readers:
+            if reader.damage:
+                raise VideoError(f"{self.path} is damaged: {reader.damage}")
+
     def _require_complete(self) -> None:
+        self._require_undamaged()
         stated, read = self._stream_duration(), self.furthest
         if self._states_file_duration():
             stated = self.container.duration / av.time_base

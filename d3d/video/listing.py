@@ -62,7 +62,7 @@ def make_listing(
         else:
             missing.append((split, f"{name}/{file}"))
     table = pd.DataFrame(clips, columns=[*COLUMNS, *columns]).astype({"start": float, "end": float})
-    return Listing(table, classes, tuple(name for _, name in missing), len(clips) + len(missing), tuple(missing))
+    return Listing(table, classes, tuple(name for _, name in missing), len(clips) + len(missing), absent=tuple(missing))
 
 
 def in_class_folder_or_flat(root: Path) -> Callable[[str], str | None]:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -43,6 +44,21 @@ ESCAPED = re.compile(r"'+[=+\-@\t\r\n]")
 
 
 @dataclass(frozen=True)
+class StoredFlow:
+    """The flow that a data set brings with its videos.
+
+    Attributes:
+        manifest: Parameters of the flow, as in the manifest of a flow cache.
+        summary: Statistics of the flow, as `d3d.flow.cache.summary` returns them.
+        absent: Maps the path of each video without flow to the reason.
+    """
+
+    manifest: dict[str, Any]
+    summary: dict[str, float]
+    absent: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Listing:
     """The clips of a data set.
 
@@ -51,6 +67,7 @@ class Listing:
         classes: Names of the classes in the order of their labels.
         missing: Names of the files that do not exist, each once.
         listed: Number of clips in the annotations; a file may hold several, as in AVA.
+        flow: The flow that lies beside the videos, in shards that were written with it; else None.
         absent: Split and name of each clip whose file is missing; empty for AVA.
     """
 
@@ -58,6 +75,7 @@ class Listing:
     classes: tuple[str, ...]
     missing: tuple[str, ...]
     listed: int
+    flow: StoredFlow | None = None
     absent: tuple[tuple[str, str], ...] = ()
 
     def without_training(self) -> "Listing":
@@ -65,7 +83,7 @@ class Listing:
         table = self.table[self.table["split"] != "train"].reset_index(drop=True)
         absent = tuple((split, name) for split, name in self.absent if split != "train")
         missing = tuple(dict.fromkeys(name for _, name in absent))
-        return Listing(table, self.classes, missing, len(table) + len(absent), absent)
+        return Listing(table, self.classes, missing, len(table) + len(absent), self.flow, absent)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -143,7 +161,7 @@ def read_table(path: str | Path) -> Listing:
     exists = table["path"].isin(files)
     absent = tuple(table.loc[~exists, ["split", "path"]].itertuples(index=False, name=None))
     missing = tuple(dict.fromkeys(path for _, path in absent))
-    return Listing(table[exists].reset_index(drop=True), tuple(classes), missing, len(table), absent)
+    return Listing(table[exists].reset_index(drop=True), tuple(classes), missing, len(table), absent=absent)
 
 
 def _check_header(path: Path, header: list[str]) -> None:

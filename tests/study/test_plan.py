@@ -157,3 +157,5 @@ def test_only_what_sees_flow_needs_the_flow_of_a_set_of_videos(tmp_path):
     # Computed at the start of each run, from clips in memory.
     assert plan.flow_cache(profile | {"repeated_frames": "drop"}, "results/mine") == ""
     assert plan.flow_cache(read_profile("notebooks/params/smoke.yaml"), "results/smoke") == ""
+    # Shards have their flow beside the videos.
+    assert plan.flow_cache(profile | {"dataset": "shards"}, "results/mine") == ""

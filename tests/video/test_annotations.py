@@ -330,7 +330,8 @@ def test_wrong_folders_are_named(tmp_path):
     ]:
         with pytest.raises(FileNotFoundError, match=message):
             read(name, tmp_path)
-    assert set(DATASETS) == {"folder", "ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "ava", "table"}
+    official_sets = {"ucf101", "hmdb51", "jhmdb", "kinetics400", "kinetics600", "ava"}
+    assert set(DATASETS) == official_sets | {"folder", "table", "shards"}
 
 
 @pytest.mark.parametrize("name", [*official.SETS, "ava"])
