@@ -16,6 +16,8 @@ from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,
     CompareConfig,
+    DetectConfig,
+    DetectionConfig,
     DistillationConfig,
     FilesConfig,
     FlowConfig,
@@ -99,6 +101,17 @@ EXPERIMENTS = {
         AttributionConfig,
         _EXAMINING | {"attribution": ("width", "endpoint", "clips", "steps")},
         "d3d.probing.attribution",
+    ),
+    "detect": Experiment(
+        DetectConfig,
+        {
+            "run": ("arm", "seed", "results", "save_every"),
+            "clips": _CLIP,
+            "flow": _FLOW,
+            "video files": ("dataset", "root", "annotations", "fps", "damaged", "workers"),
+            "detection": ("width", *_names(DetectionConfig)),
+        },
+        "d3d.detection.experiment",
     ),
 }
 

@@ -39,7 +39,7 @@ SHARED = ("labels/", "groups/")  # arrays that an archive stores once for all ne
 # Suffixes of metric names, in order of preference for the one-line summary of a record.
 HEADLINE_METRICS = (
     *("iid/top1", "/test/top1", "/val/top1", "iid/agreement", "/test/agreement", "/val/agreement"),
-    *("Mixed_4b/target_epe", "motion_part/frozen"),
+    *("Mixed_4b/target_epe", "motion_part/frozen", "boxes/frame_map", "ava/frame_map"),
 )
 
 
