@@ -39,7 +39,10 @@ def run(active_run: Run) -> None:
     if info.stream != "rgb":
         raise ValueError(f"weights {own.weights} are of a {info.stream} stream; a detector on AVA needs an RGB network")
     path = Path(config.run.results) / "detect" / f"{arm}-seed{seed}"
-    data = changed(config.data, workers=config.data.files.workers or cpu_count())
+    workers = config.data.files.workers or cpu_count()
+    if workers > cpu_count():
+        raise ValueError(f"workers is {workers}, this machine has {cpu_count()} cores: use at most as many, or 0")
+    data = changed(config.data, workers=workers)
     with active_run.phase("data"):
         train = ava_split(data, "train", device=device, report=print_line)
         val = ava_split(data, "val", boxes=own.boxes, device=device, report=print_line)
