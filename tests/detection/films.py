@@ -48,8 +48,13 @@ def write_ava(root: Path) -> dict[str, str]:
         write_lines(lists / f"ava_{split}_v2.1.csv", [row for video in videos for row in rows(video)])
         excluded = [f"{video},0001" for video in videos]
         write_lines(lists / f"ava_{split}_excluded_timestamps_v2.1.csv", excluded)
-    boxes = [f"{v},{t},{box},,{score}" for v in VAL for t, box, score in (
-        ("0001", LEFT, 0.9), ("0002", LEFT, 0.9), ("0002", "0.5,-0.01,0.9,0.8", 0.7), ("0004", LEFT, 0.2), ("0777", LEFT, 1),
-    )]  # fmt: skip
+    shifted = "0.5,-0.01,0.9,0.8"
+    detected = {
+        "0001": [(LEFT, 0.9)],
+        "0002": [(LEFT, 0.9), (shifted, 0.7)],
+        "0004": [(LEFT, 0.2)],
+        "0777": [(LEFT, 1)],
+    }
+    boxes = [f"{v},{t},{box},,{score}" for v in VAL for t, of_frame in detected.items() for box, score in of_frame]
     write_lines(root / "BOXES.csv", boxes)
     return {"root": str(root / "AVA"), "annotations": str(lists), "boxes": str(root / "BOXES.csv")}
