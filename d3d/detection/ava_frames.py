@@ -112,7 +112,7 @@ class AvaSplit:
         excluded: AVA's list of key frames that are not scored.
         videos: number of films that the ground truth names.
         listed: number of key frames with boxes.
-        found: number of these whose film is on disk.
+        on_disk: number of these whose film is on disk.
         missing: films that are named and not on disk.
     """
 
@@ -124,7 +124,7 @@ class AvaSplit:
     excluded: Path
     videos: int
     listed: int
-    found: int
+    on_disk: int
     missing: tuple[str, ...]
 
 

@@ -78,7 +78,7 @@ def _files(train: AvaSplit, val: AvaSplit) -> dict[str, object]:
     """The `files` of the record; its numbers are of key frames, its missing names of films."""
     refused = train.key_frames.refused | val.key_frames.refused
     missing = [*train.missing, *val.missing]
-    listed, on_disk = train.listed + val.listed, train.found + val.found
+    listed, on_disk = train.listed + val.listed, train.on_disk + val.on_disk
     decoded = sum(int((~split.key_frames.table["path"].isin(refused)).sum()) for split in (train, val))
     counts = {"listed": listed, "found": on_disk, "missing": listed - on_disk, "decoded": decoded}
     return counts | {"refused": refused, "missing_first": missing[:20]}

@@ -20,7 +20,7 @@ from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.s3dg.network import S3DG, s3dg
 from d3d.study import plan
 from d3d.study.arms import ARMS, arms_examined_by
-from d3d.study.parameters import DetectConfig
+from d3d.study.detection import DetectConfig
 from d3d.study.run import Run
 from d3d.study.schema import changed
 from d3d.video.ava import CORNERS

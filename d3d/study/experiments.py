@@ -12,12 +12,11 @@ from types import NoneType
 from typing import Any
 
 from d3d.messages import shown
+from d3d.study.detection import DetectConfig, DetectionConfig
 from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,
     CompareConfig,
-    DetectConfig,
-    DetectionConfig,
     DistillationConfig,
     FilesConfig,
     FlowConfig,

@@ -275,8 +275,8 @@ class TrainConfig(Group):
     def check(self) -> None:
         if self.data.files.dataset == "ava":
             raise ValueError(
-                "dataset 'ava' has boxes with several labels each: use detect.ipynb, since other training needs one "
-                "label per clip"
+                "dataset 'ava' has several labels per clip, and training supports one label per clip only: use "
+                "detect.ipynb, which trains on its boxes"
             )
 
 
@@ -373,55 +373,3 @@ class Tvl1Config(Group):
     run: RunConfig = RunConfig()
     clip: ClipConfig = ClipConfig()
     pairs: int = parameter(32, "number of pairs of frames, one per clip", low=1, limit=MAX_CLIPS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectionConfig(Group):
-    """Training and test of action detectors, with equal effort, and of the person detector that finds their boxes."""
-
-    weights: str = parameter("", "ava: checkpoint of the RGB network that the detector starts from, such as D3D's")
-    boxes: str = parameter(
-        "", "ava: CSV file of detected persons on val, video,timestamp,x1,y1,x2,y2,,score; empty: the true boxes"
-    )
-    train_scenes: int = parameter(256, "sprites: number of training scenes, at least 2", low=2, limit=MAX_CLIPS)
-    test_scenes: int = parameter(128, "sprites: number of test scenes, at least 2", low=2, limit=MAX_CLIPS)
-    scenes_per_step: int = parameter(
-        8, "key frames per training step, at least 2 because of batch norm", low=2, limit=MAX_CLIPS
-    )
-    detector_epochs: int = parameter(
-        10, "passes over the training key frames for each action detector", low=1, limit=10**6
-    )
-    detector_rate: float = parameter(0.05, "peak learning rate of the action detectors", above=0, limit=1e30)
-    person_epochs: int = parameter(
-        6, "sprites: passes over the training scenes for the person detector", low=1, limit=10**6
-    )
-    person_rate: float = parameter(0.02, "sprites: peak learning rate of the person detector", above=0, limit=1e30)
-    drawn_scenes: int = parameter(
-        12, "sprites: number of test scenes, from the first, whose detections are saved", low=0, limit=10_000
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectConfig(Group):
-    """Action detectors: trained networks fine-tuned to score the actions of actors in boxes."""
-
-    run: RunConfig = RunConfig()
-    network: NetworkConfig = NetworkConfig()
-    data: DataConfig = DataConfig()
-    detection: DetectionConfig = DetectionConfig()
-
-    def check(self) -> None:
-        own, dataset = self.detection, self.data.files.dataset
-        if dataset not in ("sprites", "ava"):
-            raise ValueError(f"dataset must be sprites or ava, which have boxes of actions, not {shown(dataset)}")
-        if dataset == "ava" and not own.weights:
-            raise ValueError("dataset 'ava' needs weights: the checkpoint of the network that the detector starts from")
-        for name in ("weights", "boxes"):
-            if dataset == "sprites" and getattr(own, name):
-                raise ValueError(f"{name} is only for dataset 'ava', not for dataset 'sprites'")
-        if dataset == "sprites" and self.run.arm:
-            raise ValueError("arm is only for dataset 'ava': on sprites all arms of the results folder are examined")
-        if own.drawn_scenes > own.test_scenes:
-            raise ValueError(
-                f"drawn_scenes must lie between 0 and test_scenes ({own.test_scenes}), not {own.drawn_scenes}"
-            )
