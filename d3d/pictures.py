@@ -24,7 +24,7 @@ from d3d.study.parameters import ClipConfig
 from d3d.study.schema import make
 
 FILM_FPS, SECONDS_STILL = 8, 2
-PANEL = 320  # screen pixels of a scene's side, about
+PANEL, NAME = 320, 20  # screen pixels of a scene's side, about, and of the height of a name
 # Of boxes: the truth, what is right, what is wrong; and of their labels' text.
 INKS = {None: "white", True: "#56b4e9", False: "#d55e00"}
 TEXT_INKS = {None: "black", True: "black", False: "white"}
@@ -168,7 +168,7 @@ def scene_html(scenes: RenderedScenes, row: int, panels: Mapping[str, Sequence[D
 
 
 def _with_boxes(frame: torch.Tensor, boxes: Sequence[DrawnBox]) -> torch.Tensor:
-    """Draws boxes and, in each as far as the frame has room, the name of its action, on a frame uint8 (3, H, W)."""
+    """Draws boxes, and above each the name of its action, or in it at the upper edge, on a frame uint8 (3, H, W)."""
     from torchvision.utils import draw_bounding_boxes
 
     if not boxes:
@@ -179,11 +179,12 @@ def _with_boxes(frame: torch.Tensor, boxes: Sequence[DrawnBox]) -> torch.Tensor:
     frame = draw_bounding_boxes(frame, corners, colors=inks, width=3)
     places = corners.clone()
     for place, name in zip(places, names, strict=True):
-        room = torch.tensor([side - 9.0 * len(name), side - 24.0]).clamp(min=0)
-        place[:2], place[2:] = torch.minimum(place[:2], room), side - 1
+        place[0] = min(place[0], max(0, side - 8 * len(name) - 4))  # the name ends within the frame
+        place[1] = place[1] - NAME if place[1] >= NAME else place[1]
+        place[2:] = side - 1
     return draw_bounding_boxes(
         frame, places, names, inks, width=0, font=str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")),
-        font_size=15, fill_labels=True, label_colors=[TEXT_INKS[box.is_right] for box in boxes],
+        font_size=13, fill_labels=True, label_colors=[TEXT_INKS[box.is_right] for box in boxes],
     )  # fmt: skip
 
 
