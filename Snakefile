@@ -39,11 +39,12 @@ if unknown := set(REQUESTED_SEEDS) - {str(seed) for seed in STUDY["seeds"]}:
 SEEDS = [int(seed) for seed in REQUESTED_SEEDS] or STUDY["seeds"]
 # TV-L1 has no seeds, so a request for some seeds leaves it out.
 STUDY_EXPERIMENTS = [name for name in EXPERIMENTS if not (REQUESTED_SEEDS and name == "tvl1")]
-CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "verdict"]
+CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "detection", "verdict"]
 CHAPTERS += ["first_study", "selection", "rerun"]
 # The records that each chapter reads: the published study, or this machine's for what was not published.
 CHAPTER_RESULTS = dict.fromkeys(CHAPTERS, str(plan.book_results()))
 CHAPTER_RESULTS |= {"rerun": RESULTS, "attention": str(plan.book_results("attribution"))}
+CHAPTER_RESULTS["detection"] = str(plan.book_results("detect"))
 CHAPTER_RESULTS |= {"selection": str(plan.SEARCHES), "first_study": str(plan.PUBLISHED)}
 # Of d3d.study.graph, if this machine has GPUs.
 GPUS = [gpu for gpu in os.environ.get("D3D_GPUS", "").split(",") if gpu]
@@ -341,6 +342,21 @@ rule attribution:
         gpu=1,
     params:
         command=job("attribution"),
+    shell:
+        "{params.command}"
+
+
+rule detect:
+    input:
+        lambda w: STAMPS["detect", None, int(w.seed)],
+        lambda w: weights_of("detect", w.seed),
+    output:
+        [f"{RESULTS}/detect/{arm}-seed{{seed}}.json" for arm in plan.arms_of("detect", STUDY)],
+    threads: CORES_PER_RUN
+    resources:
+        gpu=1,
+    params:
+        command=job("detect"),
     shell:
         "{params.command}"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from d3d.study.detection import DetectConfig
 from d3d.study.experiments import EXPERIMENTS, make_config
 from d3d.study.parameters import (
     AttributionConfig,
@@ -44,6 +45,10 @@ def attributing(**flat: Any) -> AttributionConfig:
 
 def leaking(**flat: Any) -> LeakConfig:
     return _experiment("leak", flat)
+
+
+def detecting(**flat: Any) -> DetectConfig:
+    return _experiment("detect", flat)
 
 
 def estimating(**flat: Any) -> Tvl1Config:

@@ -36,6 +36,7 @@ FIGURES = {
     "missing_motion": 4,
     "distillation": 10,
     "attention": 4,
+    "detection": 2,
     "selection": 1,
     "first_study": 1,
     "rerun": 2,

@@ -26,6 +26,7 @@ from tests.study.test_records import PROVENANCE
 
 pytestmark = pytest.mark.slow
 ABLATIONS = read_profile(ROOT / "notebooks/params/smoke.yaml")["ablations"]
+EXAMINING = ("leak", "probe", "attribution", "detect")
 CHAPTERS = sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))
 
 
@@ -107,7 +108,16 @@ def test_a_changed_parameter_reruns_the_experiments_that_have_it(finished):
 
 def test_a_changed_parameter_of_training_reruns_everything_downstream(finished):
     edit_profile(finished / "notebooks/params/smoke.yaml", epochs=2)
-    expected = {"train": 7, "distill": 18, "fuse": 1, "compare": 1, "probe": 1, "attribution": 1, "leak": 1}
+    expected = {
+        "train": 7,
+        "distill": 18,
+        "fuse": 1,
+        "compare": 1,
+        "probe": 1,
+        "attribution": 1,
+        "detect": 1,
+        "leak": 1,
+    }
     assert planned(finished) == expected | {"chapter": len(CHAPTERS)}
 
 
@@ -124,7 +134,7 @@ def test_a_changed_module_reruns_its_users(finished):
         file.write("\nCHANGED = True\n")
     jobs = planned(finished)
     assert jobs["probe"] == 1
-    assert not {"train", "distill", "fuse", "compare", "attribution", "leak", "tvl1"} & set(jobs)
+    assert not {"train", "distill", "fuse", "compare", "attribution", "detect", "leak", "tvl1"} & set(jobs)
 
 
 def test_a_changed_parameter_of_tvl1_reruns_only_tvl1(finished):
@@ -219,7 +229,16 @@ def test_a_request_for_one_seed_plans_no_other(finished):
         path.unlink()
     assert planned(finished, "seeds=1", targets=["study"]) == {"train": 3, "distill": 5, "fuse": 1, "compare": 1}
     jobs = planned(finished, "seeds=0 1", targets=["study"])
-    assert jobs == {"train": 7, "distill": 18, "fuse": 1, "compare": 1, "probe": 1, "attribution": 1, "leak": 1}
+    assert jobs == {
+        "train": 7,
+        "distill": 18,
+        "fuse": 1,
+        "compare": 1,
+        "probe": 1,
+        "attribution": 1,
+        "detect": 1,
+        "leak": 1,
+    }
     with pytest.raises(AssertionError, match=r"seeds must be some of \[0, 1\] of .*smoke.yaml, not '7'"):
         planned(finished, "seeds=7")
 

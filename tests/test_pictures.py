@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from d3d import pictures
+from d3d.data.scenes import render_scenes
 from d3d.data.sprites import render
 from d3d.study import records
 from d3d.study.records import Record
@@ -124,6 +125,60 @@ def test_decoded_flow_is_that_of_the_first_seed_in_the_order_of_the_arms(tmp_pat
     np.testing.assert_allclose(panels["decoded"]["rgb"], panels["truth"] / 2, atol=5e-3)
     assert panels["rgb"].shape == (2, 3, 2, 32, 32)
     pictures.filmstrips(**panels)
+
+
+@pytest.fixture(scope="module")
+def detections(tmp_path_factory):
+    """Records of two arms in four scenes: D3D is right in all but the first two, RGB-longer nowhere."""
+    results, config = tmp_path_factory.mktemp("detections"), configs.clip(noise=0.0, frames=4, size=16, extent=0.28)
+    boxes = render_scenes(config, "iid", range(4)).boxes
+    truth, corners = boxes["label"].to_numpy(), boxes[["x1", "y1", "x2", "y2"]].to_numpy(np.float32)
+    params = {**flatten(config), "drawn_scenes": 4}
+    for seed, arm in ((1, "d3d"), (0, "d3d"), (0, "rgb_longer"), (0, "rgb")):
+        right = (boxes["scene"] > 1) & (arm == "d3d")
+        scores = np.eye(16, dtype=np.float16)[np.where(right, truth, (truth + 1) % 16)] / 2
+        arrays = {"scene": boxes["scene"].to_numpy(np.uint16), "corners": corners, "scores": scores}
+        # A second box at the same place, which nobody would count as right: its score is lower.
+        arrays = {
+            f"detected/{name}": np.concatenate([x, x / 2 if name == "scores" else x]) for name, x in arrays.items()
+        }
+        records.write(results, Record("detect", arm, seed, params, {}, True, PROVENANCE), arrays)
+    return results, boxes
+
+
+def test_scenes_are_the_first_in_which_all_is_right_and_the_first_in_which_something_is_wrong(detections):
+    results, boxes = detections
+    drawn = pictures.detected_scenes(results, ["rgb_longer", "d3d"], count=3)
+    assert list(drawn["panels"]) == [2, 0, 1]
+    for scene, panels in drawn["panels"].items():
+        own = boxes[boxes["scene"] == scene]
+        assert list(panels) == ["truth", "rgb_longer", "d3d"]
+        assert [box.action for box in panels["truth"]] == own["class"].tolist()
+        # As many boxes as actors, although there are twice as many.
+        assert [box.is_right for box in panels["d3d"]] == [scene == 2] * len(own)
+        assert not any(box.is_right for box in panels["rgb_longer"])
+    assert pictures.detected_scenes(results, ["flow"]) is None
+
+
+def test_a_film_of_a_scene_stops_where_boxes_are_drawn(detections):
+    drawn = pictures.detected_scenes(detections[0], ["rgb_longer", "d3d"])
+    html = pictures.scene_html(drawn["scenes"], 2, drawn["panels"][2])
+    actors = len(drawn["panels"][2]["truth"])
+    assert f"Right: RGB-longer 0 of {actors}, D3D {actors} of {actors}" in html
+    video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
+    with av.open(io.BytesIO(video)) as container:
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(int)
+    still = pictures.FILM_FPS * pictures.SECONDS_STILL
+    assert len(frames) == 4 + still
+    side = frames.shape[1]
+    panels = frames[3, :, :side], frames[3, :, -side:]
+    x1, y1, _, y2 = (int(edge * side) for edge in drawn["panels"][2]["truth"][0].corners)
+    # White at the left edge of the true box, blue at that of D3D's.
+    for panel, ink in zip(panels, ((255, 255, 255), (0x56, 0xB4, 0xE9)), strict=True):
+        edge = panel[(y1 + y2) // 2 + 20 : y2 - 6, x1 : x1 + 2].mean((0, 1))
+        assert np.allclose(edge, ink, atol=60), edge
+    assert abs(frames[3] - frames[2 + still]).mean() < 2
+    assert abs(frames[0] - frames[3]).mean() > 2
 
 
 def test_there_is_none_without_records_of_decoded_flow(tmp_path):

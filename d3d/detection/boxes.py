@@ -15,7 +15,7 @@ Columns:
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from d3d.files import write_atomic
 from d3d.messages import shown
 from d3d.video.ava import BOX_COLUMNS, CORNERS, NO_ACTION, read_actions, read_boxes, refuse_rows
 from d3d.video.ava import read_excluded as read_excluded_timestamps
-from d3d.video.tables import MAX_SECONDS, is_class_name
+from d3d.video.tables import MAX_SECONDS, each_row, is_class_name, line_error
 
 # How far a box may reach beyond the frame, in its widths and heights: regressed boxes may, boxes in pixels are refused.
 MARGIN = 0.1
@@ -87,6 +87,45 @@ def _checks(table: pd.DataFrame) -> Iterator[tuple[np.ndarray, str]]:
     yield boxed & ~inside, f"x1 <= x2 and y1 <= y2, as fractions of the frame, from {low:g} to {high:g}"
     if "score" in table:
         yield boxed & ~table["score"].between(0, 1).to_numpy(), "a score from 0 to 1"
+
+
+def read_people(path: str | Path) -> pd.DataFrame:
+    """Reads boxes of persons: rows `video,timestamp,x1,y1,x2,y2,action,score`, as detectors of persons write them.
+
+    The action is ignored and may be empty; it and the score may be left out. Rows of the same box, such as
+    detections of several actions, count once, with the highest of their scores.
+
+    Args:
+        path: CSV file without a header.
+
+    Returns:
+        Columns video, timestamp, x1, y1, x2, y2, score: one row per box, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a row is malformed, naming the file, the line and what was expected.
+    """
+    path, description = Path(path), "boxes of persons"
+    rows: dict[tuple, float] = {}
+    for line, cells in each_row(path, description):
+        try:
+            second, *corners = map(float, cells[1:6])
+            score = float(cells[7]) if len(cells) > 7 else 1.0
+            x1, y1, x2, y2 = corners
+        except ValueError:
+            second = nan
+        named = len(cells) <= 8 and cells[0] and 0 <= second <= MAX_SECONDS
+        low, high = -MARGIN, 1 + MARGIN
+        if not (named and low <= x1 <= x2 <= high and low <= y1 <= y2 <= high and 0 <= score <= 1):
+            expected = (
+                "video, timestamp, x1, y1, x2, y2, an action that is ignored, score: edges as fractions of the frame "
+                "with x1 <= x2 and y1 <= y2, and a score from 0 to 1"
+            )
+            raise line_error(path, line, ",".join(cells), expected)
+        box = (cells[0], second, *corners)
+        rows[box] = max(score, rows.get(box, 0.0))
+    table = pd.DataFrame(list(rows), columns=[*BOX_COLUMNS[:2], *CORNERS])
+    return table.astype({"video": str} | dict.fromkeys(table.columns[1:], float)).assign(score=[*rows.values()])
 
 
 def read_excluded(path: str | Path) -> pd.DataFrame:

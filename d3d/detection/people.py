@@ -8,6 +8,7 @@
 As AVA's boxes of people, they do not depend on the action detector, and all action detectors are given the same.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -16,21 +17,27 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import box_iou
+from torchvision.ops import MultiScaleRoIAlign, box_iou
 
+from d3d.detection.loop import Step, run_epochs
 from d3d.detection.scene_sets import SceneSet, key_frame_columns
 from d3d.detection.scoring import frame_map
 from d3d.study.parameters import OptimiserConfig
-from d3d.train.loop import warmup_cosine
 from d3d.train.sgd import Sgd
 from d3d.video.ava import CORNERS
 
 # Key frames are enlarged to this side, in pixels, if they are smaller. An actor's side is at least a sixteenth of it.
 SIDE = 128
-ANCHORS = (8, 16, 32, 64, 128)  # sides in pixels, one per level of the feature pyramid
-# A key frame has few actors, and torchvision's numbers, 2000 proposals and 512 samples, are for photographs.
-PROPOSALS, SAMPLES = 128, 64
+# Actors are neither tiny nor as large as the frame: two stages of the backbone make the levels of the pyramid.
+STAGES = [2, 3]
+ANCHORS = (16, 32, 64)  # sides in pixels, one per level of the feature pyramid
+# A key frame has few actors, and torchvision's numbers, 2000 proposals, 512 samples and 1024 features, are for
+# photographs.
+PROPOSALS, SAMPLES, FEATURES = 128, 32, 256
+# Gradients are scaled down to this norm: without, noisy scenes made training diverge.
+MAX_NORM = 2.0
 MAX_BOXES, MIN_SCORE = 8, 0.05  # boxes kept per key frame
 IOU = 0.5
 KEY_FRAMES_PER_PASS = 32
@@ -47,10 +54,15 @@ def build_person_detector(*, seed: int = 0) -> FasterRCNN:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         norm = partial(nn.GroupNorm, 32)
-        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=5)
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet18", weights=None, norm_layer=norm, trainable_layers=5, returned_layers=STAGES
+        )
+        pool = MultiScaleRoIAlign([str(i) for i in range(len(STAGES))], output_size=7, sampling_ratio=2)
         return FasterRCNN(
             backbone,
-            num_classes=2,
+            box_roi_pool=pool,
+            box_head=TwoMLPHead(backbone.out_channels * 7**2, FEATURES),
+            box_predictor=FastRCNNPredictor(FEATURES, num_classes=2),
             rpn_anchor_generator=AnchorGenerator(tuple((n,) for n in ANCHORS), ((0.5, 1.0, 2.0),) * len(ANCHORS)),
             min_size=SIDE,
             max_size=SIDE,
@@ -64,17 +76,18 @@ def build_person_detector(*, seed: int = 0) -> FasterRCNN:
 
 
 def train_person_detector(
-    scenes: SceneSet, *, epochs: int, batch_size: int = 16, learning_rate: float = 0.005, seed: int = 0
+    scenes: SceneSet, *, epochs: int, batch_size: int = 16, learning_rate: float = 0.02, seed: int = 0
 ) -> FasterRCNN:
     """Trains a detector of actors, whatever they do, on the key frames of scenes.
 
-    SGD with momentum 0.9, weight decay 0.0001, linear warm-up over a tenth of the steps and cosine decay.
+    SGD with momentum 0.9, weight decay 0.0001, clipped gradients, linear warm-up over a tenth of the steps and cosine
+    decay.
 
     Args:
         scenes: the training scenes.
         epochs: passes over the scenes; the last, incomplete batch of each is dropped.
         batch_size: key frames per step, at least 2; at most all scenes are used.
-        learning_rate: after the warm-up; at 0.02, batches of 8 diverged.
+        learning_rate: after the warm-up.
         seed: of the weights, the order of the scenes and the sampled proposals; on a GPU sums may differ in their last
             digits.
 
@@ -88,22 +101,20 @@ def train_person_detector(
     config = OptimiserConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     detector = build_person_detector(seed=seed).to(scenes.device).train()
     sgd = Sgd(detector, config, scenes.device)
-    rng, size = np.random.default_rng(seed), min(batch_size, len(scenes))
-    steps = len(scenes) // size
-    schedule = warmup_cosine(config.warmup, epochs * steps)
+
+    def take_steps(steps: list[Step]) -> Iterator[Tensor]:
+        for step in steps:
+            loss = _loss(detector, scenes, torch.from_numpy(step.rows).to(scenes.device))
+            sgd.learning_rate.fill_(step.learning_rate)
+            gradients = list(torch.autograd.grad(loss, sgd.params))
+            norm = nn.utils.get_total_norm(gradients)
+            torch._foreach_mul_(gradients, (MAX_NORM / norm).clamp(max=1))
+            sgd.update(gradients)
+            yield loss.detach()
+
     with torch.random.fork_rng(devices=[scenes.device] if scenes.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for epoch in range(epochs):
-            order = torch.from_numpy(rng.permutation(len(scenes))).to(scenes.device)
-            for i in range(steps):
-                loss = _loss(detector, scenes, order[i * size :][:size])
-                if not loss.isfinite():
-                    raise FloatingPointError(
-                        f"the person detector's loss was {loss.item()} in epoch {epoch + 1}: give a learning_rate "
-                        f"below {learning_rate}"
-                    )
-                sgd.learning_rate.fill_(learning_rate * schedule(epoch * steps + i))
-                sgd.update(torch.autograd.grad(loss, sgd.params))
+        run_epochs(len(scenes), config, take_steps, sgd, seed=seed, name="person detector")
     return detector.eval()
 
 

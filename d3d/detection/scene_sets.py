@@ -4,8 +4,10 @@ scenes = scene_set(config.data, "iid", 1000, device="cuda")
 scenes.inputs("rgb", slice(0, 8)), scenes.boxes, scenes.scene_of_box, scenes.labels
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from d3d.data.clips import divide
 from d3d.data.scenes import SIDE, key_frame, render_scenes
 from d3d.data.sprite_classes import CLASSES
 from d3d.data.sprite_clips import tvl1_flow
+from d3d.detection.key_frames import KeyFrameBatch, KeyFrames
 from d3d.study.parameters import DataConfig
 from d3d.study.schema import changed
 from d3d.study.staleness import code_hash
@@ -24,8 +27,8 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class SceneSet:
-    """Rendered scenes of one split in the memory of one device.
+class SceneSet(KeyFrames):
+    """Rendered scenes of one split in the memory of one device; a scene has one key frame.
 
     Attributes:
         rgb: uint8 (S, 3, T, H, W).
@@ -44,13 +47,18 @@ class SceneSet:
     labels: Tensor
     table: pd.DataFrame
     bound: float
+    actions = range(1, len(CLASSES) + 1)
 
     def __len__(self) -> int:
         return len(self.rgb)
 
-    @property
-    def device(self) -> torch.device:
-        return self.rgb.device
+    def clips(
+        self, stream: str, batches: Sequence[np.ndarray], draws: Sequence[tuple[int, ...]] = ()
+    ) -> Iterator[KeyFrameBatch]:
+        """Yields whole scenes, which are never mirrored: motions to the left and to the right are two classes."""
+        for rows in batches:
+            clips = self.inputs(stream, torch.from_numpy(rows).to(self.device))
+            yield KeyFrameBatch(rows, clips, torch.zeros(len(rows), dtype=torch.bool, device=self.device))
 
     def inputs(self, stream: str, rows: Tensor | slice) -> Tensor:
         """Returns the network input of a stream as `Clips.inputs` does: RGB in [0, 1] or flow in [-1, 1]."""
@@ -71,9 +79,11 @@ def key_frame_columns(boxes: pd.DataFrame) -> dict[str, object]:
     """Returns the columns that AVA's tables begin with: video, timestamp, x1, y1, x2, y2.
 
     Args:
-        boxes: a table with the columns scene, x1, y1, x2 and y2.
+        boxes: a table with the columns scene, x1, y1, x2 and y2, and of video files video and timestamp too.
     """
     corners = {name: boxes[name].to_numpy(dtype=float) for name in CORNERS}
+    if "video" in boxes:
+        return {name: boxes[name].to_numpy() for name in ("video", "timestamp")} | corners
     return {"video": [f"scene {scene}" for scene in boxes["scene"]], "timestamp": 0.0, **corners}
 
 

@@ -1,4 +1,4 @@
-"""Trains an action detector on scenes, and applies it to boxes.
+"""Trains an action detector on key frames, and applies it to boxes.
 
     detector = ActionDetector(model, len(CLASSES))
     losses = train_detector(detector, train_scenes, "rgb", epochs=20, batch_size=16, learning_rate=0.02)
@@ -10,8 +10,7 @@ frozen statistics a trained RGB network diverged at a learning rate of 0.03; wit
 mAP was two thirds to three quarters.)
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,70 +19,72 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d3d.data.scenes import MAX_ACTORS
+from d3d.detection.key_frames import Actors, KeyFrames
+from d3d.detection.loop import Saving, Step, run_epochs
 from d3d.detection.network import ActionDetector
-from d3d.detection.scene_sets import SceneSet, key_frame_columns
+from d3d.detection.scene_sets import key_frame_columns
 from d3d.s3dg.graphs import capture_gradients
 from d3d.study.parameters import OptimiserConfig
-from d3d.train.loop import warmup_cosine
 from d3d.train.sgd import Sgd
 from d3d.video.ava import BOX_COLUMNS, CORNERS
 
-# Scenes per forward pass without gradients.
-SCENES_PER_PASS = 32
-
-
-class _Padded:
-    """The boxes of scenes, filled up to MAX_ACTORS per scene so that all batches have one shape.
-
-    What fills up are the scene's own boxes again, so that the statistics of batch norm are those of actors. They have
-    no part in the loss.
-
-    Attributes:
-        boxes: float32 (S, MAX_ACTORS, 4).
-        labels: float32 (S, MAX_ACTORS, K).
-        counts: float32 (S, MAX_ACTORS), 1 where a box counts, 0 where it repeats another.
-    """
-
-    def __init__(self, scenes: SceneSet) -> None:
-        numbers = torch.arange(len(scenes), device=scenes.device)
-        first, end = (torch.searchsorted(scenes.scene_of_box, numbers, side=side) for side in ("left", "right"))
-        place, actors = torch.arange(MAX_ACTORS, device=scenes.device), (end - first)[:, None]
-        source = first[:, None] + place % actors
-        self.boxes, self.labels, self.counts = scenes.boxes[source], scenes.labels[source], (place < actors).float()
+# Key frames per forward pass without gradients.
+KEY_FRAMES_PER_PASS = 32
 
 
 class _DetectorTrainer:
-    """Takes training steps on batches of scenes; on a GPU, forward and backward pass are one CUDA graph."""
+    """Takes training steps on batches of key frames; on a GPU, forward and backward pass are one CUDA graph."""
 
-    def __init__(self, model: ActionDetector, scenes: SceneSet, stream: str, config: OptimiserConfig) -> None:
-        self.model, self.scenes, self.stream = model, scenes, stream
-        self.padded = _Padded(scenes)
+    def __init__(
+        self, model: ActionDetector, key_frames: KeyFrames, stream: str, config: OptimiserConfig, actors: int, seed: int
+    ) -> None:
+        self.model, self.key_frames, self.stream, self.seed = model, key_frames, stream, seed
+        self.actors = Actors(key_frames, actors)
         self.gradients = capture_gradients(model, self.loss)
-        self.sgd = Sgd(model, config, scenes.device)
+        self.sgd = Sgd(model, config, key_frames.device)
 
-    def step(self, rows: Tensor, keep: Tensor, learning_rate: float) -> Tensor:
-        """Takes one step and returns the loss before it.
+    def take_steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
+        """Takes steps and yields the loss before each; 0 for a step none of whose key frames can be read."""
+        draws = [(self.seed, step.number) for step in steps]
+        batches = self.key_frames.clips(self.stream, [step.rows for step in steps], draws)
+        for step, batch in zip(steps, batches, strict=True):
+            if not len(batch.rows):
+                yield torch.zeros((), device=self.key_frames.device)
+                continue
+            # Instead of key frames that cannot be read, those that can are seen again: all steps have one shape.
+            filled = np.resize(np.arange(len(batch.rows)), len(step.rows))
+            index = torch.from_numpy(filled).to(self.key_frames.device)
+            clips = batch.clips if len(filled) == len(batch.rows) else batch.clips[index]
+            batch = batch._replace(rows=batch.rows[filled], clips=clips, mirrored=batch.mirrored[index])
+            rng = np.random.default_rng((self.seed, step.number, 1))
+            boxes, labels, counts = self.actors.of(batch, rng)
+            loss = self.gradients(batch.clips, boxes, labels, counts, self.keep(len(filled), rng))
+            self.sgd.learning_rate.fill_(step.learning_rate)
+            self.sgd.update([p.grad for p in self.sgd.params])
+            yield loss
+
+    def keep(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Draws what the features of a step's boxes are multiplied by, float32 (B * M, C'): dropout."""
+        dropout = self.model.dropout.p
+        kept = rng.random((count * self.actors.most, self.model.classifier.in_features), np.float32) >= dropout
+        return torch.from_numpy(kept.astype(np.float32) / np.float32(1 - dropout)).to(self.key_frames.device)
+
+    def loss(self, clips: Tensor, boxes: Tensor, labels: Tensor, counts: Tensor, keep: Tensor) -> Tensor:
+        """Binary cross-entropy of independent actions, summed over the actions and averaged over the actors.
 
         Args:
-            rows: int64 (B,), which scenes.
-            keep: float32 (B * MAX_ACTORS, C'), what the features are multiplied by: dropout.
-            learning_rate: of this step.
+            clips: (B, C, T, H, W).
+            boxes: (B, M, 4).
+            labels: (B, M, K).
+            counts: (B, M), 1 where a box counts.
+            keep: (B * M, C'), what the features are multiplied by.
         """
-        loss = self.gradients(rows, keep)
-        self.sgd.learning_rate.fill_(learning_rate)
-        self.sgd.update([p.grad for p in self.sgd.params])
-        return loss
-
-    def loss(self, rows: Tensor, keep: Tensor) -> Tensor:
-        """Binary cross-entropy of independent actions, summed over the actions and averaged over the actors."""
-        scene_of_box = torch.arange(len(rows), device=rows.device).repeat_interleave(MAX_ACTORS)
-        clips, boxes = self.scenes.inputs(self.stream, rows), self.padded.boxes[rows].flatten(0, 1)
-        with _autocast(rows.device):
-            features = self.model.pooled(clips, boxes, scene_of_box)
+        scene_of_box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        with _autocast(boxes.device):
+            features = self.model.pooled(clips, boxes.flatten(0, 1), scene_of_box)
         logits = self.model.classify(features * keep)
-        errors = F.binary_cross_entropy_with_logits(logits, self.padded.labels[rows].flatten(0, 1), reduction="none")
-        counts = self.padded.counts[rows].flatten()
-        return (errors.sum(1) * counts).sum() / counts.sum()
+        errors = F.binary_cross_entropy_with_logits(logits, labels.flatten(0, 1), reduction="none")
+        return (errors.sum(1) * counts.flatten()).sum() / counts.sum()
 
 
 def _autocast(device: torch.device) -> torch.autocast:
@@ -92,26 +93,32 @@ def _autocast(device: torch.device) -> torch.autocast:
 
 def train_detector(
     model: ActionDetector,
-    scenes: SceneSet,
+    key_frames: KeyFrames,
     stream: str,
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     seed: int = 0,
+    actors: int = MAX_ACTORS,
+    report: Callable[[str], None] | None = None,
+    saving: Saving | None = None,
 ) -> list[float]:
-    """Trains a detector in place on the true boxes of scenes, and leaves it in inference mode.
+    """Trains a detector in place on the true boxes of key frames, and leaves it in inference mode.
 
     SGD with momentum 0.9, weight decay 0.0001, linear warm-up over a tenth of the steps and cosine decay.
 
     Args:
-        model: the detector, on the device of the scenes.
-        scenes: the training scenes.
+        model: the detector, on the device of the key frames.
+        key_frames: those for training.
         stream: what the detector sees, rgb or flow.
-        epochs: passes over the scenes; the last, incomplete batch of each is dropped.
-        batch_size: scenes per step, at least 2; at most all scenes are used.
+        epochs: passes over the key frames; the last, incomplete batch of each is dropped.
+        batch_size: key frames per step, at least 2; at most all of them are used.
         learning_rate: after the warm-up.
-        seed: of the order of the scenes and of dropout.
+        seed: of the order of the key frames, of their views and of dropout.
+        actors: boxes per key frame that a step sees; of a key frame with more, each step draws some anew.
+        report: receives lines about the progress; None: none.
+        saving: where states are saved, from which a killed training resumes; None: nowhere.
 
     Returns:
         The mean loss of each epoch: the binary cross-entropy summed over actions, per actor.
@@ -122,68 +129,73 @@ def train_detector(
     """
     config = OptimiserConfig(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     model.train()
-    trainer = _DetectorTrainer(model, scenes, stream, config)
-    rng, size = np.random.default_rng(seed), min(batch_size, len(scenes))
-    features, dropout = model.classifier.in_features, model.dropout.p
-    steps = len(scenes) // size
-    schedule = warmup_cosine(config.warmup, epochs * steps)
-    losses = []
-    for epoch in range(epochs):
-        order = rng.permutation(len(scenes))
-        total = torch.zeros((), device=scenes.device)
-        for i in range(steps):
-            kept = rng.random((size * MAX_ACTORS, features), np.float32) >= dropout
-            rows, keep = order[i * size :][:size], kept.astype(np.float32) / (1 - dropout)
-            rate = learning_rate * schedule(epoch * steps + i)
-            total += trainer.step(*(torch.from_numpy(x).to(scenes.device) for x in (rows, keep)), rate)
-        losses.append(total.item() / steps)
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(
-                f"the detector's loss was {losses[-1]} in epoch {epoch + 1}: give a learning_rate below {learning_rate}"
-            )
+    trainer = _DetectorTrainer(model, key_frames, stream, config, actors, seed)
+    losses = run_epochs(
+        len(key_frames), config, trainer.take_steps, trainer.sgd, seed=seed, name="detector", report=report,
+        saving=saving,
+    )  # fmt: skip
     model.eval()
     return losses
 
 
 @torch.no_grad()
-def detect(model: ActionDetector, scenes: SceneSet, stream: str, boxes: pd.DataFrame) -> pd.DataFrame:
+def detect(
+    model: ActionDetector, key_frames: KeyFrames, stream: str, boxes: pd.DataFrame, *, most: int | None = None
+) -> pd.DataFrame:
     """Scores every action of every box, and leaves the detector in inference mode.
 
     Args:
         model: the detector.
-        scenes: the scenes that the boxes lie in.
+        key_frames: the key frames that the boxes lie in.
         stream: what the detector sees, rgb or flow.
-        boxes: columns scene, x1, y1, x2, y2, and for detected boxes score, which multiplies the scores of the actions;
-            the table of the scenes has the true boxes.
+        boxes: columns scene (the row of the key frame), x1, y1, x2, y2, for key frames of video files video and
+            timestamp, and for detected boxes score, which multiplies the scores of the actions; the table of a set of
+            scenes has the true boxes.
+        most: how many rows of each key frame are returned, those with the highest scores; None: all.
 
     Returns:
         One row per box and action, in the order of the boxes, with the columns of AVA's detections: video, timestamp,
-        x1, y1, x2, y2, action from 1, score in [0, 1].
+        x1, y1, x2, y2, action, score in [0, 1]. Boxes of key frames whose file cannot be read are left out.
 
     Raises:
-        ValueError: a box is malformed or lies in none of the scenes.
+        ValueError: a box is malformed or lies in none of the key frames.
     """
     model.eval()
-    corners = torch.tensor(boxes[[*CORNERS]].to_numpy(), dtype=torch.float32, device=scenes.device)
+    corners = torch.tensor(boxes[[*CORNERS]].to_numpy(), dtype=torch.float32, device=key_frames.device)
     scene_of_box = boxes["scene"].to_numpy(dtype=np.int64)
-    absent = scene_of_box[(scene_of_box < 0) | (scene_of_box >= len(scenes))]
+    absent = scene_of_box[(scene_of_box < 0) | (scene_of_box >= len(key_frames))]
     if len(absent):
-        raise ValueError(f"boxes must lie in scenes 0 to {len(scenes) - 1}, not in scene {absent[0]}")
-    scores = np.zeros((len(boxes), model.num_actions))
-    for start in range(0, len(scenes), SCENES_PER_PASS):
-        own = np.flatnonzero((scene_of_box >= start) & (scene_of_box < start + SCENES_PER_PASS))
+        raise ValueError(f"boxes must lie in scenes 0 to {len(key_frames) - 1}, not in scene {absent[0]}")
+    with_boxes = np.unique(scene_of_box)
+    batches = [with_boxes[i : i + KEY_FRAMES_PER_PASS] for i in range(0, len(with_boxes), KEY_FRAMES_PER_PASS)]
+    order = np.argsort(scene_of_box, kind="stable")
+    parts = [_detections(boxes[:0], np.zeros((0, model.num_actions)), key_frames.actions)]
+    for batch in key_frames.clips(stream, batches):
+        first, end = (np.searchsorted(scene_of_box[order], batch.rows, side) for side in ("left", "right"))
+        own = np.concatenate([np.empty(0, np.int64), *(order[a:b] for a, b in zip(first, end, strict=True))])
         if not len(own):
             continue
-        own_scenes = torch.from_numpy(scene_of_box[own] - start).to(scenes.device)
-        with _autocast(scenes.device):
-            clips = scenes.inputs(stream, slice(start, start + SCENES_PER_PASS))
-            logits = model(clips, corners[torch.from_numpy(own).to(scenes.device)], own_scenes)
-        scores[own] = logits.double().sigmoid().cpu().numpy()
-    if "score" in boxes:
-        scores *= boxes["score"].to_numpy()[:, None]
-    table = pd.DataFrame(key_frame_columns(boxes)).loc[np.repeat(np.arange(len(boxes)), model.num_actions)]
-    table["action"] = np.tile(np.arange(1, model.num_actions + 1), len(boxes))
-    return table.assign(score=scores.ravel()).reset_index(drop=True)
+        own_scenes = np.repeat(np.arange(len(batch.rows)), end - first)
+        indices = (torch.from_numpy(x).to(key_frames.device) for x in (own, own_scenes))
+        with _autocast(key_frames.device):
+            own_corners, own_scene = corners[next(indices)], next(indices)
+            logits = model(batch.clips, own_corners, own_scene)
+        scores = logits.double().sigmoid().cpu().numpy()
+        if "score" in boxes:
+            scores *= boxes["score"].to_numpy()[own, None]
+        part = _detections(boxes.iloc[own], scores, key_frames.actions)
+        part.index = (own[:, None] * model.num_actions + np.arange(model.num_actions)).ravel()
+        if most is not None:
+            ranked = part.sort_values("score", ascending=False, kind="stable")
+            part = ranked.groupby(["video", "timestamp"], sort=False).head(most)
+        parts.append(part)
+    return pd.concat(parts[1:] or parts).sort_index().reset_index(drop=True)
+
+
+def _detections(boxes: pd.DataFrame, scores: np.ndarray, actions: Sequence[int]) -> pd.DataFrame:
+    """The table of detections of boxes (N) and their scores (N, K): one row per box and action."""
+    table = pd.DataFrame(key_frame_columns(boxes)).loc[np.repeat(np.arange(len(boxes)), len(actions))]
+    return table.assign(action=np.tile(np.asarray(actions), len(boxes)), score=scores.ravel())
 
 
 def fuse_detections(detections: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ UNITS = {
     "top1": "top-1", "top1_gain": "top-1", "epe": "px per frame", "target_epe": "px per frame", "accuracy": "accuracy",
     "r2": "R²", "r2_within": "R²", "selectivity": "R²", "pair_accuracy": "forced choice", "agreement": "agreement",
     "rescued": "share", "residual_correlation": "correlation", "target_share": "share",
+    "frame_map": "frame mAP",
 }  # fmt: skip
 # Of a test split, or of a group of its clips.
 SPLIT_LABELS = {
@@ -79,7 +80,8 @@ def metric_label(metric: str) -> str:
     if score in ("epe", "target_epe"):
         return f"error of decoded flow{' on the target' if score == 'target_epe' else ''}, {first}"
     if score == "frame_map":
-        return f"frame mAP, {first}"
+        boxes = {"boxes": "true boxes", "detected": "detected boxes"}.get(first, first)
+        return f"frame mAP, {boxes}"
     if first == "motion_part":
         return f"motion part of the margin, {score}"
     return f"{SCORE_LABELS[score].format(middle[0])}, {first}" if score in SCORE_LABELS and middle else metric

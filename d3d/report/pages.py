@@ -142,6 +142,7 @@ def write_pages() -> None:
     pages = {
         "banner.md": admonition(results),
         "attention_banner.md": admonition(book_results("attribution")),
+        "detection_banner.md": admonition(book_results("detect")),
         "verdicts.md": front.claims_text(judged) + "\n",
         "evidence.md": evidence.page(judged, results),
         "parameters.md": f"{PARAMETERS}\n{parameter_tables()}",

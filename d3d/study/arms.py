@@ -33,7 +33,7 @@ class Arm:
         members: the two arms of an ensemble, of the same seed; if one arm is named twice, its networks of seeds 2k and
             2k + 1.
         fused_by: the outputs that an ensemble averages: softmax or logits.
-        examined_by: the experiments that examine it: probe, attribution.
+        examined_by: the experiments that examine it: probe, attribution, detect.
     """
 
     name: str
@@ -70,6 +70,7 @@ OLIVE, VIOLET = (0.45, 0.45, 0.2), (0.35, 0.2, 0.45)
 STUDENT = {"experiment": "distill", "start": "rgb"}
 D3D = STUDENT | {"teacher": "flow", "colour": RED}
 BOTH_EXAMINATIONS = ("probe", "attribution")
+ALL_EXAMINATIONS = (*BOTH_EXAMINATIONS, "detect")
 
 
 def _shuffled(arm: Arm) -> Arm:
@@ -130,16 +131,16 @@ def _main_arms() -> list[Arm]:
     return [
         Arm(
             name="random", experiment="probe", label="random weights", short="random", colour=(0.6, 0.6, 0.6),
-            marker="X", examined_by=BOTH_EXAMINATIONS,
+            marker="X", examined_by=ALL_EXAMINATIONS,
         ),
-        Arm(name="rgb", experiment="train", label="RGB", colour=BLUE, examined_by=BOTH_EXAMINATIONS),
+        Arm(name="rgb", experiment="train", label="RGB", colour=BLUE, examined_by=ALL_EXAMINATIONS),
         # The same clips as rgb, but other initial weights and another batch order.
         Arm(name="rgb_twin", experiment="train", label="RGB, twin", colour=GREY, overrides={"twin": 1}),
         Arm(
             name="flow", experiment="train", label="flow", colour=ORANGE, marker="^", stream="flow",
-            examined_by=("probe",),
+            examined_by=("probe", "detect"),
         ),
-        Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined_by=BOTH_EXAMINATIONS, **STUDENT),
+        Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined_by=ALL_EXAMINATIONS, **STUDENT),
         Arm(
             name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin",
             examined_by=BOTH_EXAMINATIONS, **STUDENT,
@@ -157,9 +158,9 @@ def _main_arms() -> list[Arm]:
         ),
         Arm(
             name="flow_shuffled", label="flow shuffled", marker="d", teacher="flow", outputs="shuffled", colour=VIOLET,
-            examined_by=BOTH_EXAMINATIONS, **STUDENT,
+            examined_by=ALL_EXAMINATIONS, **STUDENT,
         ),
-        Arm(name="d3d", label="D3D", marker="P", examined_by=BOTH_EXAMINATIONS, **D3D),
+        Arm(name="d3d", label="D3D", marker="P", examined_by=ALL_EXAMINATIONS, **D3D),
         Arm(
             name="tuned", experiment="probe", label="tuned for flow", short="tuned", colour=(0.0, 0.0, 0.0), marker="v",
             start="rgb", examined_by=("probe",),
@@ -234,11 +235,21 @@ def _ensembles() -> list[Arm]:
         "d3d_d3d": ("D3D + D3D", (0.53, 0.13, 0.33), None, ("d3d", "d3d")),
     }
     by_softmax = [
-        Arm(name=name, experiment="fuse", label=label, colour=colour, members=pair)
+        Arm(
+            name=name, experiment="fuse", label=label, colour=colour, members=pair,
+            examined_by=("detect",) if name == "two_stream" else (),
+        )
         for name, (label, colour, _, pair) in members.items()
-    ]
+    ]  # fmt: skip
     by_logits = [
-        replace(arm, name=f"{arm.name}_logits", label=f"{arm.label} by logits", colour=lighter, fused_by="logits")
+        replace(
+            arm,
+            name=f"{arm.name}_logits",
+            label=f"{arm.label} by logits",
+            colour=lighter,
+            fused_by="logits",
+            examined_by=(),
+        )
         for arm in by_softmax
         if (lighter := members[arm.name][2])
     ]

@@ -12,12 +12,13 @@ from types import NoneType
 from typing import Any
 
 from d3d.messages import shown
+from d3d.study.detection import DetectConfig, DetectionConfig
+from d3d.study.evaluation import EvaluateConfig, WeightsConfig
 from d3d.study.parameters import (
     AttributionConfig,
     ClipConfig,
     CompareConfig,
     DistillationConfig,
-    EvaluateConfig,
     FilesConfig,
     FlowConfig,
     FuseConfig,
@@ -27,7 +28,6 @@ from d3d.study.parameters import (
     ProbeConfig,
     TrainConfig,
     Tvl1Config,
-    WeightsConfig,
 )
 from d3d.study.schema import ParameterError, check_type, flatten, make, parameters_of, refuse_unknown
 
@@ -113,6 +113,17 @@ EXPERIMENTS = {
         AttributionConfig,
         _EXAMINING | {"attribution": ("width", "endpoint", "clips", "steps")},
         "d3d.probing.attribution",
+    ),
+    "detect": Experiment(
+        DetectConfig,
+        {
+            "run": ("arm", "seed", "results", "save_every"),
+            "clips": _CLIP,
+            "flow": _FLOW,
+            "video files": ("dataset", "root", "annotations", "fps", "damaged", "workers"),
+            "detection": ("width", *_names(DetectionConfig)),
+        },
+        "d3d.detection.experiment",
     ),
 }
 

@@ -20,7 +20,7 @@ from d3d.study import records
 # Seconds per job at smoke scale on two cores: used, in proportion, until a rule's first job has been timed.
 TYPICAL = {
     "train": 20, "distill": 15, "fuse": 5, "compare": 5, "leak": 20, "tvl1": 10, "probe": 60, "attribution": 20,
-    "chapter": 8, "book": 45, "flow": 30, "comparison": 5,
+    "detect": 30, "chapter": 8, "book": 45, "flow": 30, "comparison": 5,
 }  # fmt: skip
 FINISHED = re.compile(r"finished (\S+) (\d+)")
 COUNT = re.compile(r"(\w+) +(\d+)")

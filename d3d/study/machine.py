@@ -15,6 +15,7 @@ from d3d.study.schema import flatten
 
 # Bytes per pixel of a clip: uint8 RGB, float16 flow, and a mask; of a rendered frame in float32, with its exact flow.
 RGB, FLOW, MASK, RENDERED = 3, 4, 1, 20
+SCENE_CLIPS = 4  # a scene has the pixels of so many clips
 # Test splits of sprites that have all of `test_clips`; the split `reversed` has fewer.
 TEST_SPLITS = 5
 # Parameters of S3D-G at width 1; they grow with the square of the width.
@@ -57,6 +58,8 @@ def needs(experiment: str, config: Any, *, processes: int = 1, train_clips: int 
     if experiment == "tvl1":
         return [Need(4 * RENDERED * p["pairs"] * pixels, "the rendered clips", ("pairs", "frames", "size"))]
     of_pixels: tuple[str, ...] = ("frames", "size")
+    if experiment == "detect":
+        return _needs_of_detection(p, pixels)
     listed: list[Need] = []
     if p["dataset"] in RENDERED_DATASETS:
         train_clips = p["train_clips"]
@@ -82,6 +85,22 @@ def needs(experiment: str, config: Any, *, processes: int = 1, train_clips: int 
         of_order = ("epochs", "train_clips") if p["dataset"] in RENDERED_DATASETS else ("epochs",)
         listed.append(Need(order, "the order of the training clips", of_order, on_host=True))
     return listed
+
+
+def _needs_of_detection(p: dict[str, Any], pixels: int) -> list[Need]:
+    """What the training of an action detector needs: of sprites all scenes, of video files the frames of a step."""
+    network = Need(3 * 4 * NETWORK_PARAMETERS * p["width"] ** 2, "the network", ("width",))
+    if p["dataset"] not in RENDERED_DATASETS:
+        decoders = Need(DECODER * p["workers"], "the decoding processes", ("workers",), on_host=True)
+        step = p["scenes_per_step"] * pixels * (RGB + 4 * RGB)
+        return [decoders, Need(step, "the frames of a step", ("scenes_per_step", "frames", "size"))]
+    scenes = SCENE_CLIPS * (p["train_scenes"] + p["test_scenes"]) * pixels * (RGB + FLOW)
+    step = SCENE_CLIPS * p["scenes_per_step"] * pixels * (ACTIVATIONS + ACTIVATIONS_PER_WIDTH * p["width"])
+    return [
+        network,
+        Need(scenes, "the scenes", ("train_scenes", "test_scenes", "frames", "size")),
+        Need(step, "the activations of a step", ("scenes_per_step", "width", "frames", "size")),
+    ]
 
 
 def _num_rendered(experiment: str, p: dict[str, Any]) -> tuple[int, tuple[str, str]]:

@@ -70,7 +70,7 @@ class FilesConfig(Group):
 
     dataset: str = parameter(
         "sprites",
-        "sprites | folder | ucf101 | hmdb51 | jhmdb | kinetics400 | kinetics600 | table | shards",
+        "sprites | folder | ucf101 | hmdb51 | jhmdb | kinetics400 | kinetics600 | table | shards | ava",
         choices=(*RENDERED_DATASETS, *FILE_DATASETS),
     )
     root: str = parameter(
@@ -108,8 +108,6 @@ class FilesConfig(Group):
     workers: int = parameter(0, "video files: decoding processes; 0: one per core", low=0, limit=1024)
 
     def check(self) -> None:
-        if self.dataset == "ava":
-            raise ValueError("dataset 'ava' has several labels per clip, and training supports one label per clip only")
         if self.dataset in FILE_DATASETS and not self.root:
             raise ValueError(
                 f"dataset {self.dataset!r} needs root: the folder of its videos, or for dataset 'table' the CSV file"
@@ -167,6 +165,15 @@ class DataConfig(Group):
             spec |= {"fps": self.files.fps, "short_side": self.files.short_side or self.clip.size}
             spec |= {"repeated_frames": self.files.repeated_frames}
         return spec
+
+
+def refuse_boxes(data: DataConfig) -> None:
+    """Raises ValueError for a data set whose clips have several actors and labels."""
+    if data.files.dataset == "ava":
+        raise ValueError(
+            "dataset 'ava' has several labels per clip, but this takes one label per clip: use detect.ipynb, which "
+            "trains on its boxes"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,28 +283,8 @@ class TrainConfig(Group):
     optimiser: OptimiserConfig = OptimiserConfig()
     distillation: DistillationConfig = NO_TEACHER
 
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsConfig(Group):
-    """The network that is evaluated."""
-
-    weights: str = parameter(
-        "", "network to evaluate: a .safetensors file, or a TensorFlow checkpoint's prefix or .npz of its variables"
-    )
-    labels: str = parameter(
-        "",
-        "text file of the weights' classes, a line per logit; empty: as in weights, or if imported alphabetical",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Group):
-    """Evaluation of given weights on the test clips of a set of video files, without training."""
-
-    run: RunConfig = RunConfig()
-    network: NetworkConfig = NetworkConfig()
-    data: DataConfig = DataConfig()
-    evaluated: WeightsConfig = WeightsConfig()
+    def check(self) -> None:
+        refuse_boxes(self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +326,7 @@ class ProbeConfig(Group):
     pictures: int = parameter(0, "sprites: number of clips whose decoded dense flow is saved", low=0, limit=MAX_CLIPS)
 
     def check(self) -> None:
+        refuse_boxes(self.data)
         if self.data.files.dataset not in RENDERED_DATASETS:
             if self.pictures:
                 raise ValueError("pictures are kept of sprites only: set it to 0 for video files")

@@ -10,7 +10,7 @@ from d3d.study.experiments import EXPERIMENTS, with_defaults
 from d3d.study.parameters import RENDERED_DATASETS
 
 # Experiments that examine clips or networks: one run writes the records of all arms of a seed.
-EXAMINING = ("leak", "probe", "attribution")
+EXAMINING = ("leak", "probe", "attribution", "detect")
 # Experiments that train networks: one record per network.
 TRAINED = ("train", "distill")
 # Experiments that test networks: one record per network, with its logits for every test clip beside it.
@@ -40,8 +40,8 @@ def arms_of(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
     if experiment == "compare":
         needed = {"flow", "rgb_longer"} <= set(listed)
         return tuple(name for name in compared_arms() if needed and {name, flow_teacher(name)} <= set(listed))
-    examined = arms_examined_by(experiment)
-    return tuple(name for name in examined if name in listed or get_arm(name).experiment == "probe")
+    examined = map(get_arm, arms_examined_by(experiment))
+    return tuple(a.name for a in examined if a.experiment == "probe" or {*(a.members or (a.name,))} <= set(listed))
 
 
 def compared_arms() -> tuple[str, ...]:
@@ -92,6 +92,8 @@ def made_from(experiment: str, name: str) -> dict[str, Any]:
     arm = ARMS.get(name)
     if arm and experiment == "fuse":
         return {"members": list(arm.members), "fused_by": arm.fused_by}
+    if arm and experiment == "detect":
+        return {"members": list(arm.members)} if arm.members else {}
     if arm and experiment == "compare":
         return {"teacher": flow_teacher(name)}
     return {"start": arm.start} if arm and experiment == arm.experiment == "probe" else {}

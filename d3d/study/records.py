@@ -40,7 +40,7 @@ SHARED = ("labels/", "groups/", "videos/", "sources/")
 # Suffixes of metric names, in order of preference for the one-line summary of a record.
 HEADLINE_METRICS = (
     *("iid/top1", "/test/top1", "/val/top1", "iid/agreement", "/test/agreement", "/val/agreement"),
-    *("Mixed_4b/target_epe", "motion_part/frozen"),
+    *("Mixed_4b/target_epe", "motion_part/frozen", "boxes/frame_map", "ava/frame_map"),
 )
 
 
@@ -173,7 +173,7 @@ def check_comparable(records: Sequence[Record], results: str | Path) -> None:
 
 def _common_params(record: Record) -> dict[str, Any]:
     """The parameters that must be the same for all seeds of an arm."""
-    varying = {"seed", "results", "teacher", "student", "pictures"}
+    varying = {"seed", "results", "teacher", "student", "weights", "pictures"}
     return {name: value for name, value in record.params.items() if name not in varying}
 
 

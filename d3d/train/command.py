@@ -31,8 +31,9 @@ from d3d.messages import one_line, shown
 from d3d.progress import close_output
 from d3d.study import plan
 from d3d.study.attached import has_ended
+from d3d.study.evaluation import EvaluateConfig
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
-from d3d.study.parameters import EvaluateConfig, TrainConfig
+from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
 from d3d.train import run, validate
 from d3d.train.loop import Stopped

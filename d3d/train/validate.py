@@ -29,9 +29,10 @@ from d3d.s3dg.network import S3DG
 from d3d.s3dg.predict import read_labels
 from d3d.s3dg.weights import files_of, load_network
 from d3d.study import plan
+from d3d.study.evaluation import EvaluateConfig
 from d3d.study.experiments import params_of
 from d3d.study.machine import check_run
-from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS, EvaluateConfig
+from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS
 from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.evaluate import predict

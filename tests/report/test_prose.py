@@ -246,7 +246,7 @@ def test_contrast_labels(contrast, text):
         ("Mixed_4f/hue/r2", "R² of hue, Mixed_4f", "R²"),
         ("Mixed_4f/target_epe", "error of decoded flow on the target, Mixed_4f", "px per frame"),
         ("motion_part/frozen", "motion part of the margin, frozen", "standard deviations of the margin"),
-        ("boxes/frame_map", "frame mAP, boxes", ""),
+        ("boxes/frame_map", "frame mAP, true boxes", "frame mAP"),
         ("clips_per_second", "clips per second", ""),
     ],
 )

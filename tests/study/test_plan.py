@@ -79,6 +79,10 @@ def test_the_arms_of_an_experiment_follow_from_the_profile():
     assert set(plan.arms_of("fuse", few)) == {"two_stream", "two_stream_logits", "d3d_rgb", "d3d_d3d"}
     assert plan.arms_of("compare", few) == ()  # RGB-longer is lacking
     assert plan.arms_of("attribution", few) == ("random", "rgb", "d3d")
+    assert plan.arms_of("detect", few) == ("random", "rgb", "flow", "d3d", "two_stream")
+    assert plan.arms_of("detect", few | {"arms": ["rgb", "rgb_longer"]}) == ("random", "rgb", "rgb_longer")
+    assert plan.made_from("detect", "two_stream") == {"members": ["rgb", "flow"]}
+    assert plan.made_from("detect", "d3d") == {}
     assert plan.weights_path("r", "d3d_lambda_3", 1) == "r/distill/d3d_lambda_3-seed1.safetensors"
 
 

@@ -45,14 +45,16 @@ def substitute(path, pattern, replacement):
     ("module", "changed"),
     [
         ("data/sprites", set(EXPERIMENTS) - {"fuse", "compare"}),
-        ("train/objective", {"train", "distill", "leak"}),
-        ("train/losses", {"train", "distill", "leak"}),
+        ("train/objective", {"train", "distill", "leak", "detect"}),
+        ("train/losses", {"train", "distill", "leak", "detect"}),
         ("flow/kernels", set(EXPERIMENTS) - {"fuse", "compare"}),
-        ("data/file_clips", {"train", "distill", "evaluate", "leak", "probe", "attribution"}),
+        ("data/file_clips", {"train", "distill", "evaluate", "leak", "probe", "attribution", "detect"}),
         ("data/command", set()),
         ("train/command", set()),
         ("train/validate", {"evaluate"}),
         ("probing/linear", {"probe"}),
+        ("detection/network", {"detect"}),
+        ("detection/command", set()),
         ("probing/attribution", {"attribution"}),
         ("train/fuse", {"fuse", "compare"}),
         ("train/compare", {"compare"}),
@@ -95,12 +97,13 @@ def test_a_renamed_module_changes_no_hash(tree):
         path.write_text(path.read_text().replace("d3d.train.losses", "d3d.train.distances"))
     assert stale(before) == set()
     (tree / "d3d/s3dg/ops.py").rename(tree / "d3d/s3dg/operations.py")
-    for name in ("blocks", "graphs"):
-        path = tree / f"d3d/s3dg/{name}.py"
+    for name in ("s3dg/blocks", "s3dg/graphs", "detection/network"):
+        path = tree / f"d3d/{name}.py"
         path.write_text(
-            re.sub(r"\bops\.", "operations.", path.read_text()).replace(
-                "from d3d.s3dg import ops", "from d3d.s3dg import operations"
-            )
+            re.sub(r"\bops\.", "operations.", path.read_text())
+            .replace("from d3d.s3dg import ops", "from d3d.s3dg import operations")
+            .replace("from d3d.s3dg.ops", "from d3d.s3dg.operations")
+            .replace("from torchvision.operations.", "from torchvision.ops.")
         )
     assert stale(before) == set()
 
