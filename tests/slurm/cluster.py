@@ -1,6 +1,6 @@
 """A cluster of one machine: munged, slurmctld and slurmd with a configuration of their own, removed at the end.
 
-The GPUs are files that stand in for devices: SLURM hands them out as it would GPUs.
+Its GPU is a file that stands in for a device: SLURM hands it out as it would a GPU.
 """
 
 import os
@@ -19,7 +19,7 @@ CONFIGURATION = Path("/etc/slurm")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "squeue", "sinfo", "scontrol")
 PLUGIN = "snakemake_executor_plugin_slurm"
 PATIENCE = 60.0
-NUM_GPUS, SHARDS_PER_GPU = 2, 3
+NUM_GPUS, SHARDS_PER_GPU = 1, 4
 SLURM = """\
 ClusterName=d3d
 SlurmctldHost=localhost

@@ -29,8 +29,6 @@ SETTINGS = {
     "seconds-between-status-checks": 1,
 }
 RESOURCES = {"slurm_partition": "main", "mem_mb": 4000}
-GPU_RULES = ("train", "distill", "leak", "tvl1", "probe", "attribution")
-SHARED = {"gpu": 0, "gres": "shard:1"}
 PATIENCE = 600.0
 TIMINGS = re.compile(r"seconds/.*|ms|ratio")  # metrics that are no results
 BEGAN = time.monotonic()
@@ -71,10 +69,11 @@ class Study:
     Args:
         folder: of the copy.
         profile: of the study; empty: a small one, for this test.
+        resources: of rules, beside those of profiles/slurm.
     """
 
-    def __init__(self, folder: Path, profile: str) -> None:
-        self.folder, self.profile = folder, profile or "toy"
+    def __init__(self, folder: Path, profile: str, resources: dict[str, dict[str, Any]]) -> None:
+        self.folder, self.profile, self.resources = folder, profile or "toy", resources
         self.results = folder / "results" / self.profile
         self.started: list[subprocess.Popen] = []
 
@@ -97,8 +96,8 @@ class Study:
         (self.folder / "notebooks/params/toy.yaml").write_text(yaml.safe_dump(TOY | {"save_every": 1.0}))
         settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text()) | SETTINGS
         settings["default-resources"] |= RESOURCES
-        settings["set-resources"] = dict.fromkeys(GPU_RULES, SHARED)
-        settings["set-threads"] = dict.fromkeys(GPU_RULES, 1)
+        settings["set-resources"] = self.resources
+        settings["set-threads"] = dict.fromkeys(self.resources, 1)
         (self.folder / "profiles/test").mkdir()
         (self.folder / "profiles/test/config.yaml").write_text(yaml.safe_dump(settings))
         return self
@@ -109,11 +108,15 @@ class Study:
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of commands, without what `make test-slurm` would hand on to another make."""
+        return {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+
     def make(self, *arguments: str) -> subprocess.Popen:
         """Starts `make study` in a session of its own, and prints what it prints."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "CLUSTER"))}
         run = subprocess.Popen(
-            ["make", "study", f"PROFILE={self.profile}", *arguments], cwd=self.folder, env=environment,
+            ["make", "study", f"PROFILE={self.profile}", *arguments], cwd=self.folder, env=self.environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         self.started.append(run)
