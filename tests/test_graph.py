@@ -270,7 +270,7 @@ def test_training_saves_its_state_when_all_processes_of_a_job_are_ended(finished
 
 def descendants(pid: int) -> list[int]:
     """A process and all that it and its descendants have started, parents first."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
     return [pid, *(each for child in children for each in descendants(int(child)))]
 
 

@@ -61,6 +61,8 @@ def check(folder: Path, profile: str) -> None:
             say(f"SLURM runs: {output('sinfo', '-h', '-o', '%P %T, %c CPUs, %G').splitlines()[0]}")
             run_interrupted(study)
             page.check(study)
+            if left := study.processes():
+                raise Failure(f"processes of jobs still run: {left}")
         say("SLURM is stopped")
         compare(local, study)
 
@@ -89,7 +91,7 @@ def run_interrupted(study: Study) -> None:
     wait_for("rgb resumes", lambda: study.is_resumed(rgb) and study.is_half_way(flow), run)
     job = study.job_of(flow)
     say(f"job {job} (flow) is killed")
-    output("scancel", "--signal=KILL", "--full", job)
+    output("scancel", "--signal=KILL", job)
     wait_for("the job has ended", lambda: job not in output("squeue", "-h", "-o", "%i").split())
     again = wait_for("the job is submitted again", lambda: study.job_of(flow), run)
     say(f"it is submitted again, as job {again}")

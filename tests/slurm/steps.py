@@ -1,5 +1,6 @@
 """What the steps of the test are made of: a study in a copy of the repository, and its jobs."""
 
+import contextlib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ SETTINGS = {
 RESOURCES = {"slurm_partition": "main", "mem_mb": 4000}
 PATIENCE = 600.0
 TIMINGS = re.compile(r"seconds/.*|ms|ratio")  # metrics that are no results
+OF_JOBS = re.compile(r"--mode remote|papermill|ipykernel|d3d\.")  # commands of the processes of jobs
 BEGAN = time.monotonic()
 
 
@@ -103,6 +105,9 @@ class Study:
         return self
 
     def __exit__(self, *_) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for run in self.started:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
@@ -162,9 +167,8 @@ class Study:
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command = (folder / "cmdline").read_text().replace("\0", " ")
-                if os.readlink(folder / "cwd") == str(self.folder) and re.search(
-                    r"papermill|ipykernel|d3d\.train", command
-                ):
+                is_of_study = os.readlink(folder / "cwd") == str(self.folder)
+                if is_of_study and OF_JOBS.search(command):
                     running[int(folder.name)] = command
             except OSError:  # it has ended
                 continue
