@@ -10,6 +10,8 @@ RUNS_PER_GPU ?=
 # Seeds to run, such as "0 1"; empty: all. A machine without permanent storage runs all experiments of a few seeds at a
 # time.
 SEEDS ?=
+# A folder of profiles: `make study` submits its runs as jobs of a cluster with these settings; empty: runs them here.
+CLUSTER ?=
 BIN := .venv/bin
 # Prints one line per finished notebook; reruns what is older than its stamp (see Snakefile) and what a killed run left
 # incomplete. flock replaces Snakemake's own lock, because it is released when its holder is killed.
@@ -18,12 +20,13 @@ LOCK := $(if $(shell command -v flock),flock --nonblock --conflict-exit-code 75 
 # A variable's value as one word of the shell, whatever it holds: make expands nothing in it, nor does the shell.
 quoted = '$(subst ','\'',$(value $(1)))'
 # Recipes get their variables from make, which would expand their values again to export them.
-unexport PROFILE SEEDS CORES RUNS_PER_GPU
+unexport PROFILE SEEDS CORES RUNS_PER_GPU CLUSTER
 SMOKE := smoke
 define snakemake
 set -o pipefail; \
   $(LOCK) $(BIN)/python -m d3d.study.graph --cores=$(call quoted,CORES) --runs-per-gpu=$(call quoted,RUNS_PER_GPU) \
-  -- $(BIN)/snakemake $(FLAGS) --config profile=$(call quoted,$(1)) $(if $(value SEEDS),seeds=$(call quoted,SEEDS)) -- $(2) 2>&1 \
+  $(if $(value $(3)),--cluster=$(call quoted,$(3))) \
+  -- $(BIN)/snakemake $(FLAGS) $(if $(value $(3)),--quiet host reason) --config profile=$(call quoted,$(1)) $(if $(value SEEDS),seeds=$(call quoted,SEEDS)) -- $(2) 2>&1 \
   | $(BIN)/python -m d3d.study.follow || \
   { [ $$? -ne 75 ] || echo "another make is running a study in this folder: wait for it or stop it"; exit 1; }
 endef
@@ -34,7 +37,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
-.PHONY: help book study test test-all bench lint serve readme cells clean
+.PHONY: help book study test test-all test-slurm bench lint serve readme cells clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,14 +55,17 @@ book: .venv/lock ## run missing and stale experiments of the smoke study, execut
 	@$(BIN)/python -m d3d report claims
 	@echo "book: $(CURDIR)/book/_build/html/index.html"
 
-study: .venv/lock ## run missing and stale experiments of PROFILE=NAME, a file of notebooks/params (default smoke), into results/NAME
-	@$(call snakemake,PROFILE,study)
+study: .venv/lock ## run missing and stale experiments of PROFILE=NAME, a file of notebooks/params (default smoke), into results/NAME; with CLUSTER=slurm as jobs of a cluster
+	@$(call snakemake,PROFILE,study,CLUSTER)
 
 test: .venv/lock ## run the fast tests, as before every commit
 	@$(PYTEST) -m "not slow"
 
 test-all: .venv/lock ## run all tests, also the slow ones: killed runs, whole workflows, the browser
 	@$(PYTEST)
+
+test-slurm: .venv/lock ## run a small study as jobs of a real SLURM, started on this machine for the test (needs root)
+	@$(BIN)/python -m tests.slurm
 
 bench: .venv/lock ## measure speed relative to other implementations; prints it and writes records to results/local/bench
 	@$(BIN)/python benchmarks/bench.py

@@ -49,6 +49,8 @@ CHAPTER_RESULTS |= {"selection": str(plan.SEARCHES), "first_study": str(plan.PUB
 # Of d3d.study.graph, if this machine has GPUs.
 GPUS = [gpu for gpu in os.environ.get("D3D_GPUS", "").split(",") if gpu]
 CORES_PER_RUN = int(os.environ.get("D3D_CORES_PER_RUN", "1"))
+# A job on a cluster reads this file as well, while other jobs write records: it checks no records and writes no stamps.
+IS_GRAPH = workflow.is_main_process
 TRAINED_ARMS = [name for experiment in plan.TRAINED for name in plan.arms_of(experiment, STUDY)]
 
 
@@ -99,11 +101,14 @@ def check_params():
 
 def stamp(experiment, arm=None, seed=None, seeds=None):
     """Writes the stamp of a run, which is newer than the run's records if one of them is stale; returns its path."""
+    path = STAMP_FOLDER / PROFILE / f"{experiment}-{arm}-{seed}"
+    if not IS_GRAPH:
+        return str(path)
     params = STUDY | overrides(experiment, arm, seed)
     paths = records_of(experiment, arm, seed, seeds)
     current = all(staleness.is_current(path, experiment, params) for path in paths)
     content = f"{with_defaults(experiment, params)} {staleness.source_hash(experiment)}"
-    return staleness.write_stamp(STAMP_FOLDER / PROFILE / f"{experiment}-{arm}-{seed}", content, current=current)
+    return staleness.write_stamp(path, content, current=current)
 
 
 def flow_arguments():
@@ -114,29 +119,32 @@ def flow_arguments():
     return [f"--{name}={value}" for name, value in flags.items()]
 
 
-planned = {record for name in EXPERIMENTS for record in records_of(name)}
-unplanned = {str(p) for p in Path(RESULTS).glob("*/*.json")} - planned
-if unplanned:
-    raise WorkflowError(
-        f"{min(unplanned)} is not a run of the profile {PROFILE!r} and would be averaged with those that are: "
-        f"move it elsewhere (records like this: {len(unplanned)})"
-    )
+if IS_GRAPH:
+    planned = {record for name in EXPERIMENTS for record in records_of(name)}
+    unplanned = {str(p) for p in Path(RESULTS).glob("*/*.json")} - planned
+    if unplanned:
+        raise WorkflowError(
+            f"{min(unplanned)} is not a run of the profile {PROFILE!r} and would be averaged with those that are: "
+            f"move it elsewhere (records like this: {len(unplanned)})"
+        )
 
-check_params()
-try:
-    for experiment in EXPERIMENTS:
-        check_folder(f"{RESULTS}/{experiment}")
-    if not Path(MERGED_PROFILE).is_file() or Path(MERGED_PROFILE).read_text() != profiles.dump(STUDY):
-        write_atomic({Path(MERGED_PROFILE): profiles.dump(STUDY).encode()})
-except OSError as error:
-    raise WorkflowError(one_line(error)) from None
+    check_params()
+    try:
+        for experiment in EXPERIMENTS:
+            check_folder(f"{RESULTS}/{experiment}")
+        if not Path(MERGED_PROFILE).is_file() or Path(MERGED_PROFILE).read_text() != profiles.dump(STUDY):
+            write_atomic({Path(MERGED_PROFILE): profiles.dump(STUDY).encode()})
+    except OSError as error:
+        raise WorkflowError(one_line(error)) from None
 
 # These must be written before Snakemake reads the age of any file.
 STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, seed in runs_of(n)}
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINING for s in plan.seeds_of(n, STUDY)}
 STAMPS |= {(name, None, None): stamp(name, seeds=SEEDS) for name in ("fuse", "compare")}
 STAMPS |= {("tvl1", None, None): stamp("tvl1")}
-FLOW_STAMP = staleness.write_stamp(STAMP_FOLDER / PROFILE / "flow", str(flow_arguments()))
+FLOW_STAMP = STAMP_FOLDER / PROFILE / "flow"
+if IS_GRAPH:
+    staleness.write_stamp(FLOW_STAMP, str(flow_arguments()))
 CHAPTER_STAMPS = {
     name: staleness.write_stamp(
         STAMP_FOLDER / f"chapter-{name}",
@@ -170,7 +178,8 @@ def papermill(notebook, out, params, threads=1, profile="", gpus=0):
     # Jupyter chooses a kernel's ports before the kernel takes them, and a run that starts at the same time may be faster.
     again = f"{{ grep -q 'Address already in use' {quoted} && {run}; }}"
     failed = f"{{ grep . {quoted} | tail -n 1; echo {shlex.quote(f'failed: see {out} and {log}')}; exit 1; }}"
-    return f"mkdir -p {shlex.quote(str(Path(log).parent))} && {run} || {again} || {failed}"
+    # When SLURM ends a job, all of its processes get SIGTERM; the shell waits for training to save its state.
+    return f"trap : TERM; mkdir -p {shlex.quote(str(Path(log).parent))} && {run} || {again} || {failed}"
 
 
 def flow_command():
@@ -182,7 +191,7 @@ def flow_command():
     run = f"python3 -m d3d.study.attached $PPID {shlex.join(command)} > {log} 2>&1"
     failed = f"{{ tail -n 1 {log}; echo {shlex.quote(f'failed: see {log}')}; exit 1; }}"
     done = f"tail -n 1 {log} > {shlex.quote(FLOW_SUMMARY)} && echo finished {shlex.quote(FLOW_SUMMARY)} $SECONDS"
-    return f"SECONDS=0; {{ {run} || {failed}; }} && {done}"
+    return f"trap : TERM; SECONDS=0; {{ {run} || {failed}; }} && {done}"
 
 
 def job(experiment):
@@ -207,7 +216,7 @@ rule study:
 
 rule flow:
     input:
-        FLOW_STAMP,
+        str(FLOW_STAMP),
     output:
         FLOW_SUMMARY,
     threads: CORES_PER_RUN if GPUS else workflow.cores

@@ -19,6 +19,7 @@ PAGES = [
     *(f"chapters/{name}" for name in sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))),
     "plan",
     "howto",
+    "cluster",
     "videos",
     "generated/evidence",
     "generated/status",

@@ -267,6 +267,81 @@ def test_runs_use_the_gpu_one_at_a_time(finished, monkeypatch):
     assert all(start + seconds <= after + 1 for (start, seconds), (after, _) in pairwise(spans))
 
 
+def test_training_saves_its_state_when_all_processes_of_a_job_are_ended(finished):
+    """As SLURM ends a job: what is left when the first process has ended is killed, so that one must end last."""
+    edit_profile(finished / "notebooks/params/smoke.yaml", epochs=2000)
+    run = finished / "results/smoke/train/rgb-seed1"
+    command = snakemake("--", f"{run.relative_to(finished)}.json")
+    job = subprocess.Popen(command, cwd=finished, env=environment(finished), start_new_session=True)
+    log = run.with_suffix(".log")
+    while "epoch   2/" not in (log.read_text() if log.exists() else ""):
+        assert job.poll() is None
+        time.sleep(0.1)
+    assert not list(Path(f"{run}.state").glob("*.safetensors"))
+    processes = descendants(job.pid)
+    assert len(processes) >= 5  # Snakemake, a shell, d3d.study.attached, papermill, the kernel, training
+    for pid in processes:
+        os.kill(pid, signal.SIGTERM)
+    job.wait()
+    assert list(Path(f"{run}.state").glob("*.safetensors"))
+    assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it and its descendants have started, parents first."""
+    children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [pid, *(each for child in children for each in descendants(int(child)))]
+
+
+def test_a_job_on_a_cluster_writes_no_stamps(finished):
+    """Other jobs write records meanwhile, which its stamps would make stale."""
+    run = "results/smoke/train/rgb-seed1"
+    (finished / f"{run}.json").unlink()
+    assert planned(finished)["train"] == 1
+    stamps = sorted((finished / ".snakemake/plan").rglob("*"))
+    written = [path.stat().st_mtime_ns for path in stamps]
+    (finished / "bin").mkdir()
+    program = finished / "bin/papermill"
+    program.write_text('#!/bin/bash\ntouch "${6%.ipynb}.json" "${6%.ipynb}.safetensors"\n')
+    program.chmod(0o755)
+    path = f"{finished}/bin:{environment(finished)['PATH']}"
+    command = snakemake(
+        "--mode", "remote", "--force", "--target-jobs", "train:arm=rgb,seed=1", "--allowed-rules", "train"
+    )
+    # As the plugin calls it, with a record beside that no profile plans.
+    (finished / "results/smoke/train/other-seed7.json").touch()
+    process = subprocess.run(
+        command, cwd=finished, env=environment(finished) | {"PATH": path}, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout
+    assert (finished / f"{run}.json").exists()
+    assert [path.stat().st_mtime_ns for path in stamps] == written
+
+
+def test_every_job_has_the_resources_that_a_cluster_asks_for(finished):
+    """With the settings of profiles/slurm, but for the plugin and its own options."""
+    settings = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    options = {k: v for k, v in settings.items() if not k.startswith("slurm-") and k != "executor"}
+    (finished / "profiles/here").mkdir(parents=True)
+    (finished / "profiles/here/config.yaml").write_text(yaml.safe_dump(options))
+    edit_profile(finished / "notebooks/params/smoke.yaml", epochs=2, pairs=8)
+    command = [snakemake()[0], "--workflow-profile", "profiles/here", "--cores", "8", "--dry-run"]
+    process = subprocess.run(
+        [*command, "--config", "profile=smoke", "--", "study"], cwd=finished, env=environment(finished), check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout
+    jobs = re.findall(r"^rule (\w+):\n((?: .*\n)+)", process.stdout, re.MULTILINE)
+    assert {rule for rule, _ in jobs} >= {*EXPERIMENTS}
+    for rule, text in jobs:
+        resources = dict(item.split("=", 1) for item in re.search("resources: (.*)", text)[1].split(", "))
+        assert {"nodes": "1", "runtime": "240", "mem_mb": "16000"}.items() <= resources.items()
+        assert resources.get("gpu") == (None if rule in ("fuse", "compare", "study") else "1")
+        threads = re.search(r"threads: (\d+)", text)
+        assert int(threads[1] if threads else 1) == settings["set-threads"].get(rule, 1)
+
+
 TOY = {"seeds": [0], "arms": ["rgb", "rgb_longer"], "flow": "exact", "frames": 4, "size": 16, "width": 0.1}
 TOY |= {"train_clips": 64, "test_clips": 64, "epochs": 1, "batch_size": 16, "steps": 2, "clips": 4, "leak_clips": 16}
 RAN = "ran"  # a file that a text makes if it runs

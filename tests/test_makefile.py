@@ -53,7 +53,7 @@ def make(checkout, *arguments: str, **variables: str) -> list[str]:
 
 
 @pytest.mark.parametrize("value", RUNS_SOMETHING)
-@pytest.mark.parametrize("name", ["PROFILE", "SEEDS", "CORES", "RUNS_PER_GPU"])
+@pytest.mark.parametrize("name", ["PROFILE", "SEEDS", "CORES", "RUNS_PER_GPU", "CLUSTER"])
 @pytest.mark.parametrize("given", ["as an argument", "in the environment"])
 def test_a_variable_is_one_argument_and_runs_nothing(checkout, name, value, given):
     profile = {} if name == "PROFILE" else {"PROFILE": "h200"}
@@ -66,6 +66,7 @@ def test_a_variable_is_one_argument_and_runs_nothing(checkout, name, value, give
     if "\n" not in value:
         shown = {"PROFILE": f"profile={value}", "SEEDS": f"seeds={value}"}
         shown |= {"CORES": f"--cores={value}", "RUNS_PER_GPU": f"--runs-per-gpu={value}"}
+        shown["CLUSTER"] = f"--cluster={value}"
         assert shown[name] in arguments
 
 
@@ -76,4 +77,8 @@ def test_the_graph_gets_what_the_help_says(checkout):
     arguments = make(checkout, "study")
     assert arguments[:2] == ["--cores=all", "--runs-per-gpu="]
     assert arguments[-4:] == ["--config", "profile=smoke", "--", "study"]
-    assert make(checkout, "book", "PROFILE=h200")[-4:] == ["--config", "profile=smoke", "--", "book"]
+    arguments = make(checkout, "study", "CLUSTER=slurm")
+    assert arguments[:4] == ["--cores=all", "--runs-per-gpu=", "--cluster=slurm", "--"]
+    # The last --quiet counts: what Snakemake says about jobs elsewhere is needed.
+    assert arguments[-7:-4] == ["--quiet", "host", "reason"]
+    assert make(checkout, "book", "PROFILE=h200", "CLUSTER=slurm")[-4:] == ["--config", "profile=smoke", "--", "book"]

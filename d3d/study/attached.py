@@ -3,17 +3,23 @@
 python -m d3d.study.attached PID COMMAND …
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PATIENCE = 60.0  # seconds for an orderly end
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 
 
 def run(pid: int, command: list[str]) -> int:
     """Runs a command; sends it SIGTERM if process `pid` ends or this process gets SIGTERM.
+
+    If a signal ends the command, this process waits on Linux for the processes that the command started, such as
+    training that saves its state: SLURM kills what is left when the first process of a job has ended.
 
     Args:
         pid: the process to watch.
@@ -22,12 +28,16 @@ def run(pid: int, command: list[str]) -> int:
     Returns:
         Its exit status, as a shell gives it.
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command too, which decides what it means
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while True:
         try:
             code = child.wait(1.0)
+            if code < 0:
+                _wait_for_orphans()
             return 128 - code if code < 0 else code
         except subprocess.TimeoutExpired:
             if has_ended(pid):
@@ -38,7 +48,20 @@ def run(pid: int, command: list[str]) -> int:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+    _wait_for_orphans()
     return 128 + signal.SIGTERM
+
+
+def _wait_for_orphans() -> None:
+    """Waits until the processes whose parent has ended, and which became children of this one, have ended too."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        try:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not ended:
+            time.sleep(0.1)
 
 
 def has_ended(pid: int) -> bool:

@@ -2,7 +2,8 @@
 
     snakemake … 2>&1 | python -m d3d.study.follow
 
-Each job of the Snakefile ends with a line `finished FILE SECONDS`.
+Each job of the Snakefile ends with a line `finished FILE SECONDS`. Jobs on a cluster print into logs of their own; of
+those, Snakemake says which files they make, that they have finished, or that they have failed.
 """
 
 import re
@@ -23,11 +24,18 @@ TYPICAL = {
     "detect": 30, "chapter": 8, "book": 45, "flow": 30, "comparison": 5,
 }  # fmt: skip
 FINISHED = re.compile(r"finished (\S+) (\d+)")
+# Paragraphs of Snakemake about a job on a cluster, and their indented lines.
+ABOUT_JOB = re.compile(r"((?:local)?rule|Error in rule) (\w+):")
+ITEM = re.compile(r"    (\w+): (.*)")
+ENDED_ELSEWHERE = re.compile(r"Finished jobid: (\d+) \(Rule: \w+\)")
+CHECK_LOG = " (check log file(s) for error details)"
+STARTED_AGAIN = re.compile(r"Trying to restart job (\d+)\.")
 COUNT = re.compile(r"(\w+) +(\d+)")
 # Lines of Snakemake that say nothing a reader needs.
 NOISE = re.compile(
     r"\s*$|Select jobs|Execute \d+ jobs|Assuming unrestricted|Building DAG|Using shell|Provided |Rules claiming|"
-    r"Complete log|Job stats|job +count|-+ +-+$|total +\d+$|\d+ of \d+ steps|Finished job|\[.*\d{4}\]$|Reasons:"
+    r"Complete log|Job stats|job +count|-+ +-+$|total +\d+$|\d+ of \d+ steps|Finished job|\[.*\d{4}\]$|Reasons:|"
+    r"Using workflow specific profile|SLURM run ID|Job \d+ has been submitted|Cleaning up SLURM log files"
 )
 
 
@@ -63,9 +71,15 @@ def follow(lines: Iterable[str], *, clock=time.monotonic) -> Iterator[str]:
         clock: seconds, from any origin.
     """
     timing = Timing(clock())
+    jobs = ClusterJobs()
     total = done = 0
     for line in map(str.rstrip, lines):
-        if finished := FINISHED.fullmatch(line):
+        if jobs.read(line):
+            continue
+        yield from jobs.failures()
+        if again := STARTED_AGAIN.fullmatch(line):
+            yield f"starting {jobs.files.get(again[1], f'job {again[1]}')} again"
+        elif finished := FINISHED.fullmatch(line) or jobs.finished(line):
             path, seconds = Path(finished[1]), float(finished[2])
             done += 1
             timing.finish(_rule(path), seconds)
@@ -78,6 +92,51 @@ def follow(lines: Iterable[str], *, clock=time.monotonic) -> Iterator[str]:
             total = timing.remaining.total()
         elif not NOISE.match(line) and not COUNT.fullmatch(line):
             yield line
+    yield from jobs.failures()
+
+
+class ClusterJobs:
+    """What Snakemake says about jobs on a cluster.
+
+    Attributes:
+        files: the first file that each job makes, by Snakemake's number of the job.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.paragraph: dict[str, str] | None = None  # the one that is being read
+        self.failed: list[dict[str, str]] = []
+
+    def read(self, line: str) -> bool:
+        """Reads a line; returns whether it belongs to a paragraph about a job."""
+        if start := ABOUT_JOB.fullmatch(line):
+            self.paragraph = {}
+            if start[1] == "Error in rule":
+                self.failed.append(self.paragraph)
+        elif self.paragraph is None or not line.startswith("    "):
+            self.paragraph = None
+            return False
+        elif item := ITEM.fullmatch(line):
+            self.paragraph[item[1]] = item[2]
+            if {"jobid", "output"} <= self.paragraph.keys():
+                self.files[self.paragraph["jobid"]] = self.paragraph["output"].split(", ")[0]
+        return True
+
+    def finished(self, line: str) -> tuple[str, str, float] | None:
+        """Returns for the line of a finished job what a match of FINISHED has: the line, the file and the seconds."""
+        ended = ENDED_ELSEWHERE.fullmatch(line)
+        if not ended or ended[1] not in self.files:
+            return None
+        path = self.files[ended[1]]
+        return line, path, records.read(path).provenance["seconds"] if path.endswith(".json") else 0.0
+
+    def failures(self) -> Iterator[str]:
+        """Yields a line per job that has failed, once."""
+        for about in self.failed:
+            job = f" (job {about['external_jobid']})" if "external_jobid" in about else ""
+            log = f", see {about['log'].removesuffix(CHECK_LOG)}" if "log" in about else ""
+            yield f"failed: {about.get('output', 'a job').split(', ')[0]}{job}{log}"
+        self.failed.clear()
 
 
 def _rule(path: Path) -> str:

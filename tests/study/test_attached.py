@@ -41,3 +41,20 @@ def test_it_passes_sigterm_on():
     assert job.stdout.read() == ""
     assert job.wait() == 128 + signal.SIGTERM
     job.stdout.close()
+
+
+def test_it_waits_for_what_a_killed_command_has_started(tmp_path):
+    """As training that saves its state when SLURM ends all processes of a job: the notebook's ends first."""
+    saved = tmp_path / "saved"
+    job = attached(os.getpid(), ["bash", "-c", f"(trap '' TERM; sleep 1; touch {saved}) & kill $$"])
+    assert job.wait() == 128 + signal.SIGTERM
+    assert saved.exists()
+    job.stdout.close()
+
+
+def test_it_does_not_wait_after_an_end_of_its_own(tmp_path):
+    job = attached(os.getpid(), ["bash", "-c", "sleep 600 > /dev/null & echo $!; exit 3"])
+    left = int(job.stdout.readline())
+    assert job.wait() == 3
+    os.kill(left, signal.SIGKILL)
+    job.stdout.close()

@@ -82,3 +82,42 @@ def test_a_comparison_is_shown_when_it_is_made(tmp_path):
     line, table = follow([f"finished {path} 2\n"], clock=ticking(0.0, 2.0))
     assert line.split()[1] == "comparison"
     assert table == "\n| network | top-1 |"
+
+
+def about(number, path, *, error=False):
+    """What Snakemake says about a job on a cluster."""
+    lines = ["[Sat Nov 28 18:59:01 2026]", "Error in rule train:" if error else "rule train:"]
+    if error:
+        lines += ["    message: None", f"    jobid: {number}", f"    output: {path}, {path}.npz"]
+        lines += [
+            "    log: logs/7.log (check log file(s) for error details)",
+            "    shell:",
+            "        mkdir -p x; exit 1",
+        ]
+        lines += ["        (command exited with non-zero exit code)", "    external_jobid: 7"]
+    else:
+        lines += ["    input: stamp", f"    output: {path}, {path}.npz", f"    jobid: {number}", "    threads: 2"]
+        lines += ["    resources: mem_mb=16000, nodes=1"]
+    return [f"{line}\n" for line in lines]
+
+
+def test_jobs_elsewhere_are_shown_like_those_of_this_machine(tmp_path):
+    record = Record("train", "rgb", 0, {}, {"iid/top1": 0.625}, True, PROVENANCE | {"seconds": 40.0})
+    path = records.write(tmp_path, record)
+    start = [
+        "SLURM run ID: d3d_1\n",
+        *COUNTS,
+        *about(3, path),
+        "Job 3 has been submitted with SLURM jobid 7 (log: x).\n",
+    ]
+    failure = [*about(3, path, error=True), "Trying to restart job 3.\n", *about(3, path)]
+    end = ["Finished jobid: 3 (Rule: train)\n", "Finished jobid: 0 (Rule: study)\n", *about(0, "localrule study:")]
+    lines = list(follow([*start, *failure, *end], clock=ticking(0.0, 40.0)))
+    assert lines[:2] == [f"failed: {path} (job 7), see logs/7.log", f"starting {path} again"]
+    assert len(lines) == 3
+    assert "iid/top1 0.625" in lines[2]
+    assert " 40.0 s; about " in lines[2]
+
+
+def test_a_failure_at_the_end_is_shown(tmp_path):
+    assert list(follow(about(3, "a.json", error=True))) == ["failed: a.json (job 7), see logs/7.log"]

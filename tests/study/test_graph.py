@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from d3d.study.graph import prepare_cluster
 from tests.conftest import ROOT
 from tests.study.test_gpus import TWO, install
 
@@ -220,3 +221,64 @@ def test_parts_of_gpus_have_no_mps(home):
     sentence = graph(home, CUDA_VISIBLE_DEVICES="MIG-1,MIG-2")[0]
     assert "2 per GPU without MPS (a part of a GPU needs a daemon of its own)" in sentence
     assert not (home / "log").exists()
+
+
+def add_cluster(home, settings: str = "executor: slurm\n") -> None:
+    """Writes the settings of a cluster, and stand-ins for what submits jobs to it."""
+    (home / "profiles/mine").mkdir(parents=True)
+    (home / "profiles/mine/config.yaml").write_text(settings)
+    (home / "snakemake_executor_plugin_slurm.py").touch()
+    install(home / "bin", "sbatch", "exit 0")
+
+
+def test_jobs_go_to_a_cluster_with_its_settings(home):
+    """The GPUs and cores of this machine do not matter."""
+    add_cluster(home)
+    assert graph(home, "--cluster=mine", D3D_GPUS="GPU-x", D3D_RUNS_PER_GPU="5", D3D_CORES_PER_RUN="7") == [
+        "every run is a job of the cluster, with the settings of profiles/mine/config.yaml",
+        "--workflow-profile profiles/mine --quiet -- study",
+        "///",
+    ]
+
+
+@pytest.fixture
+def settings(home, monkeypatch):
+    """Writes the settings of a cluster in the working folder."""
+    monkeypatch.chdir(home)
+    return lambda text: add_cluster(home, text)
+
+
+@pytest.mark.parametrize("name", ["other", "..", ".", "mine/../mine", "-p", "$(x)", " "])
+def test_an_unknown_cluster_is_one_sentence(settings, name):
+    settings("executor: slurm")
+    with pytest.raises(ValueError, match=r"^CLUSTER must be the name of a folder of profiles/ \(mine\), not "):
+        prepare_cluster(name)
+
+
+@pytest.mark.parametrize("text", ["", "jobs: 1", "executor: other", "executor: [", "- executor", "executor: [1]"])
+def test_settings_without_an_executor_are_one_sentence(settings, text):
+    settings(text)
+    with pytest.raises(
+        ValueError, match=r"^profiles/mine/config.yaml must name the executor, such as `executor: slurm`"
+    ):
+        prepare_cluster("mine")
+
+
+def test_what_a_cluster_needs_is_named(settings, monkeypatch):
+    settings("executor: slurm")
+    monkeypatch.setattr("d3d.study.graph.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs Snakemake's plugin: .venv/bin/pip install -e '.\[slurm\]'$"):
+        prepare_cluster("mine")
+    monkeypatch.setattr("d3d.study.graph.find_spec", lambda name: name)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(
+        ValueError, match=r"^CLUSTER=mine needs sbatch: use a machine from which jobs can be submitted$"
+    ):
+        prepare_cluster("mine")
+
+
+def test_a_cluster_divides_its_own_cores_and_gpus(home):
+    add_cluster(home)
+    for option in ("--cores=4", "--runs-per-gpu=2"):
+        (sentence,) = graph(home, "--cluster=mine", option)
+        assert sentence.startswith("CORES and RUNS_PER_GPU are for this machine: on a cluster, profiles/mine/config")
