@@ -33,6 +33,7 @@ from d3d.study.attached import has_ended
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
+from d3d.train.lease import LeaseError
 from d3d.train.loop import Stopped
 from d3d.train.run import run
 from d3d.train.team import join_team
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
             f"the GPU's memory is too small for batch_size {optimiser.batch_size} with accumulate "
             f"{optimiser.accumulate}: raise accumulate",
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, LeaseError) as error:
         _exit(1, one_line(error))
     except SystemExit as ended:
         _exit(ended.code)
