@@ -24,6 +24,7 @@ PAGES = [
     "generated/status",
     "generated/parameters",
     "generated/cost",
+    "generated/scale",
     "executed",
     "executed/train",
     "bibliography",
