@@ -349,13 +349,16 @@ def cost(table: pd.DataFrame) -> Figure:
 
 @styled
 def scaling(table: pd.DataFrame) -> Figure:
-    """Draws hours over GPUs on logarithmic axes, a line per `line` (columns line, gpus, hours); the last is the total,
-    beside which perfect scaling is dashed."""
+    """Draws hours over GPUs on logarithmic axes, a line per `line` (columns line, colour, gpus, hours).
+
+    The last line is the total, beside which perfect scaling is dashed.
+    """
     figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     names = list(table["line"].unique())
-    for name, shade in zip(names, [*_COLOURS[: len(names) - 1], DARK], strict=True):
+    for name in names:
         rows = table[table["line"] == name]
-        axis.plot(rows["gpus"], rows["hours"], marker=".", color=shade, lw=2 if name == names[-1] else 1.2, label=name)
+        width = 2 if name == names[-1] else 1.2
+        axis.plot(rows["gpus"], rows["hours"], marker=".", color=rows["colour"].iloc[0], lw=width, label=name)
     axis.plot(rows["gpus"], rows["hours"].iloc[0] * rows["gpus"].iloc[0] / rows["gpus"], "--", color=DARK, lw=1)
     axis.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="hours")
     axis.set_xticks(rows["gpus"], rows["gpus"])
