@@ -59,13 +59,18 @@ class Watch:
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
-    def end(self) -> None:
-        """Says goodbye to the others and stops watching."""
+    def end(self, *, goodbye: bool) -> None:
+        """Stops watching and closes the connections, which tells the others that this process has failed.
+
+        Args:
+            goodbye: whether it has not.
+        """
         self.ended.set()
         self.thread.join()
         for connection in self.peers:
             with suppress(OSError):
-                connection.send(GOODBYE)
+                if goodbye:
+                    connection.send(GOODBYE)
             connection.close()
 
     def _watch(self) -> None:
@@ -136,17 +141,17 @@ def watch_peers(team: Team) -> Iterator[None]:
     if team.size == team.local_size:
         yield
         return
-    watch = Watch(_connect(team))
+    watch, finished = Watch(_connect(team)), False
     try:
         yield
+        finished = True
     except RuntimeError as error:
-        if type(error) is RuntimeError or isinstance(error, distributed.DistError):
-            watch.lost.wait(GRACE)
-        watch.ended.set()
-        if watch.lost.is_set():
+        of_collective = type(error) is RuntimeError or isinstance(error, distributed.DistError)
+        if of_collective and watch.lost.wait(GRACE):
             raise PeerLostError(watch.reason) from error
         raise
-    watch.end()
+    finally:
+        watch.end(goodbye=finished)
 
 
 def _connect(team: Team) -> dict[socket.socket, Peer]:
