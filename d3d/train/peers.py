@@ -183,13 +183,13 @@ def _accept(server: socket.socket, token: str, count: int) -> dict[socket.socket
             connection, _ = server.accept()
             connection.settimeout(LOST)
             with connection.makefile("rb") as greeting:
-                said, rank, host = greeting.readline(1000).decode(errors="replace").split()
+                sent_token, rank, host = greeting.readline(1000).decode(errors="replace").split()
         except ValueError:
             connection.close()
             continue
         except OSError as error:
             raise OSError(error.errno, f"{count - len(peers)} of {count} processes did not connect") from None
-        if secrets.compare_digest(said, token):
+        if secrets.compare_digest(sent_token, token):
             peers[connection] = Peer(f"process {printable(rank)} on {printable(host)}", time.monotonic())
         else:
             connection.close()

@@ -39,8 +39,8 @@ def hold(folder):
 
 def leave(folder, number=1, **changes):
     """Writes the lease of a process on another host."""
-    with Lease(folder.with_name("elsewhere")) as mine:
-        holder = replace(mine.holder, host="hostb", machine="another", pid=77, since="2026-01-02 03:04:05 UTC")
+    with Lease(folder.with_name("elsewhere")) as template:
+        holder = replace(template.holder, host="hostb", machine="another", pid=77, since="2026-01-02 03:04:05 UTC")
     path = folder / f"lease-{number:06d}"
     folder.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(holder) | changes))
@@ -49,10 +49,10 @@ def leave(folder, number=1, **changes):
 
 def test_the_folder_is_there_while_it_is_held(tmp_path):
     folder = tmp_path / "run.state"
-    with Lease(folder) as held:
-        held.check()
+    with Lease(folder) as current:
+        current.check()
         assert [path.name for path in folder.iterdir()] == ["lease-000001"]
-        content = json.loads(held.path.read_text())
+        content = json.loads(current.path.read_text())
         assert content["pid"] == os.getpid()
         assert content["since"].endswith(" UTC")
     assert not folder.exists()
@@ -66,16 +66,16 @@ def test_a_killed_holder_of_this_host_is_followed_at_once(tmp_path):
     process.kill()
     process.communicate()
     lines = []
-    with Lease(tmp_path, lines.append) as held:
-        assert held.number == 2
+    with Lease(tmp_path, lines.append) as current:
+        assert current.number == 2
         assert [path.name for path in tmp_path.iterdir()] == ["lease-000002"]
     assert not lines
 
 
 def test_a_process_id_that_is_used_again_is_no_holder(tmp_path):
     leave(tmp_path, machine=lease._machine(), pid=os.getpid(), born="1")
-    with Lease(tmp_path) as held:
-        assert held.number == 2
+    with Lease(tmp_path) as current:
+        assert current.number == 2
 
 
 @pytest.mark.usefixtures("_quick")
@@ -97,8 +97,8 @@ def test_who_waits_gets_the_folder_when_it_is_given_back(tmp_path):
     taken = []
 
     def wait():
-        with Lease(folder, lambda line: waits.set()) as held:
-            taken.append(held.number)
+        with Lease(folder, lambda line: waits.set()) as current:
+            taken.append(current.number)
 
     with Lease(folder) as first:
         second = threading.Thread(target=wait)
@@ -116,8 +116,8 @@ def test_a_holder_on_another_host_is_followed_when_its_lease_expires(tmp_path, h
     path = leave(tmp_path)
     os.utime(path, (time.time() + 3600 * hours,) * 2)
     lines, began = [], time.monotonic()
-    with Lease(tmp_path, lines.append) as held:
-        assert held.number == 2
+    with Lease(tmp_path, lines.append) as current:
+        assert current.number == 2
         assert time.monotonic() - began >= 0.5
     assert lines == [f"{tmp_path} is held by process 77 on hostb, since 2026-01-02 03:04:05 UTC: waiting up to 0.5 s "
                      "for it to end"]  # fmt: skip
@@ -128,8 +128,8 @@ def test_a_holder_on_another_host_is_followed_when_its_lease_expires(tmp_path, h
 def test_a_lease_that_cannot_be_read_expires_too(tmp_path, content):
     leave(tmp_path).write_bytes(content)
     lines = []
-    with Lease(tmp_path, lines.append) as held:
-        assert held.number == 2
+    with Lease(tmp_path, lines.append) as current:
+        assert current.number == 2
     assert "process 0 on an unknown host, since an unknown time" in lines[0]
 
 
@@ -142,11 +142,11 @@ def test_of_many_that_follow_one_gets_the_folder(tmp_path):
 
     def follow():
         try:
-            with Lease(tmp_path, lambda line: None) as held:
+            with Lease(tmp_path, lambda line: None) as current:
                 assert inside.acquire(blocking=False)
-                holders.append(held.number)
+                holders.append(current.number)
                 time.sleep(1)
-                held.check()
+                current.check()
                 inside.release()
         except LeaseError:
             refused.append(1)
@@ -185,17 +185,17 @@ def test_a_holder_that_stood_still_notices_before_it_writes(tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("_quick")
 def test_a_beat_needs_no_space_and_revives_no_lease(tmp_path):
-    with Lease(tmp_path) as held:
-        before = held.path.stat()
+    with Lease(tmp_path) as current:
+        before = current.path.stat()
         time.sleep(0.2)
-        after = held.path.stat()
+        after = current.path.stat()
         assert after.st_mtime_ns > before.st_mtime_ns
         assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
-        held.path.unlink()
+        current.path.unlink()
         time.sleep(0.2)
         assert not list(tmp_path.iterdir())
         with pytest.raises(LeaseError):
-            held.raise_if_lost()
+            current.raise_if_lost()
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
@@ -209,14 +209,14 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypatch):
-    with Lease(tmp_path) as held:
+    with Lease(tmp_path) as current:
 
         def broken(path):
             raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patch:
             patch.setattr(lease, "_holder", broken)
-            held.check()
-            held.beaten -= lease.EXPIRY
+            current.check()
+            current.beaten -= lease.EXPIRY
             with pytest.raises(LeaseError):
-                held.check()
+                current.check()

@@ -85,15 +85,15 @@ def test_both_ends_stay_while_both_live(exits, pair):
 class Connected(Team):
     """A process of a team of two hosts on this machine, whose broadcasts go through a list."""
 
-    said: ClassVar[list] = []
+    messages: ClassVar[list] = []
     is_there: ClassVar[threading.Event] = threading.Event()
 
     def broadcast(self, value):
         if self.is_main:
-            self.said[:] = [value]
+            self.messages[:] = [value]
             self.is_there.set()
         assert self.is_there.wait(10)
-        return self.said[0]
+        return self.messages[0]
 
 
 def join(rank, work):
