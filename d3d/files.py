@@ -85,11 +85,12 @@ def _not_regular(path: str | Path) -> OSError:
     return OSError(errno.EINVAL, f"{printable(path)} is a link or not a regular file: delete it, or use another folder")
 
 
-def write_atomic(contents: Mapping[Path, bytes]) -> None:
+def write_atomic(contents: Mapping[Path, bytes], *, check: Callable[[], None] = lambda: None) -> None:
     """Writes files atomically: all to temporary files, flushed to disk, then renamed in order.
 
     Args:
         contents: Content of each file; missing folders are created.
+        check: Called before the first is renamed; if it raises, all previous files are untouched.
 
     Raises:
         OSError: A file cannot be written; the message names it.
@@ -102,12 +103,15 @@ def write_atomic(contents: Mapping[Path, bytes]) -> None:
                 file.write(contents[path])
                 file.flush()
                 os.fsync(file.fileno())
+        check()
         for path, temporary in staged.items():
             os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         for temporary in staged.values():
             with suppress(OSError):  # its folder may be what is missing
                 temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         reason = f"{printable(path)} could not be written and any previous file is untouched: {error.strerror}"
         raise OSError(error.errno, reason) from None
 

@@ -117,18 +117,28 @@ class MetricsFile:
         last_step: Step from which the run resumes: rows of later steps and an incomplete line are dropped. 0 starts an
             empty file.
         report: Receives a line when rows cannot be written, and when they can be again.
+        check: Called before each write; what it raises is passed on, and nothing is written.
 
     Raises:
         OSError: The file cannot be started.
     """
 
-    def __init__(self, path: str | Path, *, last_step: int = 0, report: Callable[[str], None] = print) -> None:
-        self.path, self.report, self.left_out = Path(path), report, 0
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        last_step: int = 0,
+        report: Callable[[str], None] = print,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path, self.report, self.check, self.left_out = Path(path), report, check, 0
+        self.check()
         rows = [row for row in read_metrics(self.path) if row.get("step", 0) <= last_step] if last_step else []
         write_atomic({self.path: "".join(json.dumps(row) + "\n" for row in rows).encode()})
 
     def append(self, row: dict[str, Any]) -> None:
         """Appends a row, or leaves it out if it cannot be written, as on a full disk."""
+        self.check()
         try:
             self._append(json.dumps({"time": round(time.time(), 3)} | row) + "\n")
         except OSError as error:

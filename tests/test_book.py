@@ -26,6 +26,7 @@ PAGES = [
     "generated/parameters",
     "generated/cost",
     "generated/ledger",
+    "generated/scale",
     "executed",
     "executed/train",
     "bibliography",

@@ -15,6 +15,7 @@ from d3d.progress import print_line
 from d3d.s3dg.checkpoints import load_checkpoint
 from d3d.study.run import Run
 from d3d.study.schema import changed
+from d3d.train.lease import Lease
 from d3d.train.states import CODE, States
 
 # Films of val in AVA v2.1; a copy with fewer is no test on AVA.
@@ -48,26 +49,29 @@ def run(active_run: Run) -> None:
         val = ava_split(data, "val", boxes=own.boxes, device=device, report=print_line)
     settings = {name: value for name, value in active_run.params.items() if name not in UNIMPORTANT}
     settings |= {CODE: active_run.provenance["source"], "weights": sha256(own.weights)[:16]}
-    states = States(f"{path}.state", settings, print_line)
-    detector = ActionDetector(model, len(train.names), seed=seed)
-    with active_run.phase("training"):
-        losses = train_detector(
-            detector, train.key_frames, "rgb", epochs=own.detector_epochs, batch_size=own.scenes_per_step,
-            learning_rate=own.detector_rate, seed=seed, actors=ACTORS, report=print_line,
-            saving=Saving(states, config.run.save_every),
-        )  # fmt: skip
-    with active_run.phase("test"):
-        detections = detect(detector, val.key_frames, "rgb", val.people, most=CAPACITY)
-        write_boxes(f"{path}.csv", detections)
-        result = frame_map(val.ground_truth, f"{path}.csv", classes=val.label_map, excluded=val.excluded)
-    name = "ava" if own.boxes else "ava/boxes"
-    metrics = {f"{name}/frame_map": result.mean, "loss": losses[-1]}
-    metrics |= {f"{name}/frame_map/{k}": value for k, value in result.per_class.items() if value == value}
-    is_whole = val.videos >= VAL_VIDEOS
-    if not is_whole:
-        print_line(f"val has {val.videos} of AVA's {VAL_VIDEOS} films: the record is a stand-in and decides no claim")
-    active_run.write(arm, metrics, files=_files(train, val), stand_in=not is_whole)
-    states.delete_folder()
+    with Lease(f"{path}.state", print_line) as lease:
+        states = States(lease, settings, print_line)
+        detector = ActionDetector(model, len(train.names), seed=seed)
+        with active_run.phase("training"):
+            losses = train_detector(
+                detector, train.key_frames, "rgb", epochs=own.detector_epochs, batch_size=own.scenes_per_step,
+                learning_rate=own.detector_rate, seed=seed, actors=ACTORS, report=print_line,
+                saving=Saving(states, config.run.save_every),
+            )  # fmt: skip
+        with active_run.phase("test"):
+            detections = detect(detector, val.key_frames, "rgb", val.people, most=CAPACITY)
+            write_boxes(f"{path}.csv", detections)
+            result = frame_map(val.ground_truth, f"{path}.csv", classes=val.label_map, excluded=val.excluded)
+        name = "ava" if own.boxes else "ava/boxes"
+        metrics = {f"{name}/frame_map": result.mean, "loss": losses[-1]}
+        metrics |= {f"{name}/frame_map/{k}": value for k, value in result.per_class.items() if value == value}
+        is_whole = val.videos >= VAL_VIDEOS
+        if not is_whole:
+            print_line(
+                f"val has {val.videos} of AVA's {VAL_VIDEOS} films: the record is a stand-in and decides no claim"
+            )
+        active_run.write(arm, metrics, files=_files(train, val), stand_in=not is_whole)
+        states.delete_folder()
 
 
 # Parameters that may differ when a run resumes: they change where files lie or how fast it runs.

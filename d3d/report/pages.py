@@ -4,6 +4,7 @@ d3d report claims [--results FOLDER]              prints the verdicts on your ow
 d3d report compare FOLDER [--published STUDY]     prints the top-1 of the networks trained there side by side
 d3d report readme                                 writes the verdicts into README.md
 d3d report pages                                  writes book/generated/*.md, which the book includes
+d3d report scale [--gpus N …] [--set NAME=VALUE]  prints what a reproduction on Kinetics or another set costs
 """
 
 import argparse
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
-from d3d.report import cost, evidence, front, jhmdb, ledger_page, plots, side_by_side
+from d3d.report import cost, evidence, front, jhmdb, ledger_page, plots, scale_page, side_by_side
 from d3d.report.claims import read_claims
 from d3d.report.labels import label
 from d3d.report.ledger import verdicts
@@ -138,7 +140,6 @@ def write_pages() -> None:
     judged = verdicts(results)
     for path in (chapters := sorted(Path("book/chapters").glob("*.ipynb"))):
         _read_notebook(path)
-    kernels = io.BytesIO()
     pages = {
         "banner.md": admonition(results),
         "attention_banner.md": admonition(book_results("attribution")),
@@ -149,13 +150,21 @@ def write_pages() -> None:
         "status.md": f"{STATUS}\n{status_text()}",
         "cost.md": _quoting(cost.page, BENCH),
         "ledger.md": _quoting(lambda bench: ledger_page.page(judged, bench), BENCH),
+        "scale.md": scale_page.page(BENCH),
         "jhmdb.md": _quoting(jhmdb.text, JHMDB),
     }
-    plots.cost(cost.kernel_times(BENCH)).savefig(kernels, format="svg", metadata={"Date": None})
-    contents = {name: page.encode() for name, page in pages.items()} | {"cost.svg": kernels.getvalue()}
+    contents = {name: page.encode() for name, page in pages.items()}
+    contents["cost.svg"] = _svg(plots.cost(cost.kernel_times(BENCH)))
+    contents["scale.svg"] = _svg(plots.scaling(scale_page.scaling_curves(BENCH)))
     write_atomic({GENERATED / name: content for name, content in contents.items()})
     for path in chapters:
         hide_injected(path)
+
+
+def _svg(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
 
 
 def _quoting(page: Callable[[Path], str], study: Path) -> str:
@@ -310,9 +319,12 @@ def main(argv: list[str] | None = None) -> None:
     comparison.add_argument("--published", type=Path, help="study to compare with: .jsonl file or folder")
     commands.add_parser("readme", help="write the verdicts into README.md, in the current folder")
     commands.add_parser("pages", help="write book/generated/*.md, which the book includes")
+    scale_page.add_parser(commands)
     args = parser.parse_args(argv)
     try:
-        if args.command == "claims":
+        if args.command == "scale":
+            print(scale_page.command_text(args))
+        elif args.command == "claims":
             print(claims_text(args.results))
         elif args.command == "compare":
             print(side_by_side.compare(args.results, args.published))

@@ -345,3 +345,24 @@ def cost(table: pd.DataFrame) -> Figure:
     axis.set(xlabel="milliseconds per clip", ylabel="", xlim=(0, 1.15 * wide.sum(axis=1).max()))
     axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
+
+
+@styled
+def scaling(table: pd.DataFrame) -> Figure:
+    """Draws hours over GPUs on logarithmic axes, a line per `line` (columns line, colour, gpus, hours).
+
+    The last line is the total, beside which perfect scaling is dashed.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    names = list(table["line"].unique())
+    for name in names:
+        rows = table[table["line"] == name]
+        width = 2 if name == names[-1] else 1.2
+        axis.plot(rows["gpus"], rows["hours"], marker=".", color=rows["colour"].iloc[0], lw=width, label=name)
+    axis.plot(rows["gpus"], rows["hours"].iloc[0] * rows["gpus"].iloc[0] / rows["gpus"], "--", color=DARK, lw=1)
+    axis.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="hours")
+    axis.set_xticks(rows["gpus"], rows["gpus"])
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure

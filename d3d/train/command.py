@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,9 @@ from d3d.study.experiments import defaults, field_of, from_namespace, make_confi
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
 from d3d.train import run, validate
+from d3d.train.lease import LeaseError
 from d3d.train.loop import Stopped
+from d3d.train.peers import PeerLostError, end_torchrun, watch_peers
 from d3d.train.team import join_team
 
 PROG = "d3d train"
@@ -118,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         if not torch.cuda.is_available():
             # The number of threads changes the last digits of results.
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        with join_team() as team:
+        with join_team() as team, watch_peers(team):
             if isinstance(config, EvaluateConfig):
                 validate.run(config, team=team)
             else:
@@ -134,7 +136,11 @@ def main(argv: list[str] | None = None) -> None:
             f"the GPU's memory is too small for batch_size {optimiser.batch_size} with accumulate "
             f"{optimiser.accumulate}: raise accumulate",
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except PeerLostError as error:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
+        _exit(1, one_line(error), before=end_torchrun)
+    except (ValueError, OSError, FloatingPointError, LeaseError) as error:
         _exit(1, one_line(error))
     except SystemExit as ended:
         _exit(ended.code)
@@ -149,11 +155,12 @@ def _raise_stopped(signum: int, _: object) -> None:
     raise Stopped(signum, f"stopped by {signal.Signals(signum).name}; run the same command again to resume")
 
 
-def _exit(code: int, message: str = "") -> None:
-    """Ends the process with a sentence for the user, if any."""
+def _exit(code: int, message: str = "", *, before: Callable[[], None] = lambda: None) -> None:
+    """Ends the process with a sentence for the user, if any, and after it what is to be done `before` the end."""
     if message:
         with suppress(OSError):
             print(f"{PROG}: {message}", file=sys.stderr, flush=True)
+    before()
     close_output()
     if "WORLD_SIZE" in os.environ:
         # Leaving the process group can block if another process is gone; torchrun ends the others.

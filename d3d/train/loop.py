@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, states from which a killed run resumes, and an orderly stop on signals.
 
-history = fit(model, config, data, states=States(folder, settings={"seed": 3}), metrics_path="run.jsonl")
+with Lease(folder) as lease:
+    history = fit(model, config, data, states=States(lease, settings={"seed": 3}), metrics_path="run.jsonl")
 """
 
 import math
@@ -106,6 +107,7 @@ def fit(
     Raises:
         FloatingPointError: if the loss is not finite; the message names the step, the losses and the last saved state.
         Stopped: if a signal stopped the run.
+        LeaseError: if another process has taken the folder of the states over.
         ValueError: if a label is not in 0 to K - 1, if there are too few clips for batch norm, or if none of an epoch's
             clips can be read.
     """
@@ -119,7 +121,8 @@ def fit(
     training = _Training(config, data, train_step, team, states, report)
     start_step = training.resume()
     if metrics_path:
-        training.metrics_file = MetricsFile(metrics_path, last_step=start_step, report=report)
+        check = {"check": states.lease.check} if states else {}
+        training.metrics_file = MetricsFile(metrics_path, last_step=start_step, report=report, **check)
         training.metrics_file.append(
             {"event": "start", "step": start_step, "params": flatten(config), "processes": team.size}
         )
@@ -187,6 +190,8 @@ class _Training:
         # When the last step of the previous epoch was queued, and when it was known to be finished.
         self.queued_until = self.finished_until = time.monotonic()
         while steps_done < min(total, self.stop_after + 1):
+            if self.states:
+                self.states.lease.raise_if_lost()
             batch = next(batches) if batches else None
             rows, view_seeds = self.steps[steps_done]
             finished = self.train_step(

@@ -20,6 +20,7 @@ from d3d.study.machine import check_memory, check_run
 from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
+from d3d.train.lease import Lease
 from d3d.train.loop import fit, no_report
 from d3d.train.networks import build_network, check_student, load_teacher, teacher_streams
 from d3d.train.splits import evaluate_splits
@@ -50,17 +51,27 @@ def run(
         ValueError: if `processes` differs from the team's size or the settings of two processes differ; or from
             `check_student`, `check_run`, `load`, `build_network`, `load_teacher`, `fit` or `evaluate_splits`.
         Stopped, FloatingPointError: from `fit`.
+        LeaseError: if another process trains this run, or has taken it over.
         OSError: if the results cannot be written.
     """
     report = report if team.is_main else no_report
     team.check_size(config.run.processes)
-    teacher_stream = teacher_streams(config)
+    teacher_streams(config)  # a missing teacher is an error before anything is written
     check_student(config)
-    params = params_of(experiment, config)
-    path = plan.run_path(experiment, params)
     check_run(experiment, config, device=team.device, processes=team.size)
-    if team.is_main:
-        files.check_writable(path.parent)
+    path = plan.run_path(experiment, params_of(experiment, config))
+    if not team.is_main:
+        return _run(experiment, config, path, None, team, report)
+    files.check_writable(path.parent)
+    with Lease(f"{path}.state", report) as lease:
+        return _run(experiment, config, path, lease, team, report)
+
+
+def _run(
+    experiment: str, config: TrainConfig, path: Path, lease: Lease | None, team: Team, report: Callable[[str], None]
+) -> Record | None:
+    """Does what `run` says, with the lease of the run's folder in the first process."""
+    teacher_stream = teacher_streams(config)
     device_name = torch.cuda.get_device_name() if team.device != "cpu" else "cpu"
     active_run = new_run(experiment, config, team.device, device_name)
     provenance = active_run.provenance
@@ -86,7 +97,7 @@ def run(
     with active_run.phase("teacher"):
         teacher = load_teacher(config, data, team.device)
     settings = _run_settings(experiment, config, data, provenance["source"], team)
-    states = _open_states(path, settings, report) if team.is_main else None
+    states = _open_states(path, lease, settings, report) if lease else None
     with active_run.phase("train"):
         history = fit(
             model,
@@ -111,10 +122,12 @@ def run(
         classes=data.classes,
         input=config.data.input_spec(config.network.stream),
     )
+    lease.check()
     files.write_patiently(save_weights, report)
+    lease.check()
     arrays |= history_arrays(history) | {"classes": np.array(data.classes)}
     record = active_run.write(
-        plan.arm_name(experiment, params),
+        plan.arm_name(experiment, active_run.params),
         metrics,
         arrays=arrays,
         files=data.files,
@@ -154,13 +167,13 @@ def _run_settings(experiment: str, config: TrainConfig, data: Data, source: str,
     return settings
 
 
-def _open_states(path: Path, settings: dict[str, Any], report: Callable[[str], None]) -> States:
+def _open_states(path: Path, lease: Lease, settings: dict[str, Any], report: Callable[[str], None]) -> States:
     """Opens the states of a run, and deletes half-written results."""
     try:
         finished_run = records.read(f"{path}.json").provenance.get("run")
     except (ValueError, OSError):
         finished_run = None
-    states = States(f"{path}.state", settings, report, finished_run=finished_run)
+    states = States(lease, settings, report, finished_run=finished_run)
     for unfinished in path.parent.glob(f".{glob.escape(path.name)}.*"):
         unfinished.unlink()  # half-written when a process was killed
     return states

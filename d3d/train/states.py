@@ -2,16 +2,14 @@
 
 They are written atomically, and checked when they are read.
 
-states = States(folder, settings={"seed": 3})
-states.save(step, tensors, metadata)             # keeps the last two
-state = states.latest()                          # the newest undamaged one, or None
+with Lease(folder) as lease:                         # the folder is this process's alone
+    states = States(lease, settings={"seed": 3})
+    states.save(step, tensors, metadata)             # keeps the last two
+    state = states.latest()                          # the newest undamaged one, or None
 """
 
-import fcntl
 import json
-import os
 import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from d3d.files import write_atomic
 from d3d.s3dg.checkpoints import CheckpointError, read_safetensors, to_safetensors
+from d3d.train.lease import Lease
 
 FORMAT = "d3d-state-1"
 MAX_STATES = 2
@@ -43,10 +42,10 @@ class SavedState:
 
 
 class States:
-    """The last states of one run, in a folder that the constructor locks; it blocks while another process has the lock.
+    """The last states of one run, in the folder of a lease that this process holds.
 
     Args:
-        folder: where the states are, created if it does not exist.
+        lease: the lease of the folder where the states are.
         settings: what must be equal for a run to resume, such as its parameters.
         report: receives one line per warning.
         finished_run: `run_id` of the run whose record exists; its states, which were left when it was killed after it
@@ -56,37 +55,23 @@ class States:
         run_id: of this run and those that it resumes.
 
     Raises:
-        OSError: if the folder cannot be written.
+        LeaseError: here and in every method that writes, if another process has taken the folder over.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        lease: Lease,
         settings: Mapping[str, Any],
         report: Callable[[str], None] = print,
         *,
         finished_run: str | None = None,
     ) -> None:
-        self.folder, self.report = Path(folder), report
+        self.lease, self.folder, self.report = lease, lease.folder, report
         self.finished_run, self.run_id = finished_run, secrets.token_hex(8)
         self.settings = json.loads(json.dumps(dict(settings)))
-        self._lock_fd = self._lock()
+        lease.check()
         for unfinished in self.folder.glob(".*"):  # half-written when a process was killed
             unfinished.unlink()
-
-    def _lock(self) -> int:
-        """Locks the folder; tries again if the folder was deleted while this process waited for the lock."""
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.report(f"another process is training this run ({self.folder}): waiting for it to end")
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                return fd
-            os.close(fd)
 
     def paths(self) -> list[Path]:
         """Returns the files of the states, newest first."""
@@ -96,7 +81,7 @@ class States:
         """Writes a state, then deletes all but the last two; raises OSError if it cannot be written."""
         path = self.folder / f"step{step:09d}.safetensors"
         header = {"step": step, "run": self.run_id, "fixed": self.settings, "about": dict(metadata)}
-        write_atomic({path: to_safetensors(FORMAT, tensors, header)})
+        write_atomic({path: to_safetensors(FORMAT, tensors, header)}, check=self.lease.check)
         for old in self.paths()[MAX_STATES:]:
             old.unlink()
         return path
@@ -110,6 +95,7 @@ class States:
             CheckpointError: if all states are damaged, or if the newest undamaged one was saved with other settings,
                 which the message names.
         """
+        self.lease.check()
         damaged = []
         for path in self.paths():
             try:
@@ -157,10 +143,11 @@ class States:
         return next((f"the last saved state is {path}" for path in self.paths()), "no state was saved")
 
     def _delete(self) -> None:
-        """Deletes the states but keeps the folder and its lock."""
+        """Deletes the states but keeps the folder and its lease."""
+        self.lease.check()
         for path in self.paths():
             path.unlink()
 
     def delete_folder(self) -> None:
         """Deletes the folder, once the run is finished."""
-        shutil.rmtree(self.folder)
+        self.lease.delete_folder()

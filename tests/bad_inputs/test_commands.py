@@ -22,6 +22,14 @@ CASES = [
         "d3d train: 'lambda_' is no parameter of 'train', which takes .*",
     ),
     BadInput("no configuration", ["train", "--config", "none.yaml"], None, r"d3d train: none\.yaml: No such file.*"),
+    BadInput(
+        "input of the model of costs that is no number", ["report", "scale", "--set", "cores_per_gpu=x"], None,
+        "--set takes NAME=VALUE with a number, such as cores_per_gpu=64, not 'cores_per_gpu=x'",
+    ),
+    BadInput(
+        "costs without a bench", ["report", "scale"], None,
+        r"results/bench\.jsonl lacks 'decode', which the model of costs needs: give records of `make bench`",
+    ),
     BadInput("unknown flag of train", ["train", "--epoch-count", "3"], None, r".*unrecognized arguments.*", code=2),
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from d3d.detection.scoring import frame_map
 from d3d.detection.training import KEY_FRAMES_PER_PASS, _DetectorTrainer, detect, fuse_detections, train_detector
 from d3d.s3dg.network import s3dg
 from d3d.study.parameters import OptimiserConfig
+from d3d.train.lease import Lease
 from d3d.train.states import States
 from tests import configs
 
@@ -170,12 +171,13 @@ def test_a_killed_training_resumes_to_the_same_weights(tiny, tmp_path):
                     raise Killed
                 yield batch
 
-    states = States(tmp_path / "run.state", {"seed": 5}, lambda line: None)
-    with pytest.raises(Killed):
-        train_detector(killed, Dies(tiny, None), "rgb", saving=Saving(states, 0.0), **options)
-    lines, resumed = [], new_detector()
-    nn.init.normal_(resumed.classifier.weight)
-    again = train_detector(resumed, tiny, "rgb", saving=Saving(states, 0.0), report=lines.append, **options)
+    with Lease(tmp_path / "run.state") as lease:
+        saving = Saving(States(lease, {"seed": 5}, lambda line: None), 0.0)
+        with pytest.raises(Killed):
+            train_detector(killed, Dies(tiny, None), "rgb", saving=saving, **options)
+        lines, resumed = [], new_detector()
+        nn.init.normal_(resumed.classifier.weight)
+        again = train_detector(resumed, tiny, "rgb", saving=saving, report=lines.append, **options)
     assert lines[0] == "resuming after step 3 of 6"
     assert again == losses
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())

@@ -12,7 +12,7 @@ from d3d.report import selection
 from d3d.report.claims import Condition, read_claims
 from d3d.report.contrasts import arms_of
 from d3d.report.ledger import judge, measure
-from d3d.report.scale import ASSUMED
+from d3d.report.scale_inputs import ASSUMED
 from d3d.study import plan, records
 from d3d.study.arms import ARMS
 from d3d.study.experiments import EXPERIMENTS, field_of, make_config, with_defaults

@@ -70,6 +70,17 @@ def test_cost():
     return plots.cost(pd.DataFrame(rows))
 
 
+@figure
+def test_scaling():
+    curves = {"one stage": ("#0173b2", (40.0, 20.0, 12.0)), "all": ("0.2", (100.0, 55.0, 40.0))}
+    rows = [
+        {"line": name, "colour": shade, "gpus": n, "hours": h}
+        for name, (shade, hours) in curves.items()
+        for n, h in zip((1, 2, 4), hours, strict=True)
+    ]
+    return plots.scaling(pd.DataFrame(rows))
+
+
 def test_every_seed_is_a_dot():
     drawing = plots.metrics(table(["a"], seeds=7), arms=ARMS, titles={"a": "first"})
     dots = [len(c.get_offsets()) for c in drawing.axes[0].collections]

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3d.report import scale
-from d3d.report.scale import DATASETS, DECODING, GPU, OPENS, STAGES, START, STORAGE, Quantity, stage_cost
+from d3d.report import scale, scale_inputs
+from d3d.report.scale import DECODING, GPU, OPENS, STAGES, START, STORAGE, stage_cost
+from d3d.report.scale_inputs import DATASETS, Quantity
 from d3d.study.arms import ARMS
 from d3d.study.plan import BENCH
 
@@ -118,15 +119,15 @@ def test_where_scaling_stops_by_hand(small):
 
 
 def test_a_change_replaces_one_input_and_names_a_typo():
-    values = scale.quantities(BENCH, {"cores_per_gpu": 64})
+    values = scale_inputs.quantities(BENCH, {"cores_per_gpu": 64})
     assert values["cores_per_gpu"].value == 64
     assert not values["cores_per_gpu"].measured
-    assert values["train_rate"] == scale.quantities(BENCH)["train_rate"]
-    with pytest.raises(ValueError, match=r"no input 'core_per_gpu' .* did you mean cores_per_gpu"):
-        scale.quantities(BENCH, {"core_per_gpu": 64})
+    assert values["train_rate"] == scale_inputs.quantities(BENCH)["train_rate"]
+    with pytest.raises(ValueError, match=r"no input 'core_per_gpu', but .*cores_per_gpu"):
+        scale_inputs.quantities(BENCH, {"core_per_gpu": 64})
     for bad in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="cores_per_gpu must be positive and finite"):
-            scale.quantities(BENCH, {"cores_per_gpu": bad})
+            scale_inputs.quantities(BENCH, {"cores_per_gpu": bad})
     with pytest.raises(ValueError, match=r"stage must be one of extraction, rgb, .* not 'train'"):
         stage_cost("train")
     with pytest.raises(ValueError, match=r"dataset must be one of kinetics400, .* not 'k400'"):
@@ -137,14 +138,16 @@ def test_a_change_replaces_one_input_and_names_a_typo():
 
 def test_records_give_the_measured_inputs():
     """The published records have all of them, each with its source; the ring of two GPUs has a traffic of one."""
-    measured = scale.measured(BENCH)
-    assert {name for name, q in scale.quantities(BENCH).items() if q.measured} == set(measured)
+    measured = scale_inputs.measured(BENCH)
+    assert {name for name, q in scale_inputs.quantities(BENCH).items() if q.measured} == set(measured)
     assert all(q.source.startswith("record `") and q.value > 0 for q in measured.values())
     one, two, four = 70.0, 71.0, 73.0
     steps = {f"large_clips/processes{n}/ms_per_step": ms for n, ms in ((1, one), (2, two))}
-    assert scale._ring_seconds(steps) == pytest.approx((0.001, 2, 0.001))
+    assert scale_inputs.ring_seconds(steps) == pytest.approx((0.001, 2, 0.001))
     # The most GPUs that were measured count: four have a traffic of 1.5.
-    assert scale._ring_seconds(steps | {"large_clips/processes4/ms_per_step": four}) == pytest.approx((0.003, 4, 0.002))
+    assert scale_inputs.ring_seconds(steps | {"large_clips/processes4/ms_per_step": four}) == pytest.approx(
+        (0.003, 4, 0.002)
+    )
 
 
 def test_the_network_has_as_many_parameters_as_the_model_says():
@@ -155,7 +158,7 @@ def test_the_network_has_as_many_parameters_as_the_model_says():
 
     with torch.device("meta"):
         network = S3DG(400, 3, 1.0, 0.5)
-    assert sum(p.numel() for p in network.parameters()) == scale.ASSUMED["parameters"].value
+    assert sum(p.numel() for p in network.parameters()) == scale_inputs.ASSUMED["parameters"].value
     assert scale.CLASS_MEAN_EPOCHS == CLASS_MEAN_EPOCHS
     assert set(scale.NETWORKS) <= set(ARMS)
 

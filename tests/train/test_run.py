@@ -1,7 +1,6 @@
 """Training runs, on networks and clips small enough for a test."""
 
 import hashlib
-import os
 import signal
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from d3d.study.schema import changed
 from d3d.train import loop
 from d3d.train import run as train
 from d3d.train.evaluate import predict
+from d3d.train.lease import Lease
 from d3d.train.states import States
 from d3d.train.step import steps_per_epoch
 from d3d.train.team import Team
@@ -160,11 +160,10 @@ def test_a_run_with_fewer_clips_than_a_batch_resumes_to_the_same_bits(data, tmp_
         if line.startswith("epoch   1/3"):
             signal.raise_signal(signal.SIGTERM)
 
-    states = States(tmp_path, {})
-    with pytest.raises(loop.Stopped, match="after step 2 of 3"):
-        fit(config, three_clips, states=states, report=stop_after_first_epoch)
-    os.close(states._lock_fd)
-    state, history = fit(config, three_clips, states=States(tmp_path, {}), report=lines.append)
+    with Lease(tmp_path) as lease, pytest.raises(loop.Stopped, match="after step 2 of 3"):
+        fit(config, three_clips, states=States(lease, {}), report=stop_after_first_epoch)
+    with Lease(tmp_path) as lease:
+        state, history = fit(config, three_clips, states=States(lease, {}), report=lines.append)
     assert "resuming after step 2 of 3" in lines
     assert equal(state, expected_state)
     assert history == expected_history
