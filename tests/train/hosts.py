@@ -25,18 +25,21 @@ sh -c "$3"
 echo $? > $name.code
 """
 NETWORK = """cd "$1"; shift
-start() { unshare --net --uts --pid --fork --kill-child --mount-proc sh -c "$HOST" - "$@" & }
-start a $ADDRESS_A "$COMMAND_A" > a.log 2>&1
+new_host="setpriv --pdeathsig KILL unshare --net --uts --pid --fork --kill-child --mount-proc"
+$new_host sh -c "$HOST" - a $ADDRESS_A "$COMMAND_A" > a.log 2>&1 &
 A=$!
-start b $ADDRESS_B "$COMMAND_B" > b.log 2>&1
+$new_host sh -c "$HOST" - b $ADDRESS_B "$COMMAND_B" > b.log 2>&1 &
 B=$!
 ip link add cable-a type veth peer name cable-b
-while ! ip link set cable-a netns $A name eth0 2> /dev/null; do sleep 0.05; done
-while ! ip link set cable-b netns $B name eth0 2> /dev/null; do sleep 0.05; done
+for pid in $A $B; do
+  while [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+done
+ip link set cable-a netns $A name eth0 && ip link set cable-b netns $B name eth0
 echo "$A $B"
 wait
 """
-NEW_NETWORK = ["unshare", "--map-root-user", "--net", "--fork", "--kill-child"]
+# It ends with the test, also if that is killed.
+NEW_NETWORK = ["unshare", "--map-root-user", "--net", "setpriv", "--pdeathsig", "KILL"]
 
 
 class TwoHosts:
@@ -107,7 +110,7 @@ class TwoHosts:
 
 def require_hosts() -> None:
     """Skips the test where this system makes no such hosts, with the reason."""
-    if missing := [tool for tool in ("unshare", "nsenter", "ip") if not shutil.which(tool)]:
+    if missing := [tool for tool in ("unshare", "setpriv", "nsenter", "ip") if not shutil.which(tool)]:
         pytest.skip(f"two hosts on one machine need the command {missing[0]}")
     make = "ip link add x type veth peer name y && unshare --net --uts --pid --fork --mount-proc true"
     tried = subprocess.run([*NEW_NETWORK, "sh", "-c", make], check=False, capture_output=True, text=True)
