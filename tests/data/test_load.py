@@ -254,7 +254,6 @@ def test_the_error_names_what_a_folder_lacks(tmp_path, folder):
         ({"dataset": "kinetics"}, "dataset must be one of sprites, folder, ucf101, .*, not 'kinetics'"),
         ({"dataset": "folder"}, "dataset 'folder' needs root"),
         ({"root": "clips"}, "root is only for video files, not for dataset 'sprites'"),
-        ({"dataset": "ava", "root": "x"}, "dataset 'ava' has several labels per clip"),
         ({"dataset": "folder", "root": "x", "flow": "exact"}, "flow 'exact' exists for sprites only"),
         ({"dataset": "folder", "root": "x", "fps": 0.0}, "fps must be positive, it is 0.0"),
         (
