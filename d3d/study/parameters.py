@@ -70,7 +70,7 @@ class FilesConfig(Group):
 
     dataset: str = parameter(
         "sprites",
-        "sprites | folder | ucf101 | hmdb51 | jhmdb | kinetics400 | kinetics600 | table | shards | ava",
+        "sprites, folder, ucf101, hmdb51, jhmdb, kinetics400, kinetics600, table, shards, ava",
         choices=(*RENDERED_DATASETS, *FILE_DATASETS),
     )
     root: str = parameter(
