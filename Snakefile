@@ -219,7 +219,8 @@ rule flow:
         str(FLOW_STAMP),
     output:
         FLOW_SUMMARY,
-    threads: CORES_PER_RUN if GPUS else workflow.cores
+    # TV-L1 on a CPU takes one process per core; Snakemake gives as many as there are.
+    threads: max(8, CORES_PER_RUN)
     resources:
         gpu=max(1, len(GPUS)),
     params:
