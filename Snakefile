@@ -99,6 +99,11 @@ def check_params():
                 raise WorkflowError(f"{PROFILE_PATH}: {error} ({experiment} {arm})") from None
 
 
+def write_stamp(path, content, *, current=None):
+    """Writes a stamp (see `staleness.write_stamp`), if this is no job on a cluster; returns its path."""
+    return staleness.write_stamp(path, content, current=current) if IS_GRAPH else str(path)
+
+
 def stamp(experiment, arm=None, seed=None, seeds=None):
     """Writes the stamp of a run, which is newer than the run's records if one of them is stale; returns its path."""
     path = STAMP_FOLDER / PROFILE / f"{experiment}-{arm}-{seed}"
@@ -108,7 +113,7 @@ def stamp(experiment, arm=None, seed=None, seeds=None):
     paths = records_of(experiment, arm, seed, seeds)
     current = all(staleness.is_current(path, experiment, params) for path in paths)
     content = f"{with_defaults(experiment, params)} {staleness.source_hash(experiment)}"
-    return staleness.write_stamp(path, content, current=current)
+    return write_stamp(path, content, current=current)
 
 
 def flow_arguments():
@@ -142,11 +147,9 @@ STAMPS = {(n, arm, seed): stamp(n, arm, seed) for n in plan.TRAINED for arm, see
 STAMPS |= {(n, None, s): stamp(n, None, s) for n in plan.EXAMINING for s in plan.seeds_of(n, STUDY)}
 STAMPS |= {(name, None, None): stamp(name, seeds=SEEDS) for name in ("fuse", "compare")}
 STAMPS |= {("tvl1", None, None): stamp("tvl1")}
-FLOW_STAMP = STAMP_FOLDER / PROFILE / "flow"
-if IS_GRAPH:
-    staleness.write_stamp(FLOW_STAMP, str(flow_arguments()))
+FLOW_STAMP = write_stamp(STAMP_FOLDER / PROFILE / "flow", str(flow_arguments()))
 CHAPTER_STAMPS = {
-    name: staleness.write_stamp(
+    name: write_stamp(
         STAMP_FOLDER / f"chapter-{name}",
         f"{CHAPTER_RESULTS[name]} {staleness.notebook_hash(f'notebooks/chapters/{name}.ipynb')}",
     )
@@ -216,7 +219,7 @@ rule study:
 
 rule flow:
     input:
-        str(FLOW_STAMP),
+        FLOW_STAMP,
     output:
         FLOW_SUMMARY,
     # TV-L1 on a CPU takes one process per core; Snakemake gives as many as there are.

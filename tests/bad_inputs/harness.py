@@ -52,7 +52,7 @@ class BadInput:
 
 
 def assert_refused(case: BadInput, folder: Path) -> None:
-    """Runs a case in an empty folder and checks its exit status, its one sentence, and that it wrote nothing."""
+    """Writes the files of a case, runs it, and checks exit status, its one sentence, and that it wrote nothing."""
     if case.write:
         case.write(folder)
     before = _contents(folder)
