@@ -95,11 +95,11 @@ def test_the_room_does_not_import_torch(room):
     assert process.stdout == "False\n"
 
 
-def test_training_on_sprites_does_not_import_torchvision():
-    """Its import takes longer than that of all rooms together."""
-    code = "import sys, d3d.train.command; print('torchvision' in sys.modules)"
+def test_training_on_sprites_imports_neither_torchvision_nor_pyav():
+    """Importing torchvision takes longer than all rooms together, and rendered clips need no decoder."""
+    code = "import sys, d3d.train.command; print({'torchvision', 'av'} & set(sys.modules))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout == "False\n"
+    assert process.stdout == "set()\n"
 
 
 def test_the_verdict_chapter_imports_only_records_claims_and_figures(tmp_path):

@@ -54,7 +54,8 @@ class ClipSet:
         labels: int64 (N,), on the device of the batches.
         table: one row per clip.
         partners: int64 (N,), another row for each clip, or None; an input called partner_<stream> shows its view.
-        in_memory: whether the clips are on the device, so that `batch` can be captured in a CUDA graph.
+        in_memory: whether the clips are on the device, so that `batch` can be captured in a CUDA graph; if not,
+            `refused` maps the path of each file that turned out to be unreadable to the reason.
     """
 
     labels: Tensor

@@ -35,7 +35,7 @@ from d3d.study.evaluation import EvaluateConfig
 from d3d.study.experiments import defaults, field_of, from_namespace, make_config
 from d3d.study.parameters import TrainConfig
 from d3d.study.profiles import read_profile, read_yaml
-from d3d.train import run, validate
+from d3d.train import run
 from d3d.train.lease import LeaseError
 from d3d.train.loop import Stopped
 from d3d.train.peers import PeerLostError, end_torchrun, watch_peers
@@ -122,6 +122,8 @@ def main(argv: list[str] | None = None) -> None:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         with join_team() as team, watch_peers(team):
             if isinstance(config, EvaluateConfig):
+                from d3d.train import validate  # which reads video files
+
                 validate.run(config, team=team)
             else:
                 run.run(experiment, config, team=team)

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from d3d.data.clips import Data
-from d3d.data.file_clips import FileClips
 from d3d.messages import printable
 from d3d.s3dg.network import S3DG
 from d3d.study import plan
@@ -56,7 +55,7 @@ def evaluate_splits(
         labels, groups = clips.labels.cpu().numpy(), clips.groups
         predicted = ~np.isnan(logits).any(1)
         missing = ~predicted
-        if isinstance(clips, FileClips):
+        if not clips.in_memory:  # files can turn out to be unreadable while they are read
             for refused in team.all_gather(dict(clips.refused)):
                 clips.refused.update(refused)
             missing &= ~clips.table["path"].isin(clips.refused).to_numpy()
