@@ -347,6 +347,7 @@ rule probe:
 rule attribution:
     input:
         lambda w: STAMPS["attribution", None, int(w.seed)],
+        FLOW_SUMMARY if FLOW_CACHE else [],
         lambda w: weights_of("attribution", w.seed),
     output:
         [f"{RESULTS}/attribution/{arm}-seed{{seed}}.json" for arm in plan.arms_of("attribution", STUDY)],

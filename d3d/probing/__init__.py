@@ -5,8 +5,8 @@ from d3d.public import lazy_getattr
 PUBLIC = {
     "linear_probes": "linear",
     "train_flow_decoders": "decoders",
-    "integrated_gradients": "attribution",
-    "grad_cam": "attribution",
+    "integrated_gradients": "maps",
+    "grad_cam": "maps",
 }
 __all__ = list(PUBLIC)
 __getattr__ = lazy_getattr(__name__, PUBLIC)

@@ -1,204 +1,228 @@
-"""Attribution (by Captum): where in a clip a decision lies, and how much of it depends on motion."""
+"""The attribution experiment: what in a clip the decisions of the examined networks depend on.
 
-from typing import NamedTuple
+On sprites: how much of the margin is motion, where the attribution lies, when in the clip, and whether the maps can be
+trusted. On video files, whose targets have no masks: how much of the margin is motion, by group of the clips.
+"""
+
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
 from torch import Tensor
 
 from d3d.data.clips import Clips
 from d3d.data.load import load
+from d3d.data.sprites import render
+from d3d.probing import map_checks, maps
+from d3d.probing.margins import logit_spread, motion_part, still
 from d3d.probing.networks import load_arm_network
 from d3d.s3dg.network import S3DG
 from d3d.study.arms import arms_examined_by
+from d3d.study.parameters import RENDERED_DATASETS, AttributionConfig
+from d3d.study.plan import main_split
 from d3d.study.run import Run
+from d3d.train.evaluate import predict
+
+# The methods whose maps are published, the students whose outcomes choose the clips, and the clips of the checks.
+METHODS, COMPARED, CHECKED_CLIPS = ("motion_gradients", "grad_cam"), ("rgb_longer", "d3d"), 16
 
 
 def run(active_run: Run) -> None:
-    """Writes one record per examined arm; arms without weights in the run's results folder are skipped."""
+    """Writes one record per examined arm; arms without weights in the run's results folder are skipped.
+
+    Raises:
+        ValueError: as `load` and `fixed_views` do.
+    """
+    if active_run.config.data.files.dataset in RENDERED_DATASETS:
+        _attribute_sprites(active_run)
+    else:
+        _attribute_videos(active_run)
+
+
+def _attribute_sprites(active_run: Run) -> None:
     config = active_run.config
     with active_run.phase("data"):
-        data = load(config.data, seed=config.run.seed, device=active_run.device)
+        data = load(config.data, seed=config.run.seed, streams=("rgb", "flow"), device=active_run.device)
+        clips = data.splits["iid"]
+        layers = render(config.data.clip, "iid", range(config.clips), device=active_run.device).layer
+    networks = dict(_networks(config, data.splits["train"], data.classes))
+    logits = {arm: predict(model, clips, stream) for arm, (model, stream) in networks.items()}
+    right = {arm: x.argmax(1) == clips.labels.cpu().numpy() for arm, x in logits.items()}
+    shown = choose_shown(right, count=config.films)
+    for arm, (model, stream) in networks.items():
+        with active_run.phase("motion"):
+            falls = motion_part(model, clips, stream, logits=logits[arm])
+        with active_run.phase("maps"):
+            metrics, arrays = examine_maps(
+                model, clips, stream, layers, spread=logit_spread(logits[arm]), config=config
+            )
+            if len(shown):
+                arrays |= published_maps(model, clips, stream, shown, config=config)
+                arrays["shown/right"] = right[arm][shown]
+        active_run.write(arm, {f"motion_part/{name}": x for name, x in falls.items()} | metrics, arrays=arrays)
+
+
+def _attribute_videos(active_run: Run) -> None:
+    # Imported here, so that sprites do not need PyAV.
+    from d3d.data.fixed_views import fixed_views
+
+    config = active_run.config
+    with active_run.phase("data"):
+        data = load(config.data, seed=config.run.seed, streams=("rgb", "flow"), device=active_run.device, workers=0)
+        train, test = (fixed_views(data.splits[name]) for name in ("train", main_split(data.test_splits)))
+    for arm, (model, stream) in _networks(config, train, data.classes):
+        with active_run.phase("motion"):
+            falls = motion_part(model, test, stream, logits=predict(model, test, stream))
+        metrics = {f"motion_part/{name}": x for name, x in falls.items()}
+        active_run.write(arm, metrics, files=data.files, stand_in=data.stand_in)
+
+
+def _networks(
+    config: AttributionConfig, train: Clips, classes: tuple[str, ...]
+) -> Iterator[tuple[str, tuple[S3DG, str]]]:
+    """The networks of the examined arms that have weights, with their streams."""
     for arm in arms_examined_by("attribution"):
         network = load_arm_network(
             config.run.results,
             arm,
             config.run.seed,
             width=config.network.width,
-            calibration_clips=data.splits["train"],
+            calibration_clips=train,
+            classes=classes,
         )
-        if network is None:
-            continue
-        model, _ = network
-        with active_run.phase("attribute"):
-            metrics, arrays = attribute_clips(
-                model,
-                data.splits["iid"],
-                num_clips=config.clips,
-                steps=config.steps,
-                endpoint=config.examined.endpoint,
-            )
-        active_run.write(arm, metrics, arrays=arrays)
+        if network is not None:
+            yield arm, network
 
 
-class Attribution(NamedTuple):
-    """Integrated gradients of a batch.
+def choose_shown(right: Mapping[str, np.ndarray], *, count: int) -> np.ndarray:
+    """Chooses the clips whose maps are published, by a rule and not by eye.
 
-    Attributes:
-        values: (B, C, T, H, W), attribution of every input value.
-        delta: (B,), convergence delta: the sum of `values` minus the change of the output from baseline to clip.
-    """
-
-    values: Tensor
-    delta: Tensor
-
-
-def integrated_gradients(model: S3DG, clips: Tensor, labels: Tensor, *, steps: int = 32) -> Attribution:
-    """Integrated gradients (Sundararajan et al. 2017) of the label's logit margin.
-
-    The baseline is the clip's mean colour everywhere, which has neither appearance nor motion.
+    They are the first clip that both students of COMPARED get right, the first that only the second gets right, the
+    first that only the first one does, the first that neither does, then the second of each, and so on; of one student
+    the first clips it gets right and wrong in turn.
 
     Args:
-        model: put into eval mode.
-        clips: (B, C, T, H, W).
-        labels: (B,).
-        steps: points at which the integral is evaluated.
-    """
-    model.eval()
-    baseline = clips.mean((2, 3, 4), keepdim=True).expand_as(clips)
-    attributor = IntegratedGradients(lambda x, y: logit_margin(model(x), y))
-    values, delta = attributor.attribute(
-        clips,
-        baseline,
-        additional_forward_args=labels,
-        n_steps=steps,
-        internal_batch_size=max(len(clips), 16),
-        return_convergence_delta=True,
-    )
-    return Attribution(values.detach(), delta.detach())
-
-
-def grad_cam(model: S3DG, clips: Tensor, labels: Tensor, *, endpoint: str) -> Tensor:
-    """Layer Grad-CAM (Selvaraju et al. 2017) of the label's logit, resized to the clips.
-
-    Args:
-        model: put into eval mode.
-        clips: (B, C, T, H, W).
-        labels: (B,).
-        endpoint: layer whose activations are weighted.
+        right: by arm, whether it gets each clip right, bool (N,).
+        count: number of clips.
 
     Returns:
-        (B, T, H, W), not negative.
-
-    Raises:
-        ValueError: the network has no such endpoint.
+        (count,) rows, or fewer if there are no more; empty if neither student was examined.
     """
-    if endpoint not in model.features:
-        raise ValueError(f"no endpoint {endpoint!r}: the endpoints are {', '.join(model.features)}")
-    model.eval()
-    cam = LayerGradCam(model, model.features[endpoint]).attribute(clips, target=labels, relu_attributions=True)
-    return LayerAttribution.interpolate(cam.detach(), tuple(clips.shape[2:]), interpolate_mode="trilinear")[:, 0]
+    own = [right[arm] for arm in COMPARED if arm in right]
+    if not own:
+        return np.zeros(0, np.int64)
+    first, last = own[0], own[-1]
+    outcomes = [first & last, ~first & last, first & ~last, ~first & ~last]
+    rows = [np.flatnonzero(outcome) for outcome in outcomes]
+    in_turn = [of_outcome[k] for k in range(max(map(len, rows))) for of_outcome in rows if k < len(of_outcome)]
+    return np.array(in_turn[:count], np.int64)
 
 
-def fraction_in_mask(values: Tensor, mask: Tensor) -> Tensor:
-    """Fraction of the absolute attribution that lies within a mask.
-
-    Args:
-        values: (B, C, T, H, W) or (B, T, H, W).
-        mask: (B, T, H, W).
-
-    Returns:
-        (B,), in [0, 1].
-    """
-    magnitude = values.abs().sum(1) if values.ndim == 5 else values.abs()
-    return (magnitude * mask).sum((1, 2, 3)) / magnitude.sum((1, 2, 3)).clamp_min(1e-12)
-
-
-def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit minus the mean logit: (B, K), (B,) -> (B,)."""
-    return logits.gather(1, labels[:, None])[:, 0] - logits.mean(1)
-
-
-def repeat_middle_frame(clips: Tensor) -> Tensor:
-    """Replaces every frame by the middle one: all appearance, no motion. (B, C, T, H, W) -> the same."""
-    middle = clips.shape[2] // 2
-    return clips[:, :, middle : middle + 1].expand_as(clips)
-
-
-def shuffle_frames(clips: Tensor, *, seed: int = 0) -> Tensor:
-    """Puts the frames of all clips into one random order: all appearance, broken motion. (B, C, T, H, W)."""
-    order = np.random.default_rng(seed).permutation(clips.shape[2])
-    return clips[:, :, torch.from_numpy(order).to(clips.device)]
-
-
-@torch.no_grad()
-def margin_drops(model: S3DG, clips: Tensor, labels: Tensor, *, batch_size: int = 64) -> dict[str, float]:
-    """Measures how much of the label's logit margin is lost when the motion is removed.
-
-    Args:
-        model: put into eval mode.
-        clips: (N, C, T, H, W).
-        labels: (N,).
-
-    Returns:
-        `frozen` (middle frame repeated) and `shuffled` (frames shuffled): the mean drop over the clips, in standard
-        deviations of the margin of the intact clips.
-    """
-    model.eval()
-
-    def margins(transform) -> Tensor:
-        batches = zip(clips.split(batch_size), labels.split(batch_size), strict=True)
-        return torch.cat([logit_margin(model(transform(x)), y) for x, y in batches])
-
-    intact = margins(lambda x: x)
-    std = intact.std().clamp_min(1e-12)
-    return {
-        name: ((intact - margins(transform)).mean() / std).item()
-        for name, transform in {"frozen": repeat_middle_frame, "shuffled": shuffle_frames}.items()
-    }
-
-
-def attribute_clips(
-    model: S3DG, clips: Clips, *, num_clips: int, steps: int, endpoint: str
+def examine_maps(
+    model: S3DG, clips: Clips, stream: str, layers: Tensor, *, spread: float, config: AttributionConfig
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Attributes an RGB network's decisions on a split.
+    """Computes and checks the attribution maps of the first clips of a split.
 
     Args:
-        clips: the split, with masks of the target sprite.
-        num_clips: number of clips to attribute, from the first; `motion_part/…` uses all.
+        model: the network.
+        clips: the split.
+        stream: what the network sees, rgb or flow.
+        layers: uint8 (M, T, H, W), what each pixel of the first M clips shows: 1 distractor, 2 target.
+        spread: `logit_spread` of the network, the unit of falls of the margin.
+        config: the number of steps, and the endpoint of Grad-CAM.
+
+    Returns:
+        Metrics and arrays. Metrics:
+            `target_share`, `motion_target_share`, `cam_target_share`: fraction of the attribution on the target, by
+                integrated gradients from the mean colour and from the clip without motion, and by Grad-CAM; likewise
+                `distractor_share` and so on.
+            `target_area`, `distractor_area`: fraction of the pixels that each covers.
+            `delta`, `motion_delta`: mean absolute convergence delta of integrated gradients, relative to the mean
+                absolute change of the margin.
+            `agreement/<a>/<b>`: mean rank correlation of the maps of two methods, at the resolution of Grad-CAM.
+            `found/<method>`: `found_by` of the deletion curves, in units of `spread`.
+            `randomised/<stage>/<method>`: `kept_after_randomising`.
+        Arrays: `occlusion` (T,), the mean fall of the margin when each frame is hidden, and `deletion/<method>` and
+            `deletion/random` (F,), the curves, all in units of `spread`.
+    """
+    number = len(layers)
+    x, labels = clips.inputs(stream, slice(0, number)), clips.labels[:number]
+
+    def make_maps(network: S3DG, inputs: Tensor, of: Tensor) -> dict[str, Tensor]:
+        return all_maps(network, inputs, of, stream, steps=config.steps, endpoint=config.examined.endpoint)[0]
+
+    own, deltas = all_maps(model, x, labels, stream, steps=config.steps, endpoint=config.examined.endpoint)
+    metrics = dict(deltas)
+    prefixes = dict(zip(own, ("", "motion_", "cam_"), strict=True))
+    for name, layer in (("target", layers == 2), ("distractor", layers == 1)):
+        metrics[f"{name}_area"] = layer.float().mean().item()
+        for method, values in own.items():
+            metrics[f"{prefixes[method]}{name}_share"] = maps.fraction_in_mask(values, layer).mean().item()
+    stride = model.endpoint_info[config.examined.endpoint].stride
+
+    def similarity(a: Tensor, b: Tensor) -> np.ndarray:
+        return maps.rank_correlation(maps.averaged(a, stride), maps.averaged(b, stride))
+
+    for a, b in (("integrated_gradients", "motion_gradients"), ("motion_gradients", "grad_cam")):
+        metrics[f"agreement/{a}/{b}"] = float(similarity(own[a], own[b]).mean())
+    checked, of = x[:CHECKED_CLIPS], labels[:CHECKED_CLIPS]
+    kept = map_checks.kept_after_randomising(model, checked, lambda m: make_maps(m, checked, of), similarity)
+    metrics |= {f"randomised/{name}": value for name, value in kept.items()}
+    curves = {
+        name: map_checks.deletion_curve(model, x, labels, values) / spread
+        for name, values in (own | {"random": map_checks.random_map(x)}).items()
+    }
+    metrics |= {f"found/{name}": map_checks.found_by(curves[name], curves["random"]) for name in own}
+    occlusion = maps.occlusion_in_time(model, x, labels).mean(0).cpu().numpy() / spread
+    arrays = {f"deletion/{name}": curve.astype(np.float32) for name, curve in curves.items()}
+    return metrics, arrays | {"occlusion": occlusion.astype(np.float32)}
+
+
+def all_maps(
+    model: S3DG, x: Tensor, labels: Tensor, stream: str, *, steps: int, endpoint: str
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Computes the maps of all methods.
+
+    Args:
+        model: the network.
+        x: (B, C, T, H, W), inputs.
+        labels: (B,).
+        stream: what the network sees, rgb or flow.
         steps: as in `integrated_gradients`.
         endpoint: as in `grad_cam`.
 
     Returns:
-        Metrics, and maps of the attributed clips. Metrics:
-            `target_share`, `cam_target_share`: fraction of the attribution on the target sprite, by integrated
-                gradients and by Grad-CAM.
-            `target_area`: fraction of the pixels that the sprite covers.
-            `delta`: mean absolute convergence delta relative to the mean absolute change of the margin.
-            `motion_part/frozen`, `motion_part/shuffled`: `margin_drops`.
-        Maps, float16 (num_clips, T, H, W), scaled to a maximum of 1 per clip: `integrated_gradients`, `grad_cam`.
+        Maps (B, T, H, W), not negative, by method: `integrated_gradients` from the mean colour, `motion_gradients` from
+        the clip without motion, and `grad_cam`; and `delta` and `motion_delta` of `examine_maps`.
     """
-    first = slice(0, num_clips)
-    x, labels, mask = clips.inputs("rgb", first), clips.labels[first], clips.mask[first].float()
-    attribution = integrated_gradients(model, x, labels, steps=steps)
-    cam = grad_cam(model, x, labels, endpoint=endpoint)
-    margin_change = attribution.values.sum((1, 2, 3, 4))
-    drops = margin_drops(model, clips.inputs("rgb", slice(None)), clips.labels)
-    metrics = {
-        "target_share": fraction_in_mask(attribution.values, mask).mean().item(),
-        "cam_target_share": fraction_in_mask(cam, mask).mean().item(),
-        "target_area": mask.mean().item(),
-        "delta": (attribution.delta.abs().mean() / (margin_change.abs().mean() + 1e-12)).item(),
-        **{f"motion_part/{name}": drop for name, drop in drops.items()},
-    }
-    maps = {
-        "integrated_gradients": attribution.values.abs().sum(1).cpu().numpy().astype(np.float32),
-        "grad_cam": cam.cpu().numpy().astype(np.float32),
-    }
-    return metrics, {name: _scale_to_max(x).astype(np.float16) for name, x in maps.items()}
+    found, deltas = {}, {}
+    starts = {"integrated_gradients": ("delta", None), "motion_gradients": ("motion_delta", still(x, stream))}
+    for method, (delta, baseline) in starts.items():
+        result = maps.integrated_gradients(model, x, labels, baseline=baseline, steps=steps)
+        change = result.values.sum((1, 2, 3, 4)).abs().mean()
+        found[method] = maps.magnitude(result.values)
+        deltas[delta] = (result.delta.abs().mean() / (change + 1e-12)).item()
+    return found | {"grad_cam": maps.grad_cam(model, x, labels, endpoint=endpoint)}, deltas
 
 
-def _scale_to_max(maps: np.ndarray) -> np.ndarray:
-    """Divides each clip's map (N, T, H, W) by its maximum, so that it fits float16."""
-    return maps / np.maximum(maps.max(axis=(1, 2, 3), keepdims=True), 1e-12)
+def published_maps(
+    model: S3DG, clips: Clips, stream: str, rows: np.ndarray, *, config: AttributionConfig
+) -> dict[str, np.ndarray]:
+    """Returns the maps of some clips of a split for films.
+
+    Returns:
+        `shown/rows` (S,), the rows of the clips, and `shown/<method>` for METHODS, uint8 (S, T, H, W), each clip's map
+        scaled to a maximum of 255.
+    """
+    index = torch.from_numpy(rows).to(clips.labels.device)
+    found, _ = all_maps(
+        model,
+        clips.inputs(stream, index),
+        clips.labels[index],
+        stream,
+        steps=config.steps,
+        endpoint=config.examined.endpoint,
+    )
+    scaled = {name: found[name] / found[name].amax((1, 2, 3), keepdim=True).clamp_min(1e-12) for name in METHODS}
+    arrays = {f"shown/{name}": (255 * x).round().byte().cpu().numpy() for name, x in scaled.items()}
+    return arrays | {"shown/rows": rows}

@@ -90,7 +90,7 @@ def metric_label(metric: str) -> str:
 def unit(metric: str) -> str:
     """Returns the unit of a metric as an axis names it; empty for an unlisted metric."""
     if metric.startswith("motion_part/"):
-        return "standard deviations of the margin"
+        return "standard deviations of the logits"
     return UNITS.get(metric.split("/")[-1], "")
 
 

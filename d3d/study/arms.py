@@ -138,7 +138,7 @@ def _main_arms() -> list[Arm]:
         Arm(name="rgb_twin", experiment="train", label="RGB, twin", colour=GREY, overrides={"twin": 1}),
         Arm(
             name="flow", experiment="train", label="flow", colour=ORANGE, marker="^", stream="flow",
-            examined_by=("probe", "detect"),
+            examined_by=ALL_EXAMINATIONS,
         ),
         Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined_by=ALL_EXAMINATIONS, **STUDENT),
         Arm(

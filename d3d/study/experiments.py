@@ -111,7 +111,7 @@ EXPERIMENTS = {
     ),
     "attribution": Experiment(
         AttributionConfig,
-        _EXAMINING | {"attribution": ("width", "endpoint", "clips", "steps")},
+        _EXAMINING | {"video files": _FILES, "attribution": ("width", "endpoint", "clips", "steps", "films")},
         "d3d.probing.attribution",
     ),
     "detect": Experiment(

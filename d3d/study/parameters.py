@@ -351,13 +351,13 @@ class AttributionConfig(Group):
     network: NetworkConfig = NetworkConfig()
     data: DataConfig = DataConfig()
     examined: EndpointConfig = EndpointConfig()
-    clips: int = parameter(16, "number of clips to attribute, the first of split iid", low=1, limit=MAX_CLIPS)
-    steps: int = parameter(
-        32, "steps of integrated gradients from the clip's mean colour to the clip, at least 2", low=2, limit=10_000
-    )
+    clips: int = parameter(16, "sprites: number of clips to attribute, the first of split iid", low=1, limit=MAX_CLIPS)
+    steps: int = parameter(32, "sprites: steps of integrated gradients, at least 2", low=2, limit=10_000)
+    films: int = parameter(4, "sprites: number of clips whose maps are kept for films", low=0, limit=100)
 
     def check(self) -> None:
-        if self.clips > self.data.test_clips:
+        refuse_boxes(self.data)
+        if self.data.files.dataset in RENDERED_DATASETS and self.clips > self.data.test_clips:
             raise ValueError(f"clips must lie between 1 and test_clips ({self.data.test_clips}), not {self.clips}")
 
 

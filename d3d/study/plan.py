@@ -11,6 +11,8 @@ from d3d.study.parameters import RENDERED_DATASETS
 
 # Experiments that examine clips or networks: one run writes the records of all arms of a seed.
 EXAMINING = ("leak", "probe", "attribution", "detect")
+# Experiments that need the ground truth of rendered clips, which video files lack.
+ON_RENDERED = ("leak", "tvl1", "detect")
 # Experiments that train networks: one record per network.
 TRAINED = ("train", "distill")
 # Experiments that test networks: one record per network, with its logits for every test clip beside it.
@@ -29,7 +31,9 @@ ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED, JHMDB, SEARCHES)
 
 
 def arms_of(experiment: str, profile: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the names of the arms of which an experiment writes records."""
+    """Returns the names of the arms of which an experiment writes records; none if it cannot run on the data set."""
+    if experiment in ON_RENDERED and with_defaults("train", profile)["dataset"] not in RENDERED_DATASETS:
+        return ()
     if experiment in ("leak", "tvl1"):
         return LEAKS if experiment == "leak" else TVL1
     listed = [*profile["arms"], *profile["ablations"]]
@@ -152,10 +156,11 @@ def overrides(
         results: folder of the records.
     """
     params: dict[str, Any] = {"results": str(results), "seed": seed}
-    if experiment == "probe" and (cache := flow_cache(profile, results)):
-        params |= {"flow_cache": cache}
-    if experiment == "probe" and seed != profile["examined_seeds"][0]:
-        params |= {"pictures": 0}  # the book shows the pictures of one seed only
+    if experiment in ("probe", "attribution"):
+        if cache := flow_cache(profile, results):
+            params |= {"flow_cache": cache}
+        if seed != profile["examined_seeds"][0]:  # the book shows the pictures of one seed only
+            params |= {"pictures": 0, "films": 0}
     if experiment in TRAINED:
         arm = get_arm(name)
         params |= {"arm": name, "stream": arm.stream}

@@ -1,7 +1,7 @@
 """Predictions for a whole split, and the fusion of several networks' predictions."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -109,20 +109,26 @@ def example_arrays(clips: ClipSet, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {"examples/frames": images, "examples/index": np.searchsorted(rows, read)}
 
 
-@torch.no_grad()
 def calibrate(model: nn.Module, clips: Clips, stream: str, *, batch_size: int = 64) -> nn.Module:
     """Sets the running statistics of every batch norm to those of these clips; leaves the model in inference mode.
 
     Otherwise the activations of an untrained network nearly vanish, which makes it an unfair control.
     """
+    indices = torch.arange(len(clips)).chunk(max(1, len(clips) // batch_size))
+    return set_statistics(model, (clips.inputs(stream, index.to(clips.labels.device)) for index in indices))
+
+
+@torch.no_grad()
+def set_statistics(model: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Sets the running statistics of every batch norm to the averages over batches; leaves it in inference mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm3d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
     model.train()
-    for index in torch.arange(len(clips)).chunk(max(1, len(clips) // batch_size)):
-        model(clips.inputs(stream, index.to(clips.labels.device)))
+    for batch in batches:
+        model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

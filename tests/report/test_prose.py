@@ -245,7 +245,7 @@ def test_contrast_labels(contrast, text):
         ("Mixed_4f/motion/r2_within", "R² of motion within class, Mixed_4f", "R²"),
         ("Mixed_4f/hue/r2", "R² of hue, Mixed_4f", "R²"),
         ("Mixed_4f/target_epe", "error of decoded flow on the target, Mixed_4f", "px per frame"),
-        ("motion_part/frozen", "motion part of the margin, frozen", "standard deviations of the margin"),
+        ("motion_part/frozen", "motion part of the margin, frozen", "standard deviations of the logits"),
         ("boxes/frame_map", "frame mAP, true boxes", "frame mAP"),
         ("clips_per_second", "clips per second", ""),
     ],

@@ -78,7 +78,7 @@ def test_the_arms_of_an_experiment_follow_from_the_profile():
     few = PROFILE | {"arms": ["rgb", "flow", "d3d"], "ablations": []}
     assert set(plan.arms_of("fuse", few)) == {"two_stream", "two_stream_logits", "d3d_rgb", "d3d_d3d"}
     assert plan.arms_of("compare", few) == ()  # RGB-longer is lacking
-    assert plan.arms_of("attribution", few) == ("random", "rgb", "d3d")
+    assert plan.arms_of("attribution", few) == ("random", "rgb", "flow", "d3d")
     assert plan.arms_of("detect", few) == ("random", "rgb", "flow", "d3d", "two_stream")
     assert plan.arms_of("detect", few | {"arms": ["rgb", "rgb_longer"]}) == ("random", "rgb", "rgb_longer")
     assert plan.made_from("detect", "two_stream") == {"members": ["rgb", "flow"]}
@@ -163,3 +163,10 @@ def test_only_what_sees_flow_needs_the_flow_of_a_set_of_videos(tmp_path):
     assert plan.flow_cache(read_profile("notebooks/params/smoke.yaml"), "results/smoke") == ""
     # Shards have their flow beside the videos.
     assert plan.flow_cache(profile | {"dataset": "shards"}, "results/mine") == ""
+
+
+def test_a_study_of_videos_has_no_experiment_that_needs_rendered_clips():
+    videos = read_profile("notebooks/params/jhmdb-split1.yaml")
+    assert [e for e in plan.EXAMINING if plan.arms_of(e, videos)] == ["probe", "attribution"]
+    assert plan.arms_of("tvl1", videos) == ()
+    assert plan.arms_of("leak", PROFILE) == plan.LEAKS
