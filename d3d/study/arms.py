@@ -209,14 +209,12 @@ def _released_arms() -> list[Arm]:
 
 def _grids(base: Mapping[str, Arm]) -> list[Arm]:
     """Arms with other epochs, learning rates and lambdas, among which studies select, or show how much these matter."""
+    streams, students = (40, 60, 80, 120, 160, 240), (12, 20, 24, 40, 48)
+    rates = (0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0)
     return [
-        *(arm for name in ("rgb", "flow") for arm in _grid(base[name], "epochs", "epochs", "epochs", (40, 80, 160))),
-        *_grid(base["d3d"], "epochs", "epochs", "epochs", (12, 24, 48)),
-        *(
-            arm
-            for name in ("rgb_longer", "d3d")
-            for arm in _grid(base[name], "rate", "learning_rate", "rate", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
-        ),
+        *(arm for name in ("rgb", "flow") for arm in _grid(base[name], "epochs", "epochs", "epochs", streams)),
+        *_grid(base["d3d"], "epochs", "epochs", "epochs", students),
+        *(arm for name in ("rgb_longer", "d3d") for arm in _grid(base[name], "rate", "learning_rate", "rate", rates)),
         *(
             arm
             for name in ("d3d", "flow_shuffled", "rgb_teacher", "class_mean")

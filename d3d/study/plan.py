@@ -25,6 +25,7 @@ TUNING = Path("results/lambda.jsonl")  # the search for the students' learning r
 SETTLED = Path("results/settled.jsonl")
 JHMDB = Path("results/jhmdb.jsonl")  # a pilot on real video: a folder per official split, with and without repeats
 SEARCHES = Path("results/sprites-searches.jsonl")  # what the second study's training was chosen by: a cell per search
+JHMDB_SEARCHES = Path("results/jhmdb-searches.jsonl")  # the same on real video
 ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED, JHMDB, SEARCHES)
 
 
