@@ -4,7 +4,7 @@ clips = ClipScores("results/sprites.jsonl")
 clips.interval(Condition("d3d - flow_shuffled", "iid/motion/pair_accuracy"))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from d3d.report.contrasts import evaluate, parse
 from d3d.report.stats import Interval
 from d3d.study import records
 from d3d.study.archive import WITHOUT_SIBLING
+from d3d.study.parameters import MAX_CLIPS
 from d3d.study.plan import TRAINED
 from d3d.study.records import Record
 
@@ -48,23 +49,37 @@ class ClipScores:
         Returns:
             The interval; None for other metrics, and where no seed has the predictions of every arm in every cell.
         """
-        contrast = parse(condition.contrast)
-        by_cell = {
-            cell: {arm: self.scores(arm, condition.metric, cell=cell) for arm in contrast.arms.values()}
-            for cell in self.networks
-        }
+        splits = self.differences(condition.contrast, condition.metric)
+        return effects.over_seeds_and_sources(splits) if splits else None
+
+    def differences(
+        self, contrast: str, metric: str, *, classes: Collection[int] | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Evaluates a contrast on every clip.
+
+        Args:
+            contrast: such as `d3d - rgb_longer`.
+            metric: as `interval` takes it.
+            classes: the labels of the clips that count; None: all clips that the metric counts.
+
+        Returns:
+            For each cell the values (S, N) of the seeds that have every arm in every cell, and the source of each clip
+            (N,); empty if there is no such seed, or no such clip in one of the cells.
+        """
+        parsed = parse(contrast)
+        by_cell = {cell: {arm: self.scores(arm, metric, cell=cell) for arm in parsed.arms.values()}
+                   for cell in self.networks}  # fmt: skip
         having = [set(scores) for of_arms in by_cell.values() for scores in of_arms.values()]
         seeds = sorted(set.intersection(*having)) if having else []
-        if not seeds:
-            return None
         splits = []
-        for cell, of_arms in by_cell.items():
+        for cell, of_arms in by_cell.items() if seeds else ():
             stacked = {arm: np.stack([by_seed[seed] for seed in seeds]) for arm, by_seed in of_arms.items()}
             (shape,) = {x.shape for x in stacked.values()}
-            values = evaluate(contrast, {arm: pd.Series(x.ravel()) for arm, x in stacked.items()})
-            arm = next(iter(of_arms))
-            splits.append((np.asarray(values, dtype=float).reshape(shape), self._sources(arm, condition.metric, cell)))
-        return effects.over_seeds_and_sources(splits)
+            values = evaluate(parsed, {arm: pd.Series(x.ravel()) for arm, x in stacked.items()})
+            labels, sources = self._clips(next(iter(of_arms)), metric, cell)
+            counted = np.isin(labels, list(classes)) if classes is not None else np.ones(len(labels), bool)
+            splits.append((np.asarray(values, dtype=float).reshape(shape)[:, counted], sources[counted]))
+        return splits if all(len(sources) for _, sources in splits) else []
 
     def scores(self, arm: str, metric: str, *, cell: str = "") -> dict[int, np.ndarray]:
         """Reads what each clip contributes to a metric, by seed.
@@ -88,15 +103,22 @@ class ClipScores:
                 scores[record.seed] = _scores(arrays, split, score)[_counted(arrays, split, group, score)]
         return scores
 
-    def _sources(self, arm: str, metric: str, cell: str) -> np.ndarray:
-        """The source of each clip that a metric counts; its own number where none is known."""
+    def _clips(self, arm: str, metric: str, cell: str) -> tuple[np.ndarray, np.ndarray]:
+        """Label and source of each clip that a metric counts; where no source is known, a number of the clip's own."""
         for k in range(len(self.networks[cell][arm])):
             arrays = self._read(cell, arm, k)
             split, group, score = _parts(metric, arrays)
             if f"prediction/{split}" in arrays:
                 break
-        sources = arrays.get(f"sources/{split}", np.arange(len(arrays[f"labels/{split}"])))
-        return sources[_counted(arrays, split, group, score)]
+        labels = arrays[f"labels/{split}"]
+        own = list(self.networks).index(cell) * MAX_CLIPS + np.arange(len(labels))
+        counted = _counted(arrays, split, group, score)
+        return labels[counted], arrays.get(f"sources/{split}", own)[counted]
+
+
+def name_films(splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether the sources that `ClipScores.differences` gives are films, and not numbers of clips of unknown films."""
+    return all(sources.dtype.kind == "U" for _, sources in splits)
 
 
 def _parts(metric: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str, str]:
