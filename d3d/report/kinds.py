@@ -137,7 +137,7 @@ def draw(measured: pd.DataFrame) -> Figure:
     )
     for axis, contrast in zip(axes, CONTRASTS, strict=True):
         rows = {row.group: row for row in measured[measured["contrast"] == contrast].itertuples()}
-        axis.axvline(0, color="0.6", lw=0.8, zorder=-1)
+        axis.axvline(0, color="0.5", lw=0.8, zorder=0.8)
         for y, group in enumerate(reversed(groups)):
             if group in rows:
                 row = rows[group]
@@ -149,7 +149,8 @@ def draw(measured: pd.DataFrame) -> Figure:
             mark_no_data(axis)
         axis.set_title(contrast_label(contrast), fontsize=10, loc="left")
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.grid(axis="x", color="0.93", zorder=-3)
+        axis.grid(axis="x", color="0.94")
+        axis.set_axisbelow(True)
     axes[0].set_yticks(range(len(groups)), reversed(groups), fontsize=9)
     axes[0].set_ylim(-0.6, len(groups) - 0.4)
     drawn = "films" if len(measured) and measured["films"].all() else "clips (films not recorded)"

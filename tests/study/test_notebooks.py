@@ -103,6 +103,7 @@ def test_the_chapters_of_the_second_study_run_on_the_smoke_study(tmp_path):
     cells = [archive.pack(smoke, tmp_path / name) for name in ("sprites", "sprites-rho0.5", "sprites-clips1000")]
     merged = archive.merge(cells[1:], tmp_path / "cells", as_cells=True)
     pilot = ["-p", "results", str(JHMDB), "-y", "splits: [keep-split1, keep-split2, keep-split3]"]
+    pilot += ["-p", "sprites", str(cells[0]), "-p", "cells", str(merged)]
     for path in (ROOT / "notebooks/second").glob("*.ipynb"):
         parameters = pilot if path.stem == "real_video" else ["-p", "results", str(cells[0])]
         parameters += ["-p", "cells", str(merged)] if path.stem == "regimes" else []
