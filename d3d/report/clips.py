@@ -4,7 +4,7 @@ clips = ClipScores("results/sprites.jsonl")
 clips.interval(Condition("d3d - flow_shuffled", "iid/motion/pair_accuracy"))
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pandas as pd
 from d3d.report import effects
 from d3d.report.claims import Condition
 from d3d.report.contrasts import evaluate, parse
+from d3d.report.labels import split_of
 from d3d.report.stats import Interval
 from d3d.study import records
 from d3d.study.archive import WITHOUT_SIBLING
@@ -28,17 +29,25 @@ class ClipScores:
     Args:
         archive: the study.
         cells: the cells that are one study together, such as a data set's official splits; the clips of each count
-            alike. By default the archive has no cells.
+            alike. By default the archive has no cells. Where its arms are called after their official splits, s1 to s3
+            are cells too, of arms without this ending (`labels.split_of`).
     """
 
-    def __init__(self, archive: str | Path, cells: Sequence[str] = ("",)) -> None:
-        self.networks: dict[str, dict[str, list[Record]]] = {cell: {} for cell in cells}
-        # Several conditions are about the same networks.
-        self._read = cache(lambda cell, arm, k: records.read_arrays(archive, self.networks[cell][arm][k], cell=cell))
-        for cell, cell_records in records.read_cells(archive).items():
-            for record in cell_records if cell in self.networks else ():
-                if record.arrays and record.experiment in (*TRAINED, "fuse"):
-                    self.networks[cell].setdefault(record.arm, []).append(record)
+    def __init__(self, archive: str | Path, cells: Iterable[str] = ("",)) -> None:
+        # By cell and arm; a network comes with the archive's own cell.
+        self.networks: dict[str, dict[str, list[tuple[str, Record]]]] = {cell: {} for cell in cells}
+        for own_cell, cell_records in records.read_cells(archive).items():
+            for record in cell_records:
+                name, split = split_of(record.arm)
+                cell, arm = (split, name) if split in self.networks else (own_cell, record.arm)
+                if cell in self.networks and record.arrays and record.experiment in (*TRAINED, "fuse"):
+                    self.networks[cell].setdefault(arm, []).append((own_cell, record))
+
+        def read(cell: str, arm: str, k: int) -> dict[str, np.ndarray]:
+            own_cell, record = self.networks[cell][arm][k]
+            return records.read_arrays(archive, record, cell=own_cell)
+
+        self._read = cache(read)  # several conditions are about the same networks
 
     def interval(self, condition: Condition) -> Interval | None:
         """Bootstraps seeds and test clips of a contrast (`effects.over_seeds_and_sources`).
@@ -95,7 +104,7 @@ class ClipScores:
         """
         scores = {}
         networks = self.networks[cell].get(arm, ()) if metric.endswith(("/top1", "/pair_accuracy")) else ()
-        for k, record in enumerate(networks):
+        for k, (_, record) in enumerate(networks):
             # Some records have training curves only, and old ones no groups.
             arrays = self._read(cell, arm, k) if metric in record.metrics else {}
             split, group, score = _parts(metric, arrays)

@@ -55,6 +55,12 @@ def marker(arm: str) -> str:
     return ARMS[arm].marker if arm in ARMS else "o"
 
 
+def split_of(arm: str) -> tuple[str, str]:
+    """Divides the name of an arm of one official split, as d3d_k400_s2, into d3d_k400 and s2; of others s2 is empty."""
+    match = re.fullmatch(r"(.+)_(s[123])", arm)
+    return (match[1], match[2]) if match else (arm, "")
+
+
 def contrast_label(contrast: str) -> str:
     """Prints a contrast with labels and typographic signs: `d3d - rgb_longer` as `D3D − RGB-longer`."""
     signs = {"-": "−", "*": "×"}
