@@ -110,7 +110,7 @@ def _official_split_arms(split: int) -> list[Arm]:
     tuned = {
         "rgb": ("RGB", BLUE, "rgb", ""),
         "rgb_longer": ("RGB-longer", SKY, "rgb_longer", ""),
-        "d3d_source": ("D3D, distilled on the source,", PINK, "d3d", ""),
+        "d3d_source": ("source's D3D", PINK, "d3d", ""),
         "d3d": ("D3D", RED, "rgb", teacher.name),
     }
     students = [

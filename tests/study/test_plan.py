@@ -57,6 +57,14 @@ def test_a_student_starts_from_the_network_of_a_source_or_from_its_weights():
     assert student("d3d_source_k400_s1")["lambda_"] == 0
 
 
+def test_an_arm_of_all_splits_is_shown_as_that_of_one_without_its_number():
+    assert labels.label("d3d_source_k400_s2") == "source's D3D from K400, split 2"
+    assert labels.label("d3d_source_k400") == "source's D3D from K400"
+    assert labels.colour("rgb_k600") == ARMS["rgb"].colour
+    assert labels.label("d3d_d3d") == "D3D + D3D"
+    assert labels.label("mine") == "mine"
+
+
 def test_an_ablation_changes_one_thing_of_d3d():
     d3d = overrides("d3d")
 
