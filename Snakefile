@@ -381,7 +381,7 @@ rule chapter:
         "book/claims.yaml",
         [records_of(experiment) for experiment in EXPERIMENTS],
         # Chapters read the records of an experiment from here if it was published.
-        [str(path) for path in plan.ARCHIVES if path.is_file()],
+        [str(path) for path in (*plan.ARCHIVES, plan.JHMDB_SEARCHES) if path.is_file()],
     output:
         "book/chapters/{name}.ipynb",
     params:

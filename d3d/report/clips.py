@@ -4,7 +4,7 @@ clips = ClipScores("results/sprites.jsonl")
 clips.interval(Condition("d3d - flow_shuffled", "iid/motion/pair_accuracy"))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +14,11 @@ import pandas as pd
 from d3d.report import effects
 from d3d.report.claims import Condition
 from d3d.report.contrasts import evaluate, parse
+from d3d.report.labels import split_of
 from d3d.report.stats import Interval
 from d3d.study import records
 from d3d.study.archive import WITHOUT_SIBLING
+from d3d.study.parameters import MAX_CLIPS
 from d3d.study.plan import TRAINED
 from d3d.study.records import Record
 
@@ -27,17 +29,25 @@ class ClipScores:
     Args:
         archive: the study.
         cells: the cells that are one study together, such as a data set's official splits; the clips of each count
-            alike. By default the archive has no cells.
+            alike. By default the archive has no cells. Where its arms are called after their official splits, s1 to s3
+            are cells too, of arms without this ending (`labels.split_of`).
     """
 
-    def __init__(self, archive: str | Path, cells: Sequence[str] = ("",)) -> None:
-        self.networks: dict[str, dict[str, list[Record]]] = {cell: {} for cell in cells}
-        # Several conditions are about the same networks.
-        self._read = cache(lambda cell, arm, k: records.read_arrays(archive, self.networks[cell][arm][k], cell=cell))
-        for cell, cell_records in records.read_cells(archive).items():
-            for record in cell_records if cell in self.networks else ():
-                if record.arrays and record.experiment in (*TRAINED, "fuse"):
-                    self.networks[cell].setdefault(record.arm, []).append(record)
+    def __init__(self, archive: str | Path, cells: Iterable[str] = ("",)) -> None:
+        # By cell and arm; a network comes with the archive's own cell.
+        self.networks: dict[str, dict[str, list[tuple[str, Record]]]] = {cell: {} for cell in cells}
+        for own_cell, cell_records in records.read_cells(archive).items():
+            for record in cell_records:
+                name, split = split_of(record.arm)
+                cell, arm = (split, name) if split in self.networks else (own_cell, record.arm)
+                if cell in self.networks and record.arrays and record.experiment in (*TRAINED, "fuse"):
+                    self.networks[cell].setdefault(arm, []).append((own_cell, record))
+
+        def read(cell: str, arm: str, k: int) -> dict[str, np.ndarray]:
+            own_cell, record = self.networks[cell][arm][k]
+            return records.read_arrays(archive, record, cell=own_cell)
+
+        self._read = cache(read)  # several conditions are about the same networks
 
     def interval(self, condition: Condition) -> Interval | None:
         """Bootstraps seeds and test clips of a contrast (`effects.over_seeds_and_sources`).
@@ -48,23 +58,37 @@ class ClipScores:
         Returns:
             The interval; None for other metrics, and where no seed has the predictions of every arm in every cell.
         """
-        contrast = parse(condition.contrast)
-        by_cell = {
-            cell: {arm: self.scores(arm, condition.metric, cell=cell) for arm in contrast.arms.values()}
-            for cell in self.networks
-        }
+        splits = self.differences(condition.contrast, condition.metric)
+        return effects.over_seeds_and_sources(splits) if splits else None
+
+    def differences(
+        self, contrast: str, metric: str, *, classes: Collection[int] | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Evaluates a contrast on every clip.
+
+        Args:
+            contrast: such as `d3d - rgb_longer`.
+            metric: as `interval` takes it.
+            classes: the labels of the clips that count; None: all clips that the metric counts.
+
+        Returns:
+            For each cell the values (S, N) of the seeds that have every arm in every cell, and the source of each clip
+            (N,); empty if there is no such seed, or no such clip in one of the cells.
+        """
+        parsed = parse(contrast)
+        by_cell = {cell: {arm: self.scores(arm, metric, cell=cell) for arm in parsed.arms.values()}
+                   for cell in self.networks}  # fmt: skip
         having = [set(scores) for of_arms in by_cell.values() for scores in of_arms.values()]
         seeds = sorted(set.intersection(*having)) if having else []
-        if not seeds:
-            return None
         splits = []
-        for cell, of_arms in by_cell.items():
+        for cell, of_arms in by_cell.items() if seeds else ():
             stacked = {arm: np.stack([by_seed[seed] for seed in seeds]) for arm, by_seed in of_arms.items()}
             (shape,) = {x.shape for x in stacked.values()}
-            values = evaluate(contrast, {arm: pd.Series(x.ravel()) for arm, x in stacked.items()})
-            arm = next(iter(of_arms))
-            splits.append((np.asarray(values, dtype=float).reshape(shape), self._sources(arm, condition.metric, cell)))
-        return effects.over_seeds_and_sources(splits)
+            values = evaluate(parsed, {arm: pd.Series(x.ravel()) for arm, x in stacked.items()})
+            labels, sources = self._clips(next(iter(of_arms)), metric, cell)
+            counted = np.isin(labels, list(classes)) if classes is not None else np.ones(len(labels), bool)
+            splits.append((np.asarray(values, dtype=float).reshape(shape)[:, counted], sources[counted]))
+        return splits if all(len(sources) for _, sources in splits) else []
 
     def scores(self, arm: str, metric: str, *, cell: str = "") -> dict[int, np.ndarray]:
         """Reads what each clip contributes to a metric, by seed.
@@ -80,7 +104,7 @@ class ClipScores:
         """
         scores = {}
         networks = self.networks[cell].get(arm, ()) if metric.endswith(("/top1", "/pair_accuracy")) else ()
-        for k, record in enumerate(networks):
+        for k, (_, record) in enumerate(networks):
             # Some records have training curves only, and old ones no groups.
             arrays = self._read(cell, arm, k) if metric in record.metrics else {}
             split, group, score = _parts(metric, arrays)
@@ -88,15 +112,22 @@ class ClipScores:
                 scores[record.seed] = _scores(arrays, split, score)[_counted(arrays, split, group, score)]
         return scores
 
-    def _sources(self, arm: str, metric: str, cell: str) -> np.ndarray:
-        """The source of each clip that a metric counts; its own number where none is known."""
+    def _clips(self, arm: str, metric: str, cell: str) -> tuple[np.ndarray, np.ndarray]:
+        """Label and source of each clip that a metric counts; where no source is known, a number of the clip's own."""
         for k in range(len(self.networks[cell][arm])):
             arrays = self._read(cell, arm, k)
             split, group, score = _parts(metric, arrays)
             if f"prediction/{split}" in arrays:
                 break
-        sources = arrays.get(f"sources/{split}", np.arange(len(arrays[f"labels/{split}"])))
-        return sources[_counted(arrays, split, group, score)]
+        labels = arrays[f"labels/{split}"]
+        own = list(self.networks).index(cell) * MAX_CLIPS + np.arange(len(labels))
+        counted = _counted(arrays, split, group, score)
+        return labels[counted], arrays.get(f"sources/{split}", own)[counted]
+
+
+def name_films(splits: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether the sources that `ClipScores.differences` gives are films, and not numbers of clips of unknown films."""
+    return all(sources.dtype.kind == "U" for _, sources in splits)
 
 
 def _parts(metric: str, arrays: Mapping[str, np.ndarray]) -> tuple[str, str, str]:

@@ -81,20 +81,29 @@ def over_seeds_and_clips(differences: np.ndarray, *, seed: int = 0) -> Interval:
     return over_seeds_and_sources([(differences, np.arange(np.shape(differences)[1]))], seed=seed)
 
 
-def over_seeds_and_sources(splits: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: int = 0) -> Interval:
+def over_seeds_and_sources(
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    minus: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    seed: int = 0,
+) -> Interval:
     """Bootstraps seeds and the sources of the test clips: the interval of a mean difference on other seeds and sources.
 
     Clips that were cut from one source are alike, so that all of them are drawn together, in every split that tests
-    them. The mean is over the clips of each split, then over the splits.
+    them. The mean is over the clips of each split, then over the splits; a split of which a draw has no clip is left
+    out of that draw.
 
     Args:
         splits: for each split, the differences (S, N) as in `over_seeds_and_clips`, of the same seeds, and the source
             of each clip (N,), whose names mean the same in all splits.
+        minus: as `splits`, of other clips, with the same seeds: the interval is that of the mean over `splits` minus
+            the mean over these, drawn at once.
         seed: of the random draws.
     """
-    names, codes = np.unique(np.concatenate([sources for _, sources in splits]), return_inverse=True)
-    codes = np.split(codes, np.cumsum([len(sources) for _, sources in splits])[:-1])
-    differences = [np.asarray(x, dtype=float) for x, _ in splits]
+    parts = [*splits, *minus]
+    names, codes = np.unique(np.concatenate([sources for _, sources in parts]), return_inverse=True)
+    codes = np.split(codes, np.cumsum([len(sources) for _, sources in parts])[:-1])
+    differences = [np.asarray(x, dtype=float) for x, _ in parts]
     # By source: the sum of its clips' differences, and their number.
     sums = [np.stack([np.bincount(c, row, len(names)) for row in x]) for x, c in zip(differences, codes, strict=True)]
     counts = [np.bincount(c, minlength=len(names)) for c in codes]
@@ -103,14 +112,27 @@ def over_seeds_and_sources(splits: Sequence[tuple[np.ndarray, np.ndarray]], *, s
     means = np.empty(BOOTSTRAP_DRAWS)
     for part in np.array_split(np.arange(BOOTSTRAP_DRAWS), 100):
         weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), len(part)).astype(float)
-        of_splits = [
-            np.einsum("ds,sg,dg->d", seed_weights[part], x, weights, optimize=True) / (weights @ n)
-            for x, n in zip(sums, counts, strict=True)
-        ]
-        means[part] = np.mean(of_splits, axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    mean = float(np.mean([x.mean() for x in differences]))
+        with np.errstate(invalid="ignore"):  # 0 / 0 where no clip of a split was drawn
+            of_splits = [
+                np.einsum("ds,sg,dg->d", seed_weights[part], x, weights, optimize=True) / (weights @ n)
+                for x, n in zip(sums, counts, strict=True)
+            ]
+        means[part] = _mean_of_drawn(of_splits[: len(splits)])
+        if minus:
+            means[part] -= _mean_of_drawn(of_splits[len(splits) :])
+    low, high = np.nanquantile(means, [0.025, 0.975])
+    mean = float(np.mean([x.mean() for x in differences[: len(splits)]]))
+    if minus:
+        mean -= float(np.mean([x.mean() for x in differences[len(splits) :]]))
     return Interval(mean, float(low), float(high), seeds)
+
+
+def _mean_of_drawn(of_splits: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean over the splits of each draw, without those that are nan; nan where all are."""
+    stacked = np.stack(of_splits)
+    drawn = np.isfinite(stacked)
+    with np.errstate(invalid="ignore"):
+        return np.where(drawn, stacked, 0).sum(0) / drawn.sum(0)
 
 
 def p_value(values: Sequence[float], bound: float, side: int) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from d3d.report.stats import Interval
-from d3d.study.arms import ARMS
+from d3d.study.arms import ARMS, Arm
 
 # The one word, in verdicts, tables, sentences and figures, for what the records do not hold.
 NEEDS_DATA = "needs data"
@@ -40,19 +40,31 @@ SPLIT_LABELS = {
 ARM_NAME = r"\b[a-z]\w*(?:\.\d+)?"
 
 
+def _entry(arm: str) -> Arm | None:
+    """The entry of an arm, or of that which an arm of all official splits is called on the first."""
+    return ARMS.get(arm) or ARMS.get(f"{arm}_s1")
+
+
 def label(arm: str) -> str:
     """Returns the name of an arm in figures and prose; an unregistered arm keeps its own name."""
-    return ARMS[arm].label if arm in ARMS else arm
+    entry = _entry(arm)
+    return entry.label.removesuffix("" if arm in ARMS else ", split 1") if entry else arm
 
 
 def colour(arm: str) -> str | tuple[float, float, float]:
     """Returns the colour of an arm in every figure; grey for an unregistered arm."""
-    return ARMS[arm].colour if arm in ARMS else "0.5"
+    return entry.colour if (entry := _entry(arm)) else "0.5"
 
 
 def marker(arm: str) -> str:
     """Returns the matplotlib marker of an arm in every figure; a circle for an unregistered arm."""
-    return ARMS[arm].marker if arm in ARMS else "o"
+    return entry.marker if (entry := _entry(arm)) else "o"
+
+
+def split_of(arm: str) -> tuple[str, str]:
+    """Divides the name of an arm of one official split, as d3d_k400_s2, into d3d_k400 and s2; of others s2 is empty."""
+    match = re.fullmatch(r"(.+)_(s[123])", arm)
+    return (match[1], match[2]) if match else (arm, "")
 
 
 def contrast_label(contrast: str) -> str:

@@ -96,8 +96,9 @@ web, and those that remain may be easier or harder than those that are gone: the
 Networks that you train are judged over seeds, at least {seeds}, by Student's t. This is a statement about the method.
 Where the records hold both, both must lie above the bound.
 
-A copy of a data set that lacks classes makes records that are marked `stand_in`. They go through the same steps and
-decide nothing: with such records the rows still say *{needs_data}*.
+A copy of a data set that lacks classes makes records that are marked `stand_in`, and so does training that starts from
+a network of sprites. They go through the same steps and decide nothing: with such records the rows still say
+*{needs_data}*.
 
 ## The rows
 

@@ -2,11 +2,30 @@
 
 table = over_splits(records.load_cells("results/jhmdb-splits.jsonl").values())
 judge(rules, table, over_clips=ClipScores("results/jhmdb-splits.jsonl", CELLS).interval)
+
+tables = by_split(records.load("results/transfer.jsonl"))  # of arms that are called after their split
+judge(rules, over_splits(tables.values()), over_clips=ClipScores("results/transfer.jsonl", tables).interval)
 """
 
 from collections.abc import Iterable
 
 import pandas as pd
+
+from d3d.report.labels import split_of
+
+
+def by_split(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Divides the records of one folder by the official split that their arms are called after.
+
+    Args:
+        table: as `records.load` gives it, of arms such as `rgb_k400_s1`; other arms are left out.
+
+    Returns:
+        By split, s1 to s3, the table of its arms, which are called `rgb_k400` in all of them.
+    """
+    names = table["arm"].map(split_of)
+    divided = table.assign(arm=names.str[0], split=names.str[1])
+    return {split: rows.drop(columns="split") for split, rows in divided.groupby("split") if split}
 
 
 def over_splits(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ class Arm:
         stream: its input, rgb or flow.
         start: the arm whose weights initialise it; empty: random weights. A student with random weights trains for as
             many epochs as a stream and a student together.
+        source: the data set on which `start` was trained, a key of the profile's `sources`; empty: that of the study.
         teacher: the arm that it is distilled from; empty: none.
         outputs: the teacher's outputs that it learns, as the parameter `outputs`.
         overrides: parameters in which it differs from the profile.
@@ -44,6 +45,7 @@ class Arm:
     short: str = ""
     stream: str = "rgb"
     start: str = ""
+    source: str = ""
     teacher: str = ""
     outputs: str = "clip"
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -94,33 +96,44 @@ def _grid(base: Arm, name: str, parameter: str, symbol: str, values: Iterable[fl
 
 
 def _official_split_arms(split: int) -> list[Arm]:
-    """The arms for the paper's results on one of the three official splits of a data set."""
+    """The arms for the paper's results on one of the three official splits of a data set.
+
+    Networks from Kinetics-400 and -600, or from what stands in for these, are fine-tuned for equally many steps.
+    """
     suffix, overrides = f"split {split}", {"split": split}
     # Each split has its own teacher: one trained on another split would have seen test clips of this one.
     teacher = Arm(
-        name=f"flow_s{split}",
-        experiment="train",
-        label=f"flow, {suffix}",
-        colour=ORANGE,
-        stream="flow",
+        name=f"flow_s{split}", experiment="train", label=f"flow, {suffix}", colour=ORANGE, stream="flow",
         overrides=overrides,
-    )
+    )  # fmt: skip
+    # By the first part of their names: labels, colours, the arm of the source that they start from, and the teacher.
+    tuned = {
+        "rgb": ("RGB", BLUE, "rgb", ""),
+        "rgb_longer": ("RGB-longer", SKY, "rgb_longer", ""),
+        "d3d_source": ("source's D3D", PINK, "d3d", ""),
+        "d3d": ("D3D", RED, "rgb", teacher.name),
+    }
     students = [
         Arm(
-            name=f"d3d_k{n}_s{split}",
-            label=f"D3D from Kinetics-{n}, {suffix}",
-            **D3D | {"teacher": teacher.name, "overrides": overrides},
+            name=f"{name}_k{n}_s{split}", experiment="distill", label=f"{label} from K{n}, {suffix}", colour=colour,
+            start=start, source=f"k{n}", teacher=arm_teacher, overrides=overrides,
         )
         for n in (400, 600)
-    ]
-    ensemble = Arm(
-        name=f"d3d_d3d_s{split}",
-        experiment="fuse",
-        label=f"D3D + D3D, {suffix}",
-        colour=(0.53, 0.13, 0.33),
-        members=tuple(arm.name for arm in students),
-    )
-    return [teacher, *students, ensemble]
+        for name, (label, colour, start, arm_teacher) in tuned.items()
+    ]  # fmt: skip
+    ensembles = [
+        Arm(
+            name=f"{name}_s{split}", experiment="fuse", label=f"{label}, {suffix}", colour=colour, fused_by=fused_by,
+            members=tuple(f"{member}_s{split}" for member in members),
+        )
+        for name, label, colour, fused_by, members in (
+            ("d3d_d3d", "D3D + D3D", (0.53, 0.13, 0.33), "softmax", ("d3d_k400", "d3d_k600")),
+            ("d3d_d3d_source", "D3D + D3D of the sources", PINK, "softmax", ("d3d_source_k400", "d3d_source_k600")),
+            ("two_stream_k400", "RGB from K400 + flow by logits", GREEN, "logits", ("rgb_k400", "flow")),
+            ("two_stream_k600", "RGB from K600 + flow by logits", GREEN, "logits", ("rgb_k600", "flow")),
+        )
+    ]  # fmt: skip
+    return [teacher, *students, *ensembles]
 
 
 def _main_arms() -> list[Arm]:
@@ -209,14 +222,12 @@ def _released_arms() -> list[Arm]:
 
 def _grids(base: Mapping[str, Arm]) -> list[Arm]:
     """Arms with other epochs, learning rates and lambdas, among which studies select, or show how much these matter."""
+    streams, students = (40, 60, 80, 120, 160, 240), (12, 20, 24, 40, 48)
+    rates = (0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0)
     return [
-        *(arm for name in ("rgb", "flow") for arm in _grid(base[name], "epochs", "epochs", "epochs", (40, 80, 160))),
-        *_grid(base["d3d"], "epochs", "epochs", "epochs", (12, 24, 48)),
-        *(
-            arm
-            for name in ("rgb_longer", "d3d")
-            for arm in _grid(base[name], "rate", "learning_rate", "rate", (0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
-        ),
+        *(arm for name in ("rgb", "flow") for arm in _grid(base[name], "epochs", "epochs", "epochs", streams)),
+        *_grid(base["d3d"], "epochs", "epochs", "epochs", students),
+        *(arm for name in ("rgb_longer", "d3d") for arm in _grid(base[name], "rate", "learning_rate", "rate", rates)),
         *(
             arm
             for name in ("d3d", "flow_shuffled", "rgb_teacher", "class_mean")

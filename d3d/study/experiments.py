@@ -33,7 +33,7 @@ from d3d.study.schema import ParameterError, check_type, flatten, make, paramete
 
 # Keys of a profile that are not parameters: they say which runs the study has.
 PROFILE_KEYS = (
-    "extends", "seeds", "examined_seeds", "ablation_seeds", "arms", "ablations", "students", "overrides",
+    "extends", "seeds", "examined_seeds", "ablation_seeds", "arms", "ablations", "students", "overrides", "sources",
 )  # fmt: skip
 
 

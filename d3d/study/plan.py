@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from d3d.study.arms import ARMS, TVL1_SIZES, TVL1_VARIANTS, arms_examined_by, get_arm
+from d3d.study.arms import ARMS, TVL1_SIZES, TVL1_VARIANTS, Arm, arms_examined_by, get_arm
 from d3d.study.experiments import EXPERIMENTS, with_defaults
 from d3d.study.parameters import RENDERED_DATASETS
 
@@ -27,6 +27,7 @@ TUNING = Path("results/lambda.jsonl")  # the search for the students' learning r
 SETTLED = Path("results/settled.jsonl")
 JHMDB = Path("results/jhmdb.jsonl")  # a pilot on real video: a folder per official split, with and without repeats
 SEARCHES = Path("results/sprites-searches.jsonl")  # what the second study's training was chosen by: a cell per search
+JHMDB_SEARCHES = Path("results/jhmdb-searches.jsonl")  # the same on real video
 ARCHIVES = (PUBLISHED, BENCH, REGIME, TUNING, SETTLED, JHMDB, SEARCHES)
 
 
@@ -167,7 +168,7 @@ def overrides(
         if needs_flow(name) and (cache := flow_cache(profile, results)):
             params |= {"flow_cache": cache}
         if experiment == "distill":
-            params |= {"student": weights_path(results, arm.start, seed) if arm.start else ""} | profile["students"]
+            params |= {"student": _start_path(arm, seed, profile, results)} | profile["students"]
             if arm.teacher:
                 params |= {"teacher": weights_path(results, arm.teacher, seed), "outputs": arm.outputs}
             else:
@@ -178,6 +179,15 @@ def overrides(
                 params.pop("learning_rate", None)
         params |= arm.overrides | profile["overrides"].get(name, {})
     return {key: value for key, value in params.items() if key in EXPERIMENTS[experiment].names}
+
+
+def _start_path(arm: Arm, seed: int, profile: Mapping[str, Any], results: str | Path) -> str:
+    """The checkpoint that a student starts from, of this study or of a source; empty: random weights."""
+    if not arm.start:
+        return ""
+    source = profile["sources"][arm.source] if arm.source else str(results)
+    # Released weights are one network, the same for every seed.
+    return source if source.endswith(".safetensors") else weights_path(source, arm.start, seed)
 
 
 def flow_cache(profile: Mapping[str, Any], results: str | Path) -> str:

@@ -5,6 +5,7 @@ seeds: [0, 1, 2]         # examined_seeds and ablation_seeds are subsets of thes
 arms: [rgb, flow, d3d]   # trained with every seed; ablations: trained with ablation_seeds
 students: {epochs: 12}   # parameters of every student
 overrides: {d3d: {lambda_: 0.3}}     # parameters of one arm
+sources: {k400: results/other}       # of networks of other data sets that arms start from: results, or weights
 rho: 0.8                 # any parameter of any experiment
 """
 
@@ -151,8 +152,14 @@ def _check_arms(profile: dict[str, Any]) -> None:
     if duplicates := sorted(set(profile["arms"]) & set(profile["ablations"])):
         raise ParameterError(f"{duplicates[0]!r} is listed under both arms and ablations: list it under one of them")
     listed = {*profile["arms"], *profile["ablations"]}
+    sources = profile.setdefault("sources", {})
+    if not isinstance(sources, dict) or not all(isinstance(x, str) and x for pair in sources.items() for x in pair):
+        raise ParameterError(f"sources must map names to folders of results or to weights, not {shown(sources)}")
     for arm in sorted(listed):
-        for needed in (ARMS[arm].start, ARMS[arm].teacher):
+        source = ARMS[arm].source
+        if source and source not in sources:
+            raise ParameterError(f"{arm!r} starts from a network of {source!r}: name its folder or weights in sources")
+        for needed in ("" if source else ARMS[arm].start, ARMS[arm].teacher):
             if needed and needed not in listed:
                 raise ParameterError(f"{arm!r} starts from or learns from {needed!r}: list that arm too")
 

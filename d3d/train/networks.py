@@ -64,6 +64,14 @@ def build_network(
     return network.to(device)
 
 
+def starts_from_rendered_clips(config: TrainConfig) -> bool:
+    """Whether a run starts from a network that was trained on rendered clips, which stand in for the paper's videos."""
+    checkpoint = config.distillation.student
+    # Imported weights do not say what they were trained on; rendered clips have no frames per second.
+    trained_on = read_info(checkpoint).input if checkpoint else {}
+    return bool(trained_on) and "fps" not in trained_on
+
+
 def check_student(config: TrainConfig) -> None:
     """Checks the student's checkpoint, if there is one; for use before the data are loaded.
 

@@ -22,7 +22,13 @@ from d3d.study.records import Record
 from d3d.study.run import new_run
 from d3d.train.lease import Lease
 from d3d.train.loop import fit, no_report
-from d3d.train.networks import build_network, check_student, load_teacher, teacher_streams
+from d3d.train.networks import (
+    build_network,
+    check_student,
+    load_teacher,
+    starts_from_rendered_clips,
+    teacher_streams,
+)
 from d3d.train.splits import evaluate_splits
 from d3d.train.states import CODE, States
 from d3d.train.team import SINGLE_PROCESS, Team
@@ -131,7 +137,7 @@ def _run(
         metrics,
         arrays=arrays,
         files=data.files,
-        stand_in=data.stand_in,
+        stand_in=data.stand_in or starts_from_rendered_clips(config),
     )
     states.delete_folder()
     return record

@@ -11,6 +11,7 @@ import pytest
 from d3d.report import selection
 from d3d.report.claims import Condition, read_claims
 from d3d.report.contrasts import arms_of
+from d3d.report.labels import split_of
 from d3d.report.ledger import judge, measure
 from d3d.report.scale_inputs import ASSUMED
 from d3d.study import plan, records
@@ -171,6 +172,34 @@ def test_the_rules_for_real_video_are_about_what_its_profiles_record():
             assert condition.metric in recorded
             if condition.metric == "Mixed_4b/epe":
                 assert arms_of(condition.contrast) <= set(plan.arms_of("probe", studies[0]))
+
+
+def test_the_rule_of_transfer_is_about_what_its_profiles_record():
+    study = read_profile("notebooks/params/transfer.yaml")
+    arms = {split_of(arm) for experiment in EXPERIMENTS for arm in plan.arms_of(experiment, study)}
+    claims = read_claims("book/claims_transfer.yaml").claims
+    assert [claim.id for claim in claims] == ["H5", "H5a"]
+    for condition in (condition for claim in claims for condition in claim.conditions):
+        assert {(arm, f"s{split}") for arm in arms_of(condition.contrast) for split in (1, 2, 3)} <= arms
+    # The paper's rows have the same arms, so that the same command measures them.
+    rows = [claim for claim in read_claims().claims if claim.id in ("B1", "B2", "B3", "B4", "B5", "B6")]
+    assert {split_of(arm) for claim in rows for arm in arms_of(claim.conditions[0].contrast)} <= arms
+
+
+def test_transfer_trains_its_sources_as_sprites_and_fine_tunes_as_long_as_a_stream():
+    study, sprites = (read_profile(f"notebooks/params/{name}.yaml") for name in ("transfer", "sprites"))
+    assert study["students"] == {"epochs": study["epochs"], "learning_rate": study["students"]["learning_rate"]}
+    appearance = {}
+    for name, source in study["sources"].items():
+        profile = read_profile(f"notebooks/params/{Path(source).name}.yaml")
+        assert source == f"results/transfer-source{name[1:]}"
+        assert profile["seeds"] == study["seeds"]
+        # A profile replaces `overrides` as a whole, and may only name arms that it has.
+        assert profile["overrides"] == {a: v for a, v in sprites["overrides"].items() if a in profile["arms"]}
+        runs = ("seeds", "examined_seeds", "ablation_seeds", "arms", "ablations", "overrides", "flow_cache")
+        appearance[name] = {k: v for k, v in profile.items() if v != sprites.get(k) and k not in runs}
+    assert appearance["k400"] == {}
+    assert set(appearance["k600"]) == {"extent", "contrast", "noise"}
 
 
 def test_the_verdicts_of_the_first_study_stand():

@@ -114,3 +114,20 @@ def test_splits_count_alike_and_share_their_sources():
     assert twice == pytest.approx(once)
     disjoint = effects.over_seeds_and_sources([(x, np.arange(50)), (x, np.arange(50, 100))])
     assert disjoint.high - disjoint.low < 0.85 * (once.high - once.low)
+
+
+def test_a_split_of_which_a_draw_has_no_clip_is_left_out_of_it():
+    """Film a has the clips of the first split, film b those of the second: a draw has a, b, or both."""
+    splits = [(np.full((2, 3), 0.2), np.array(["a"] * 3)), (np.full((2, 3), 0.6), np.array(["b"] * 3))]
+    interval = effects.over_seeds_and_sources(splits)
+    assert interval == pytest.approx((0.4, 0.2, 0.6, 2))
+
+
+def test_the_difference_of_two_groups_of_clips_draws_seeds_for_both_at_once():
+    """What a seed adds to both groups cancels; drawn one by one, each would have an interval as wide as the seeds."""
+    of_seed = np.array([[0.0], [1.0]])
+    films = np.array(["a", "b", "c"])
+    one = [(of_seed + 0.3 + np.zeros((2, 3)), films)]
+    other = [(of_seed + np.zeros((2, 3)), np.array(["d", "e", "f"]))]
+    assert effects.over_seeds_and_sources(one).high == pytest.approx(1.3)
+    assert effects.over_seeds_and_sources(one, minus=other) == pytest.approx((0.3, 0.3, 0.3, 2))

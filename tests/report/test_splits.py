@@ -1,5 +1,7 @@
 """Official splits as one study: means over splits, intervals over sources, and verdicts that need both intervals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from d3d.report.claims import Claim, Condition, Ledger
 from d3d.report.clips import ClipScores
 from d3d.report.ledger import judge
-from d3d.report.splits import over_splits
+from d3d.report.splits import by_split, over_splits
 from d3d.report.stats import Interval
 from d3d.study import archive, records
 from tests.study.test_records import record
@@ -66,6 +68,26 @@ def test_the_interval_over_clips_draws_films_and_not_clips(tmp_path):
     group = Condition("d3d - rgb_longer", "jhmdb/test/still/top1")
     assert ClipScores(study, ("split1",)).interval(group) == pytest.approx((0, 0, 0, 3))
     assert ClipScores(study, ("split1", "split3")).interval(condition) is None
+
+
+def test_arms_that_are_called_after_their_split_are_read_as_its_cells(tmp_path):
+    films = np.array([f"film {k}" for k in range(12)])
+    for k in (1, 2, 3):
+        write_split(tmp_path / "apart", f"split{k}", np.roll(films, -k), gain=2)
+        for path in (tmp_path / f"apart/split{k}/distill").glob("*.json"):
+            run = records.read(path)
+            run = replace(run, arm=f"{run.arm}_s{k}")
+            records.write(tmp_path / "together", run, dict(np.load(path.with_suffix(".npz"))))
+    records.write(tmp_path / "together", record(experiment="train", arm="rgb", seed=0, metrics={TOP1: 0.5}))
+    separate = archive.merge([tmp_path / f"apart/split{k}.jsonl" for k in (1, 2, 3)], tmp_path / "cells", as_cells=True)
+    together = archive.pack(tmp_path / "together")
+    tables = by_split(records.load(together))
+    assert list(tables) == ["s1", "s2", "s3"]
+    assert over_splits(tables.values()).equals(over_splits(records.load_cells(separate).values()))
+    condition = Condition("d3d - rgb_longer", TOP1)
+    expected = ClipScores(separate, ("split1", "split2", "split3")).interval(condition)
+    assert ClipScores(together, tables).interval(condition) == expected
+    assert ClipScores(together).interval(condition) is None
 
 
 def test_a_verdict_needs_both_intervals():

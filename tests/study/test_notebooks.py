@@ -10,10 +10,12 @@ from importlib.util import find_spec
 import nbformat
 import pytest
 
-from d3d.study import archive
+from d3d.study import archive, records
 from d3d.study.experiments import EXPERIMENTS
-from d3d.study.plan import JHMDB
+from d3d.study.plan import JHMDB, arms_of
+from d3d.study.profiles import read_profile
 from d3d.study.records import ROOT
+from tests.study.test_records import record
 
 ALL = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
 CHAPTERS = [path for path in ALL if path.parent.name in ("chapters", "second")]
@@ -94,6 +96,17 @@ def test_an_experiment_computes_in_the_package(name):
     assert len([call for call in calls if not call.startswith("run_figures.")]) == 1
 
 
+def write_transfer(folder):
+    """The archive of a study of transfer, without predictions."""
+    profile = read_profile("notebooks/params/transfer.yaml")
+    for experiment in ("train", "distill", "fuse"):
+        for k, arm in enumerate(arms_of(experiment, profile)):
+            for seed in profile["seeds"]:
+                metrics = {"jhmdb/test/top1": 0.2 + 0.01 * k + 0.01 * seed, "jhmdb/test/top1_gain": 0.01 * seed}
+                records.write(folder, record(experiment=experiment, arm=arm, seed=seed, metrics=metrics))
+    return archive.pack(folder)
+
+
 @pytest.mark.slow
 def test_the_chapters_of_the_second_study_run_on_the_smoke_study(tmp_path):
     """Its records are still to come, and its chapters must not fail when they are there."""
@@ -103,8 +116,10 @@ def test_the_chapters_of_the_second_study_run_on_the_smoke_study(tmp_path):
     cells = [archive.pack(smoke, tmp_path / name) for name in ("sprites", "sprites-rho0.5", "sprites-clips1000")]
     merged = archive.merge(cells[1:], tmp_path / "cells", as_cells=True)
     pilot = ["-p", "results", str(JHMDB), "-y", "splits: [keep-split1, keep-split2, keep-split3]"]
+    pilot += ["-p", "sprites", str(cells[0]), "-p", "cells", str(merged)]
+    others = {"real_video": pilot, "transfer": ["-p", "results", str(write_transfer(tmp_path / "transfer"))]}
     for path in (ROOT / "notebooks/second").glob("*.ipynb"):
-        parameters = pilot if path.stem == "real_video" else ["-p", "results", str(cells[0])]
+        parameters = others.get(path.stem, ["-p", "results", str(cells[0])])
         parameters += ["-p", "cells", str(merged)] if path.stem == "regimes" else []
         command = ["-m", "papermill", "--no-progress-bar", str(path), str(tmp_path / path.name), *parameters]
         run = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)

@@ -41,6 +41,30 @@ def test_a_student_gets_its_teacher_and_initial_weights():
     }
 
 
+def test_a_student_starts_from_the_network_of_a_source_or_from_its_weights():
+    profile = PROFILE | {"sources": {"k400": "results/other", "k600": "RGB_K600.safetensors"}}
+
+    def student(arm):
+        return plan.overrides("distill", arm, 3, profile=profile, results="r")
+
+    assert student("rgb_k400_s1")["student"] == "results/other/train/rgb-seed3.safetensors"
+    assert student("d3d_source_k400_s1")["student"] == "results/other/distill/d3d-seed3.safetensors"
+    assert student("rgb_longer_k400_s1")["student"] == "results/other/distill/rgb_longer-seed3.safetensors"
+    assert student("d3d_k600_s2")["student"] == "RGB_K600.safetensors"
+    # The teacher is the flow stream of the same split of this study, and only D3D has one.
+    assert student("d3d_k600_s2")["teacher"] == "r/train/flow_s2-seed3.safetensors"
+    assert (student("d3d_k600_s2")["split"], student("d3d_k600_s2")["epochs"]) == (2, 12)
+    assert student("d3d_source_k400_s1")["lambda_"] == 0
+
+
+def test_an_arm_of_all_splits_is_shown_as_that_of_one_without_its_number():
+    assert labels.label("d3d_source_k400_s2") == "source's D3D from K400, split 2"
+    assert labels.label("d3d_source_k400") == "source's D3D from K400"
+    assert labels.colour("rgb_k600") == ARMS["rgb"].colour
+    assert labels.label("d3d_d3d") == "D3D + D3D"
+    assert labels.label("mine") == "mine"
+
+
 def test_an_ablation_changes_one_thing_of_d3d():
     d3d = overrides("d3d")
 

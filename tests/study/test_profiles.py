@@ -84,6 +84,13 @@ def test_a_profile_that_extends_nothing_or_itself_is_refused(tmp_path):
             "overrides names 'rgb_techer', .* trained arms: did you mean rgb_teacher or",
         ),
         (SMALL | {"overrides": {"rgb_teacher": 0.3}}, "rgb_teacher must map parameters to values, not 0.3"),
+        (
+            SMALL | {"arms": ["rgb_k400_s1"]},
+            "'rgb_k400_s1' starts from a network of 'k400': name its folder or weights",
+        ),
+        (SMALL | {"arms": ["d3d_k400_s1"], "sources": {"k400": "r"}}, "'d3d_k400_s1' .* learns from 'flow_s1': list"),
+        (SMALL | {"sources": {"k400": 3}}, "sources must map names to folders of results or to weights, not .*3"),
+        (SMALL | {"sources": "results/other"}, "sources must map names to folders of results or to weights"),
         ([1], "must map parameters to values"),
     ],
 )

@@ -13,7 +13,7 @@ from d3d.progress import read_metrics
 from d3d.s3dg import checkpoints
 from d3d.s3dg.network import s3dg
 from d3d.study.schema import changed
-from d3d.train import loop
+from d3d.train import loop, networks
 from d3d.train import run as train
 from d3d.train.evaluate import predict
 from d3d.train.lease import Lease
@@ -99,6 +99,19 @@ def test_a_student_starts_from_its_checkpoint(data, tmp_path):
     checkpoints.save_checkpoint(path, model, stream="rgb", classes=data.classes)
     student = train.build_network(configs.distilling(**TINY, student=str(path), lambda_=0.0), data)
     assert equal(student.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "is_rendered"),
+    [({"frames": 4, "size": 16}, True), ({"frames": 4, "size": 16, "fps": 25.0}, False), ({}, False)],
+    ids=["sprites", "videos", "imported"],
+)
+def test_a_run_knows_whether_its_first_weights_come_from_rendered_clips(tmp_path, trained_on, is_rendered):
+    path = tmp_path / "source.safetensors"
+    checkpoints.save_checkpoint(path, s3dg(3, width=0.1), stream="rgb", classes=("a", "b", "c"), input=trained_on)
+    config = configs.distilling(student=str(path), lambda_=0.0)
+    assert networks.starts_from_rendered_clips(config) == is_rendered
+    assert not networks.starts_from_rendered_clips(configs.distilling(student="", lambda_=0.0))
 
 
 def test_a_student_of_another_width_is_refused(data, tmp_path):
