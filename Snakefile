@@ -404,8 +404,8 @@ rule book:
     output:
         "book/_build/html/index.html",
     shell:
-        # A failed build is removed, because Sphinx's cache would hide the warnings that caused the failure.
-        "SECONDS=0; python3 -m d3d report pages && "
+        # Sphinx's cache would hide the warnings that caused a failure, and pages that are no more would stay.
+        "SECONDS=0; python3 -m d3d report pages && rm -rf book/_build && "
         "{{ jupyter-book build book --path-output book --config _config.yml -W -n --keep-going --all "
         "> .snakemake/book.log 2>&1 || {{ cat .snakemake/book.log; rm -rf book/_build; exit 1; }}; }} "
         "&& echo finished {output} $SECONDS"

@@ -55,7 +55,8 @@ def clips(rendered: RenderedClips, *, columns: int = 6) -> Figure:
 def video_html(rendered: RenderedClips, row: int, *, zoom: int = 4, bound: float = 3.0) -> str:
     """Returns an HTML figure with a looping video of one clip: frames, exact flow and target mask side by side.
 
-    The video is embedded in the page. It does not start by itself for readers who ask for reduced motion.
+    The video is embedded. In the book it starts by itself (book/_static/book.js), but not for readers who ask for
+    reduced motion.
 
     Args:
         rendered: clips.
@@ -189,15 +190,14 @@ def _with_boxes(frame: torch.Tensor, boxes: Sequence[DrawnBox]) -> torch.Tensor:
 
 
 def _film_html(frames: np.ndarray, about: str, caption: str) -> str:
-    """A looping video, uint8 (T, H, W, 3), embedded in an HTML figure; it waits for readers who want little motion."""
+    """A looping video, uint8 (T, H, W, 3), embedded in an HTML figure; in the book it starts by itself (book.js)."""
     # Imported here, so that rendering sprites does not need PyAV.
     from d3d.video.decode import encode
 
     video = b64encode(encode(frames, fps=FILM_FPS)).decode()
     return (
-        f'<figure class="film"><video controls loop muted autoplay playsinline width="{frames.shape[2]}" '
+        f'<figure class="film"><video controls loop muted playsinline preload="metadata" width="{frames.shape[2]}" '
         f'height="{frames.shape[1]}" aria-label="{about}" '
-        """onloadedmetadata="if (matchMedia('(prefers-reduced-motion: reduce)').matches) this.pause()" """
         f'src="data:video/mp4;base64,{video}"></video><figcaption>{caption}</figcaption></figure>'
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from d3d.report.claims import Condition
-from d3d.report.contrasts import ClaimError
+from d3d.report.contrasts import ClaimError, parse
 from d3d.report.labels import contrast_label, endpoints_of, label, metric_label, number_text, unit
 from d3d.report.ledger import Finding, Verdict, measure, verdict_of
 from d3d.report.stats import interval
@@ -56,7 +56,11 @@ def difference_table(findings: Iterable[tuple[str, Finding]]) -> pd.DataFrame:
         if finding.interval is not None and np.isfinite(finding.interval.mean):
             kind = "ratio" if "/" in condition.contrast else unit(condition.metric)
             values = {"values": finding.values, **finding.interval._asdict()}
-            rows.append({"label": text, "unit": kind, **values, "bound": condition.bound, "side": condition.side})
+            # A difference looks like the network that it begins with.
+            arm = next(iter(parse(condition.contrast).arms.values()))
+            rows.append(
+                {"label": text, "arm": arm, "unit": kind, **values, "bound": condition.bound, "side": condition.side}
+            )
     return pd.DataFrame(rows)
 
 

@@ -51,7 +51,7 @@ def score_lines(
             (legend[text],) = axis.plot(range(len(names)), level, color="0.3", lw=1.2, ls="--", zorder=0)
         _draw_endpoint_axis(axis, names, tested, last=panel >= len(titles) - columns)
         axis.set_title(title, fontsize=10)
-    figure.legend(legend.values(), legend.keys(), frameon=False, loc="outside upper center", ncols=4)
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=4)
     return figure
 
 
@@ -114,8 +114,7 @@ def _draw_endpoint_axis(axis: plt.Axes, names: Sequence[str], tested: str, *, la
         range(len(names)), names if last else [], rotation=60, ha="right", rotation_mode="anchor", fontsize=8
     )
     axis.set_xlim(-0.5, max(0.5, len(names) - 0.5))
-    axis.grid(axis="y", color="0.92")
-    axis.set_axisbelow(True)
+    axis.grid(axis="y")
     if tested in names:
         x = names.index(tested)
         axis.axvspan(x - 0.45, x + 0.45, color="0.93", zorder=-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,20 +12,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from d3d.report.labels import GROUP_LABELS, NEEDS_DATA, colour, label
+from d3d.report.labels import GROUP_LABELS, NEEDS_DATA, colour, label, marker
 from d3d.report.stats import interval
 
-_COLOURS = sns.color_palette("colorblind")
-DARK = "0.25"
-STYLE = {
-    "figure.dpi": 120,
-    "savefig.bbox": "tight",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "white",
-    "svg.hashsalt": "d3d",
-}
+STYLE = Path(__file__).with_name("book.mplstyle")
+# What is no network is grey: each colour belongs to a network (d3d/study/arms.py).
+DARK, LIGHT = "0.25", "0.65"
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -32,7 +25,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def draw_styled(*args, **kwargs) -> Figure:
-        with plt.rc_context(STYLE):
+        with plt.style.context(STYLE):
             figure = draw(*args, **kwargs)
         plt.close(figure)
         return figure
@@ -53,17 +46,17 @@ def region_errors(table: pd.DataFrame, *, arms: Mapping[str, str], groups: Mappi
     figure, axes = plt.subplots(
         1, len(groups), figsize=(1.1 * sum(widths) + 1, 3), sharey=True, squeeze=False, width_ratios=widths
     )
+    shades = sns.color_palette("Greys_r", len(arms) + 1)
     for axis, (title, metrics) in zip(axes[0], groups.items(), strict=True):
         for k, arm in enumerate(arms):
             rows = table[table["arm"] == arm].groupby("metric")["value"].mean().reindex(list(metrics))
             x = np.arange(len(metrics)) + (k - (len(arms) - 1) / 2) * 0.8 / len(arms)
-            axis.bar(x, rows, 0.8 / len(arms), color=_COLOURS[k], label=arms[arm])
+            axis.bar(x, rows, 0.8 / len(arms), color=shades[k], label=arms[arm])
         axis.set_xticks(range(len(metrics)), list(metrics.values()))
         axis.set_title(title, fontsize=10)
-        axis.grid(axis="y", color="0.92")
-        axis.set_axisbelow(True)
+        axis.grid(axis="y")
     axes[0, 0].set_ylabel("end-point error (px)")
-    axes[0, -1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     return figure
 
@@ -82,12 +75,11 @@ def chance(table: pd.DataFrame, *, rows: Mapping[tuple[str, str], str], band: fl
     axis.axvline(0.5, color="0.5", ls="--", lw=1, zorder=0)
     for y, (arm, metric) in zip(range(len(rows))[::-1], rows, strict=True):
         values = table.loc[(table["arm"] == arm) & (table["metric"] == metric), "value"].to_numpy()
-        axis.scatter(values, np.full(len(values), y), color=_COLOURS[0], s=22, zorder=3, edgecolor="white", lw=0.5)
-        axis.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color=_COLOURS[0], lw=2)
+        axis.scatter(values, np.full(len(values), y), color=DARK, s=22, zorder=3, edgecolor="white", lw=0.5)
+        axis.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color=DARK, lw=2)
     axis.set_yticks(range(len(rows)), list(rows.values())[::-1])
     axis.set(xlabel="two-way accuracy between the classes of a pair", xlim=(0.38, 1.02))
-    axis.grid(axis="x", color="0.94")
-    axis.set_axisbelow(True)
+    axis.grid(axis="x")
     return figure
 
 
@@ -178,21 +170,20 @@ def _dots(axis: plt.Axes, rows: pd.DataFrame, arms: Sequence[str]) -> None:
         y = len(arms) - 1 - position
         if len(values):
             summary = interval(values)
-            draw_row(axis, y, values, summary, colour(arm))
+            draw_row(axis, y, values, summary, colour(arm), marker(arm))
             axis.annotate(f"{summary.mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     if not rows["arm"].isin(arms).any():
         mark_no_data(axis)
     axis.set_yticks(range(len(arms)), [label(arm) for arm in reversed(arms)])
     axis.set_ylim(-0.6, len(arms) - 0.4)
-    axis.grid(axis="x", color="0.92")
-    axis.set_axisbelow(True)
+    axis.grid(axis="x")
 
 
-def draw_row(axis: plt.Axes, y: float, values: Sequence[float], summary: Any, ink: Any) -> None:
-    """Draws one row: every seed as a dot, the mean as a stroke, its interval (`summary`) as a band."""
+def draw_row(axis: plt.Axes, y: float, values: Sequence[float], summary: Any, ink: Any, shape: str = "o") -> None:
+    """Draws one row: every seed as a dot of some shape, the mean as a stroke, its interval (`summary`) as a band."""
     axis.plot([summary.low, summary.high], [y, y], color=ink, lw=5, alpha=0.3, solid_capstyle="butt")
     axis.plot([summary.mean] * 2, [y - 0.3, y + 0.3], color=ink, lw=2)
-    axis.scatter(values, np.full(len(values), y), color=[ink], s=16, zorder=3, edgecolor="white", lw=0.5)
+    axis.scatter(values, np.full(len(values), y), color=[ink], s=22, marker=shape, zorder=3, edgecolor="white", lw=0.5)
 
 
 @styled
@@ -220,7 +211,7 @@ def training_curves(histories: Mapping[tuple[str, int], pd.DataFrame]) -> Figure
     for axis in axes[0] if not histories else ():
         mark_no_data(axis)
     if histories:
-        axes[0, 1].legend(frameon=False)
+        axes[0, 1].legend()
     return figure
 
 
@@ -229,8 +220,9 @@ def differences(table: pd.DataFrame) -> Figure:
     """Draws a forest plot of contrasts, one panel per unit: one dot per seed, mean and interval.
 
     Args:
-        table: columns label, unit, values (one per seed), mean, low, high, bound, and side: 1 where a claim requires
-            more than the bound (dotted), -1 for less, 0 for no bound. The required side is green.
+        table: columns label, arm (the network that gives a row its colour and marker), unit, values (one per seed),
+            mean, low, high, bound, and side: 1 where a claim requires more than the bound (dotted), -1 for less, 0 for
+            no bound. The required side is green.
     """
     units = list(dict.fromkeys(table["unit"])) if len(table) else [""]
     sizes = [max(1, (table["unit"] == name).sum()) if len(table) else 1 for name in units]
@@ -242,7 +234,7 @@ def differences(table: pd.DataFrame) -> Figure:
         rows = table[table["unit"] == name] if len(table) else table
         bounds = []
         for y, row in zip(range(len(rows))[::-1], rows.itertuples(), strict=True):
-            draw_row(axis, y, row.values, row, DARK)
+            draw_row(axis, y, row.values, row, colour(row.arm), marker(row.arm))
             if row.side:
                 axis.plot([row.bound] * 2, [y - 0.42, y + 0.42], color="black", lw=1.2, ls=":")
                 bounds.append((y, row.bound, row.side))
@@ -257,8 +249,7 @@ def differences(table: pd.DataFrame) -> Figure:
             axis.fill_betweenx([y - 0.42, y + 0.42], *beyond, color="#dcebd8", zorder=-1, lw=0)
         axis.set(xlim=(left, right), xlabel=f"{name}; green: condition holds" if bounds else name)
         axis.xaxis.set_major_locator(MaxNLocator(6))
-        axis.grid(axis="x", color="0.92")
-        axis.set_axisbelow(True)
+        axis.grid(axis="x")
     return figure
 
 
@@ -304,7 +295,7 @@ def lambdas(
         axis.set(xscale="log", xlabel="λ", title=title)
         axis.set_xticks(wide.index, [f"{value:g}" for value in wide.index])
         axis.minorticks_off()
-        axis.grid(axis="y", color="0.92")
+        axis.grid(axis="y")
     axes[0, 0].set_ylabel("top-1")
     return figure
 
@@ -339,11 +330,12 @@ def cost(table: pd.DataFrame) -> Figure:
     wide = table[table["ms"] > 0].pivot(index="step", columns="part", values="ms").fillna(0.0)
     wide = wide[wide.sum().sort_values(ascending=False).index].iloc[::-1]
     figure, axis = plt.subplots(figsize=(7.5, 2.4), layout="constrained")
-    wide.plot.barh(stacked=True, ax=axis, width=0.6, color=sns.color_palette("colorblind", wide.shape[1]))
+    shades = sns.color_palette("Greys_r", wide.shape[1] + 1)[: wide.shape[1]]
+    wide.plot.barh(stacked=True, ax=axis, width=0.6, color=shades, edgecolor="white")
     for row, total in enumerate(wide.sum(axis=1)):
         axis.text(total, row, f" {total:.2f} ms", va="center")
     axis.set(xlabel="milliseconds per clip", ylabel="", xlim=(0, 1.15 * wide.sum(axis=1).max()))
-    axis.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -364,5 +356,5 @@ def scaling(table: pd.DataFrame) -> Figure:
     axis.set_xticks(rows["gpus"], rows["gpus"])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -7,6 +7,7 @@ draw(parts, over_cells(parts), xlabel="top-1")
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from d3d.report import effects
 from d3d.report.claims import Condition
-from d3d.report.labels import colour, label
+from d3d.report.labels import colour, label, marker
 from d3d.report.ledger import Finding, measure
 from d3d.report.plots import DARK, draw_row, grid, mark_no_data, styled
 from d3d.study import records
@@ -49,13 +50,8 @@ CELLS = {
     "sprites-rho0.95": "appearance tells more",
     "sprites-rolled": "clips shifted anew",
 }
-# The colour of the arm that a part is named after.
-PART_COLOURS = {
-    "whole gain": DARK,
-    "motion": colour("d3d"),
-    "spread": colour("flow_shuffled"),
-    "soft labels": colour("class_mean"),
-}
+# The arm whose colour and marker a part has: the one with what the other lacks. The whole gain has none of its own.
+PART_ARMS = {"whole gain": "", "motion": "d3d", "spread": "flow_shuffled", "soft labels": "class_mean"}
 
 
 def read_cells(anchor: str | Path, others: str | Path) -> dict[str, pd.DataFrame]:
@@ -155,6 +151,12 @@ def motion_parts(table: pd.DataFrame, metric: str) -> list[tuple[str, Finding]]:
     ]
 
 
+def _look(part: str) -> tuple[Any, str]:
+    """Colour and marker of a part."""
+    arm = PART_ARMS[part]
+    return (colour(arm), marker(arm)) if arm else (DARK, "o")
+
+
 def _mark_zero(axis: plt.Axes, margin: float) -> None:
     """Draws the line of no difference, and the band in which one is practically zero."""
     axis.axvspan(-margin, margin, color="0.92", zorder=-2)
@@ -176,7 +178,7 @@ def draw_parts(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float 
         _mark_zero(axis, margin)
         for y, part in enumerate(reversed(PARTS)):
             if part in rows:
-                draw_row(axis, y, rows[part].values, rows[part], PART_COLOURS[part])
+                draw_row(axis, y, rows[part].values, rows[part], *_look(part))
                 text = f"{rows[part].mean:+.3f}".replace("-", "−")
                 axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
         if not rows:
@@ -212,7 +214,7 @@ def draw(parts: pd.DataFrame, combined: Mapping[str, effects.Combined], *, xlabe
         _mark_zero(axis, margin)
         for y, cell in enumerate(reversed(cells), 1):
             if cell in rows:
-                draw_row(axis, y, rows[cell].values, rows[cell], DARK)
+                draw_row(axis, y, rows[cell].values, rows[cell], *_look(part))
         if part in combined:
             mean = combined[part]
             axis.plot([mean.next_low, mean.next_high], [0, 0], color="black", lw=0.8)

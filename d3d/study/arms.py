@@ -63,11 +63,11 @@ class Arm:
         return bool(self.members) and len(set(self.members)) == 1
 
 
-# Seaborn's palette "colorblind": RGB is blue, D3D is red.
-BLUE, ORANGE, GREEN, RED, PINK, BROWN, GREY, YELLOW, SKY = (
-    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#ece133", "#56b4e9",
-)  # fmt: skip
-OLIVE, VIOLET = (0.45, 0.45, 0.2), (0.35, 0.2, 0.45)
+# Each of them stands out from white, and any two main arms differ for colour-blind readers too
+# (tests/study/test_colours.py). Cool colours are networks of frames alone, green ones include flow, red ones D3D.
+BLUE, CYAN, MAUVE, OLIVE, VIOLET, RED = "#0b5fd9", "#02a0bf", "#9a5784", "#6b7a3d", "#392340", "#990000"
+OCHRE, BROWN, GREEN, LIGHT_GREEN = "#af8f15", "#8c5c01", "#1f6251", "#12a56c"
+NAVY, SLATE, SALMON, WINE, GREY, BLACK = "#00008c", "#3a4580", "#d2755c", "#6e152c", "#939090", "#000000"
 # Fields that several arms share.
 STUDENT = {"experiment": "distill", "start": "rgb"}
 D3D = STUDENT | {"teacher": "flow", "colour": RED}
@@ -103,14 +103,14 @@ def _official_split_arms(split: int) -> list[Arm]:
     suffix, overrides = f"split {split}", {"split": split}
     # Each split has its own teacher: one trained on another split would have seen test clips of this one.
     teacher = Arm(
-        name=f"flow_s{split}", experiment="train", label=f"flow, {suffix}", colour=ORANGE, stream="flow",
+        name=f"flow_s{split}", experiment="train", label=f"flow, {suffix}", colour=OCHRE, marker="^", stream="flow",
         overrides=overrides,
     )  # fmt: skip
     # By the first part of their names: labels, colours, the arm of the source that they start from, and the teacher.
     tuned = {
         "rgb": ("RGB", BLUE, "rgb", ""),
-        "rgb_longer": ("RGB-longer", SKY, "rgb_longer", ""),
-        "d3d_source": ("source's D3D", PINK, "d3d", ""),
+        "rgb_longer": ("RGB-longer", CYAN, "rgb_longer", ""),
+        "d3d_source": ("source's D3D", SALMON, "d3d", ""),
         "d3d": ("D3D", RED, "rgb", teacher.name),
     }
     students = [
@@ -127,8 +127,8 @@ def _official_split_arms(split: int) -> list[Arm]:
             members=tuple(f"{member}_s{split}" for member in members),
         )
         for name, label, colour, fused_by, members in (
-            ("d3d_d3d", "D3D + D3D", (0.53, 0.13, 0.33), "softmax", ("d3d_k400", "d3d_k600")),
-            ("d3d_d3d_source", "D3D + D3D of the sources", PINK, "softmax", ("d3d_source_k400", "d3d_source_k600")),
+            ("d3d_d3d", "D3D + D3D", WINE, "softmax", ("d3d_k400", "d3d_k600")),
+            ("d3d_d3d_source", "D3D + D3D of the sources", SALMON, "softmax", ("d3d_source_k400", "d3d_source_k600")),
             ("two_stream_k400", "RGB from K400 + flow by logits", GREEN, "logits", ("rgb_k400", "flow")),
             ("two_stream_k600", "RGB from K600 + flow by logits", GREEN, "logits", ("rgb_k600", "flow")),
         )
@@ -143,23 +143,25 @@ def _main_arms() -> list[Arm]:
     # class mean exceeds RGB-longer, soft labels.
     return [
         Arm(
-            name="random", experiment="probe", label="random weights", short="random", colour=(0.6, 0.6, 0.6),
+            name="random", experiment="probe", label="random weights", short="random", colour=GREY,
             marker="X", examined_by=ALL_EXAMINATIONS,
         ),
         Arm(name="rgb", experiment="train", label="RGB", colour=BLUE, examined_by=ALL_EXAMINATIONS),
         # The same clips as rgb, but other initial weights and another batch order.
-        Arm(name="rgb_twin", experiment="train", label="RGB, twin", colour=GREY, overrides={"twin": 1}),
+        Arm(name="rgb_twin", experiment="train", label="RGB, twin", colour=SLATE, marker="8", overrides={"twin": 1}),
         Arm(
-            name="flow", experiment="train", label="flow", colour=ORANGE, marker="^", stream="flow",
+            name="flow", experiment="train", label="flow", colour=OCHRE, marker="^", stream="flow",
             examined_by=ALL_EXAMINATIONS,
         ),
-        Arm(name="rgb_longer", label="RGB-longer", colour=SKY, marker="s", examined_by=ALL_EXAMINATIONS, **STUDENT),
+        Arm(name="rgb_longer", label="RGB-longer", colour=CYAN, marker="s", examined_by=ALL_EXAMINATIONS, **STUDENT),
         Arm(
-            name="rgb_teacher", label="RGB-teacher", colour=PINK, marker="D", teacher="rgb_twin",
+            name="rgb_teacher", label="RGB-teacher", colour=MAUVE, marker="D", teacher="rgb_twin",
             examined_by=BOTH_EXAMINATIONS, **STUDENT,
         ),
         # At D3D's lambda; rgb_teacher has its own.
-        Arm(name="rgb_teacher_equal", label="RGB-teacher, D3D's λ", colour=PINK, teacher="rgb_twin", **STUDENT),
+        Arm(name="rgb_teacher_equal", label="RGB-teacher, D3D's λ", colour=MAUVE, marker="D", teacher="rgb_twin",
+            **STUDENT,
+        ),
         Arm(
             name="class_mean", label="class mean", marker="h", teacher="flow", outputs="class_mean", colour=OLIVE,
             examined_by=BOTH_EXAMINATIONS, **STUDENT,
@@ -175,7 +177,7 @@ def _main_arms() -> list[Arm]:
         ),
         Arm(name="d3d", label="D3D", marker="P", examined_by=ALL_EXAMINATIONS, **D3D),
         Arm(
-            name="tuned", experiment="probe", label="tuned for flow", short="tuned", colour=(0.0, 0.0, 0.0), marker="v",
+            name="tuned", experiment="probe", label="tuned for flow", short="tuned", colour=BLACK, marker="v",
             start="rgb", examined_by=("probe",),
         ),
     ]  # fmt: skip
@@ -194,16 +196,16 @@ def _ablations() -> list[Arm]:
     ]
     return [
         Arm(
-            name="flow_exact", experiment="train", label="flow, exact", colour=YELLOW, stream="flow",
+            name="flow_exact", experiment="train", label="flow, exact", colour=BROWN, marker="^", stream="flow",
             overrides={"flow": "exact"},
         ),
         *variants,
         *(_shuffled(arm) for arm in variants),
         # As many epochs as RGB and RGB-longer together, under one cosine.
-        Arm(name="rgb_one_cosine", experiment="distill", label="RGB, one cosine", colour=SKY),
+        Arm(name="rgb_one_cosine", experiment="distill", label="RGB, one cosine", colour=CYAN, marker="s"),
         Arm(
-            name="rgb_smoothed", label="RGB-longer, smoothed labels", colour=SKY, overrides={"label_smoothing": 0.1},
-            **STUDENT,
+            name="rgb_smoothed", label="RGB-longer, smoothed labels", colour=CYAN, marker="s",
+            overrides={"label_smoothing": 0.1}, **STUDENT,
         ),
     ]  # fmt: skip
 
@@ -214,8 +216,8 @@ def _released_arms() -> list[Arm]:
         Arm(name="d3d_released", experiment="evaluate", label="D3D, as released", colour=RED, marker="P"),
         Arm(name="s3dg_released", experiment="evaluate", label="S3D-G, as released", colour=BLUE),
         Arm(
-            name="d3d_s3dg_released", experiment="fuse", label="D3D + S3D-G, as released", colour=BROWN,
-            members=("d3d_released", "s3dg_released"),
+            name="d3d_s3dg_released", experiment="fuse", label="D3D + S3D-G, as released", colour=SALMON,
+            marker="p", members=("d3d_released", "s3dg_released"),
         ),
     ]  # fmt: skip
 
@@ -237,32 +239,32 @@ def _grids(base: Mapping[str, Arm]) -> list[Arm]:
 
 
 def _ensembles() -> list[Arm]:
-    """Ensembles fused by softmax and, where the lighter colour is given, by logits too."""
+    """Ensembles fused by softmax, and some of them, whose second marker is given, by logits too."""
     members = {
-        "two_stream": ("two-stream", GREEN, (0.5, 0.76, 0.6), ("rgb", "flow")),
-        "longer_flow": ("RGB-longer + flow", (0.2, 0.6, 0.5), (0.6, 0.8, 0.75), ("rgb_longer", "flow")),
-        "rgb_rgb": ("RGB + RGB", (0.2, 0.13, 0.53), (0.6, 0.56, 0.76), ("rgb", "rgb_twin")),
-        "d3d_rgb": ("D3D + RGB", BROWN, None, ("d3d", "rgb")),
-        "d3d_d3d": ("D3D + D3D", (0.53, 0.13, 0.33), None, ("d3d", "d3d")),
+        "two_stream": ("two-stream", GREEN, "*", "D", ("rgb", "flow")),
+        "longer_flow": ("RGB-longer + flow", LIGHT_GREEN, ">", "D", ("rgb_longer", "flow")),
+        "rgb_rgb": ("RGB + RGB", NAVY, "<", "D", ("rgb", "rgb_twin")),
+        "d3d_rgb": ("D3D + RGB", SALMON, "p", "", ("d3d", "rgb")),
+        "d3d_d3d": ("D3D + D3D", WINE, "H", "", ("d3d", "d3d")),
     }
     by_softmax = [
         Arm(
-            name=name, experiment="fuse", label=label, colour=colour, members=pair,
+            name=name, experiment="fuse", label=label, colour=colour, marker=marker, members=pair,
             examined_by=("detect",) if name == "two_stream" else (),
         )
-        for name, (label, colour, _, pair) in members.items()
+        for name, (label, colour, marker, _, pair) in members.items()
     ]  # fmt: skip
     by_logits = [
         replace(
             arm,
             name=f"{arm.name}_logits",
             label=f"{arm.label} by logits",
-            colour=lighter,
+            marker=marker,
             fused_by="logits",
             examined_by=(),
         )
         for arm in by_softmax
-        if (lighter := members[arm.name][2])
+        if (marker := members[arm.name][3])
     ]
     return [*by_softmax, *by_logits]
 

@@ -115,11 +115,11 @@ def test_training_curves():
 
 FOREST = pd.DataFrame(
     [
-        ("H1: more is claimed", "top-1", (0.08, 0.12), 0.1, -0.15, 0.35, 0.0, 1),
-        ("H2: less is claimed", "px", (-0.2, 0.0), -0.1, -1.4, 1.2, 0.0, -1),
-        ("nothing is claimed", "top-1", (0.05,), 0.05, np.nan, np.nan, np.nan, 0),
+        ("H1: more is claimed", "d3d", "top-1", (0.08, 0.12), 0.1, -0.15, 0.35, 0.0, 1),
+        ("H2: less is claimed", "flow", "px", (-0.2, 0.0), -0.1, -1.4, 1.2, 0.0, -1),
+        ("nothing is claimed", "rgb_longer", "top-1", (0.05,), 0.05, np.nan, np.nan, np.nan, 0),
     ],
-    columns=["label", "unit", "values", "mean", "low", "high", "bound", "side"],
+    columns=["label", "arm", "unit", "values", "mean", "low", "high", "bound", "side"],
 )
 
 

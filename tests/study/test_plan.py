@@ -152,10 +152,13 @@ def test_an_arm_refers_only_to_existing_arms(arm):
 
 
 def test_arms_of_one_figure_look_different():
-    """Variants of D3D are excepted, because figures show them in separate rows."""
+    """Variants of D3D are excepted, because figures show them in separate rows.
+
+    An ensemble has one colour and two markers, one per way of fusing it.
+    """
     main = [arm for arm in ARMS.values() if arm.name in PROFILE["arms"] or arm.experiment == "probe"]
     drawn = [*main, *(ARMS[name] for name in plan.arms_of("fuse", PROFILE))]
-    assert len({arm.colour for arm in drawn}) == len(drawn)
+    assert len({(arm.colour, arm.marker) for arm in drawn}) == len(drawn)
     markers = [ARMS[name].marker for name in arms.arms_examined_by("probe")]
     assert len(set(markers)) == len(markers)
 

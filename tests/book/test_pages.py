@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 
 import pytest
 
@@ -11,9 +10,9 @@ from d3d.report import ledger
 from d3d.report.stats import proportion_interval
 from d3d.study import records
 from d3d.study.records import ROOT
+from tests.book.conftest import HTML
 
 pytestmark = pytest.mark.slow
-HTML = ROOT / "book" / "_build" / "html"
 PAGES = [
     "index",
     *(f"chapters/{name}" for name in sorted(p.stem for p in (ROOT / "notebooks/chapters").glob("*.ipynb"))),
@@ -44,65 +43,8 @@ FIGURES = {
     "rerun": 2,
     "verdict": 1,
 }
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-sync"]
 # What Sphinx writes where an image has no alternative text.
 IMAGE_PATH = re.compile(r"(^|/)_(images|static)/|\.(png|svg|jpe?g|gif|webp)$")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    executable = shutil.which("chromium") or shutil.which("google-chrome")
-    missing = [name for name, exists in {"the built book": HTML.is_dir(), "Chromium": executable}.items() if not exists]
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"{' and '.join(missing)} missing")
-    assert not missing
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens a page of the book at a width in pixels; returns it, the URLs it requested, and its errors."""
-    contexts = []
-
-    def visit_(name, width=1280):
-        context = browser.new_context(viewport={"width": width, "height": 900})
-        contexts.append(context)
-        page, requests, errors = context.new_page(), [], []
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("requestfailed", lambda request: errors.append(request.url))
-        page.goto(f"{HTML.as_uri()}/{name}.html")
-        page.wait_for_load_state("networkidle")
-        return page, requests, errors
-
-    yield visit_
-    for context in contexts:
-        context.close()
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_complete_and_requests_nothing_from_the_network(visit, name):
-    page, requests, errors = visit(name)
-    assert page.locator("h1").count() >= 1
-    assert not [url for url in requests if not url.startswith(("file:", "data:"))]
-    assert not errors
-    broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
-    assert not broken
-    text = page.locator("article").inner_text()
-    assert "{glue:" not in text
-    assert "Traceback" not in text
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_a_phone(visit, name):
-    page, _, _ = visit(name, width=390)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_every_image_has_an_alternative_text(browser):
