@@ -50,6 +50,8 @@ def copy(tmp_path):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     (root / ".venv").symlink_to(ROOT / ".venv")
+    for name in ("requirements.lock", "pyproject.toml"):
+        os.utime(root / name, (0, 0))  # or `make` would install the copy into the environment that it shares
     return root
 
 

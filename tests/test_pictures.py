@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from d3d import pictures
+from d3d import films, pictures
 from d3d.data.scenes import render_scenes
 from d3d.data.sprites import render
 from d3d.study import records
@@ -21,6 +21,13 @@ from tests.study.test_records import PROVENANCE
 
 figure = pytest.mark.mpl_image_compare(style="default", savefig_kwargs={"dpi": 60}, tolerance=4)
 SMALL = configs.clip(noise=0.0, frames=4, size=32)
+
+
+def decoded_frames(html):
+    """The frames of the video in an HTML figure."""
+    video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
+    with av.open(io.BytesIO(video)) as container:
+        return [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
 
 
 @figure
@@ -38,11 +45,9 @@ def test_flows():
 
 def test_a_video_shows_the_rendered_frames_and_mask():
     clip = render(configs.clip(noise=0.0, frames=5, size=32), "iid", range(2))
-    html = pictures.video_html(clip, 1, zoom=2)
+    html = films.clip_html(clip, 1, zoom=2)
     assert clip.table["class"][1] in html
-    video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
-    with av.open(io.BytesIO(video)) as container:
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    frames = decoded_frames(html)
     assert len(frames) == 5
     assert frames[0].shape == (64, 192, 3)
     # H.264 is lossy and halves the resolution of colour, so that only brightness is compared.
@@ -52,11 +57,38 @@ def test_a_video_shows_the_rendered_frames_and_mask():
     assert (mask == clip.mask[1, 2].numpy()).mean() > 0.98
 
 
-@figure
-def test_attributions():
-    clip = render(configs.clip(noise=0.0, size=32, frames=4), "iid", range(2))
-    maps = {"rgb": clip.mask.float().numpy(), "d3d": clip.rgb.mean(1).numpy()}
-    return pictures.attributions(clip.rgb, clip.mask, maps, title="maps")
+def test_films_of_attribution_show_the_maps_of_the_chosen_clips(tmp_path):
+    """Of a network whose map is the left half of the first clip, and nothing of the second one."""
+    config = SMALL
+    heat = np.zeros((2, 4, 32, 32), np.uint8)
+    heat[0, :, :, :16] = 255
+    arrays = {
+        "shown/rows": np.array([5, 0]),
+        "shown/right": np.array([True, False]),
+        "shown/motion_gradients": heat,
+        "shown/grad_cam": heat,
+    }
+    for arm, of_arm in {"d3d": arrays, "rgb": {"occlusion": np.zeros(4)}}.items():
+        run = Record("attribution", arm, 0, dict(flatten(config)), {"target_share": 0.5}, True, PROVENANCE)
+        records.write(tmp_path, run, of_arm)
+    first, second = films.attribution_films(tmp_path, ["rgb", "d3d"])
+    clip = render(config, "iid", [5, 0])
+    assert first.endswith(f"{clip.table['class'][0]}. From the left: the clip, D3D ✓</figcaption></figure>")
+    assert second.endswith(f"{clip.table['class'][1]}. From the left: the clip, D3D ✗</figcaption></figure>")
+    frame = decoded_frames(first)[1] / 255
+    zoom = 4
+    assert frame.shape == (zoom * 66, zoom * 66, 3)  # two panels beside each other, and two rows, with gaps of two
+    panel = frame[: 32 * zoom, : 32 * zoom].mean(-1)
+    assert (
+        abs(panel - clip.rgb[0, :, 1].mean(0).repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).numpy()).mean()
+        < 0.06
+    )
+    for rows in (slice(0, 32), slice(34, 66)):
+        heated, plain = (
+            frame[rows.start * zoom : rows.stop * zoom, 34 * zoom :].mean(-1).reshape(128, 2, 64).mean((0, 2))
+        )
+        assert heated > plain + 0.2
+    assert films.attribution_films(tmp_path, ["rgb"]) == []
 
 
 def scaled_flow(clips, factor):
@@ -148,7 +180,7 @@ def detections(tmp_path_factory):
 
 def test_scenes_are_the_first_in_which_all_is_right_and_the_first_in_which_something_is_wrong(detections):
     results, boxes = detections
-    drawn = pictures.detected_scenes(results, ["rgb_longer", "d3d"], count=3)
+    drawn = films.detected_scenes(results, ["rgb_longer", "d3d"], count=3)
     assert list(drawn["panels"]) == [2, 0, 1]
     for scene, panels in drawn["panels"].items():
         own = boxes[boxes["scene"] == scene]
@@ -157,18 +189,18 @@ def test_scenes_are_the_first_in_which_all_is_right_and_the_first_in_which_somet
         # As many boxes as actors, although there are twice as many.
         assert [box.is_right for box in panels["d3d"]] == [scene == 2] * len(own)
         assert not any(box.is_right for box in panels["rgb_longer"])
-    assert pictures.detected_scenes(results, ["flow"]) is None
+    assert films.detected_scenes(results, ["flow"]) is None
 
 
 def test_a_film_of_a_scene_stops_where_boxes_are_drawn(detections):
-    drawn = pictures.detected_scenes(detections[0], ["rgb_longer", "d3d"])
-    html = pictures.scene_html(drawn["scenes"], 2, drawn["panels"][2])
+    drawn = films.detected_scenes(detections[0], ["rgb_longer", "d3d"])
+    html = films.scene_html(drawn["scenes"], 2, drawn["panels"][2])
     actors = len(drawn["panels"][2]["truth"])
     assert f"Right: RGB-longer 0 of {actors}, D3D {actors} of {actors}" in html
     video = base64.b64decode(re.search(r'src="data:video/mp4;base64,([^"]+)"', html)[1])
     with av.open(io.BytesIO(video)) as container:
         frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(int)
-    still = pictures.FILM_FPS * pictures.SECONDS_STILL
+    still = films.FILM_FPS * films.SECONDS_STILL
     assert len(frames) == 4 + still
     side = frames.shape[1]
     panels = frames[3, :, :side], frames[3, :, -side:]

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "detection": TOOLS | {"train", "data", "s3dg", "study", "video"},
     "report": TOOLS | {"study"},
     "pictures": TOOLS | {"data", "flow", "video", "report", "study"},
+    "films": TOOLS | {"data", "flow", "video", "report", "study"},
 }
 
 

@@ -20,7 +20,7 @@ from d3d.report.clips import ClipScores
 from d3d.report.labels import contrast_label
 from d3d.report.ledger import Finding, OverClips, measure
 from d3d.report.plots import draw_row, styled
-from d3d.report.regimes import PART_COLOURS, PARTS
+from d3d.report.regimes import PARTS, look_of
 from d3d.report.splits import over_splits
 from d3d.study import records
 
@@ -113,7 +113,7 @@ def draw(beds: Sequence[Bed]) -> Figure:
         for row, part in enumerate(PARTS, 1):
             ticks[top - row] = part
             if part in bed.findings:
-                _draw_part(axis, top - row, bed.findings[part], PART_COLOURS[part])
+                _draw_part(axis, top - row, bed.findings[part], *look_of(part))
     axis.set_yticks(list(ticks), ticks.values(), fontsize=8.5)
     axis.set_ylim(-rows_per_bed * len(beds) + 0.8, 0.6)
     axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -123,15 +123,16 @@ def draw(beds: Sequence[Bed]) -> Figure:
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("top-1; dots: seeds; band: 95 % over seeds;\nthin line: 95 % over seeds and test clips", fontsize=9)
     handles = [
-        Line2D([], [], color=PART_COLOURS[part], lw=5, label=f"{part}: {meaning} ({contrast_label(PARTS[part])})")
+        Line2D([], [], color=ink, marker=shape, lw=4, label=f"{part}: {meaning} ({contrast_label(PARTS[part])})")
         for part, meaning in MEANINGS.items()
+        for ink, shape in [look_of(part)]
     ]
     figure.legend(handles=handles, loc="outside upper left", fontsize=8, frameon=False, handlelength=1)
     return figure
 
 
-def _draw_part(axis: plt.Axes, y: float, finding: Finding, ink: object) -> None:
-    draw_row(axis, y, finding.values, finding.interval, ink)
+def _draw_part(axis: plt.Axes, y: float, finding: Finding, ink: object, shape: str) -> None:
+    draw_row(axis, y, finding.values, finding.interval, ink, shape)
     if over := finding.over_clips:
         axis.plot([over.low, over.high], [y, y], color="black", lw=1, zorder=1)
     text = f"{finding.interval.mean:+.3f}".replace("-", "−")

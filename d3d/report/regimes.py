@@ -151,7 +151,7 @@ def motion_parts(table: pd.DataFrame, metric: str) -> list[tuple[str, Finding]]:
     ]
 
 
-def _look(part: str) -> tuple[Any, str]:
+def look_of(part: str) -> tuple[Any, str]:
     """Colour and marker of a part."""
     arm = PART_ARMS[part]
     return (colour(arm), marker(arm)) if arm else (DARK, "o")
@@ -178,7 +178,7 @@ def draw_parts(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float 
         _mark_zero(axis, margin)
         for y, part in enumerate(reversed(PARTS)):
             if part in rows:
-                draw_row(axis, y, rows[part].values, rows[part], *_look(part))
+                draw_row(axis, y, rows[part].values, rows[part], *look_of(part))
                 text = f"{rows[part].mean:+.3f}".replace("-", "−")
                 axis.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), fontsize=8, va="center")
         if not rows:
@@ -214,7 +214,7 @@ def draw(parts: pd.DataFrame, combined: Mapping[str, effects.Combined], *, xlabe
         _mark_zero(axis, margin)
         for y, cell in enumerate(reversed(cells), 1):
             if cell in rows:
-                draw_row(axis, y, rows[cell].values, rows[cell], *_look(part))
+                draw_row(axis, y, rows[cell].values, rows[cell], *look_of(part))
         if part in combined:
             mean = combined[part]
             axis.plot([mean.next_low, mean.next_high], [0, 0], color="black", lw=0.8)

@@ -23,7 +23,7 @@ from d3d.study.schema import parameters_of
 
 PACKAGE = "d3d"
 # Rooms whose code does not change the result of a run.
-NOT_HASHED = ("study", "report", "files", "messages", "documents", "npz", "progress", "pictures")
+NOT_HASHED = ("study", "report", "files", "messages", "documents", "npz", "progress", "pictures", "films")
 _files_in_progress: list[Path] = []  # files that are being hashed, to stop at circular references
 # Fields of a syntax tree that carry no meaning or differ between versions of Python.
 IGNORED_FIELDS = ("ctx", "kind", "type_comment", "type_ignores", "type_params")
