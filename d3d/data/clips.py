@@ -4,9 +4,9 @@ for batch in clips.batches([(rows, ())], ("rgb", "flow")):        # (): test vie
     batch.inputs["rgb"]                                           # (B, 3, T, H, W) in [0, 1]
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,15 @@ from d3d.data.draws import CounterRng
 
 # Rows of a split's table, and the seeds of their random training views; no seeds: test views.
 BatchRequest = tuple[np.ndarray, tuple[int, ...]]
+# Divides a search, which maps names to what it finds, among processes: `d3d.train.team.Team.share`.
+Share = Callable[[Callable[[list[str]], dict[str, Any]], list[str]], dict[str, Any]]
 # Begins the name of an input that shows not the clip itself but its partner, such as partner_flow.
 PARTNER = "partner_"
+
+
+def alone(find: Callable[[list[str]], dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """The `Share` of one process, which finds everything itself."""
+    return find(names)
 
 
 def divide(x: Tensor, by: float) -> Tensor:

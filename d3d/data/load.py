@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from d3d.data.clips import Data
+from d3d.data.clips import Data, Share, alone
 from d3d.data.sprite_classes import CLASSES, siblings
 from d3d.data.sprite_clips import STRESS_PLAYBACK, sprite_clips, stress_clips
 from d3d.data.sprites import SPLITS
@@ -26,6 +26,7 @@ def load(
     workers: int = 1,
     report: Callable[[str], None] = print,
     training: bool = True,
+    share: Share = alone,
 ) -> Data:
     """Loads the clips of a data set.
 
@@ -38,6 +39,7 @@ def load(
         workers: number of processes that decode video files; 0: one per core.
         report: receives lines about video files: the memory that they take, and progress.
         training: whether the training split is needed; without it, videos of training clips need not exist.
+        share: divides the checks of files among the processes that load the same data set.
 
     Raises:
         FileNotFoundError: the root, an annotation file or the flow cache is missing.
@@ -52,7 +54,14 @@ def load(
     from d3d.data.video_sets import load_videos
 
     return load_videos(
-        config, streams=streams, teacher=teacher, device=device, workers=workers, report=report, training=training
+        config,
+        streams=streams,
+        teacher=teacher,
+        device=device,
+        workers=workers,
+        report=report,
+        training=training,
+        share=share,
     )
 
 

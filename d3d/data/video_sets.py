@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -13,7 +14,7 @@ import torch
 from joblib import cpu_count
 
 from d3d.data import memory
-from d3d.data.clips import ClipSet, Data
+from d3d.data.clips import ClipSet, Data, Share, alone
 from d3d.data.file_clips import FileClips
 from d3d.data.views import ViewSpec, clip_sizes
 from d3d.flow.cache import CacheError, check_parameters, fields_path, mismatches, open_cache, refusals, summary
@@ -28,7 +29,7 @@ from d3d.video.tables import FACTS, Listing, StoredFlow
 
 
 def check_videos(
-    table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print
+    table: pd.DataFrame, *, damaged: str = "skip", report: Callable[[str], None] = print, share: Share = alone
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Opens the videos of a table and checks them as `d3d.video.check` does.
 
@@ -38,6 +39,7 @@ def check_videos(
         table: one row per clip, with `path`.
         damaged: "skip" leaves out unreadable files; "raise" raises VideoError for the first.
         report: receives lines about the progress.
+        share: divides the videos among processes.
 
     Returns:
         The rows of complete files, with columns seconds, fps, height and width; and a mapping from the path of every
@@ -56,12 +58,15 @@ def check_videos(
                 raise
             return str(error)
 
-    paths = list(dict.fromkeys(table.loc[unchecked, "path"]))
-    results = {}
-    with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
-        for path, result in zip(paths, pool.map(info_or_reason, paths), strict=True):
-            results[path] = result
-            progress.update()
+    def check_all(paths: list[str]) -> dict[str, dict[str, float] | str]:
+        found = {}
+        with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
+            for path, result in zip(paths, pool.map(info_or_reason, paths), strict=True):
+                found[path] = result
+                progress.update()
+        return found
+
+    results = share(check_all, list(dict.fromkeys(table.loc[unchecked, "path"])))
     refused = {path: result for path, result in results.items() if isinstance(result, str)}
     readable = ~table["path"].isin(refused)
     table, unchecked = table[readable].reset_index(drop=True), unchecked[readable].to_list()
@@ -93,6 +98,7 @@ def load_videos(
     workers: int,
     report: Callable[[str], None],
     training: bool = True,
+    share: Share = alone,
 ) -> Data:
     """Loads the clips of a set of video files; arguments and errors are those of `d3d.data.load.load`."""
     files, root = config.files, Path(config.files.root)
@@ -111,7 +117,7 @@ def load_videos(
         raise ValueError(f"root {files.root!r} has none of the {listing.listed} test videos that are listed")
     # A column of a table that is named flow is not a clip's flow in the cache.
     clips = listing.table.drop(columns="flow", errors="ignore")
-    table, refused = check_videos(clips, damaged=files.damaged, report=report)
+    table, refused = check_videos(clips, damaged=files.damaged, report=report, share=share)
     if table.empty:
         raise ValueError(
             f"root {files.root!r} holds no video that can be read; the first: {next(iter(refused.values()))}"
@@ -124,7 +130,7 @@ def load_videos(
         if stored:
             table = _take_stored_flow(files.root, stored, table, view, refused, rows_with_flow)
         else:
-            table = _find_flow(config, table, view, refused, rows_with_flow)
+            table = _find_flow(config, table, view, refused, rows_with_flow, share)
         if training:
             _require_every_class(config, listing, table, refused)
     in_train = table["split"].isin(["train", ""])  # a clip without a split may become a training clip
@@ -184,7 +190,12 @@ def load_videos(
 
 
 def _find_flow(
-    config: DataConfig, table: pd.DataFrame, view: ViewSpec, refused: dict[str, str], needs_flow: pd.Series
+    config: DataConfig,
+    table: pd.DataFrame,
+    view: ViewSpec,
+    refused: dict[str, str],
+    needs_flow: pd.Series,
+    share: Share,
 ) -> pd.DataFrame:
     """Adds the column `flow`, the path of each clip's flow in the cache; refuses clips that need flow and have none.
 
@@ -194,6 +205,7 @@ def _find_flow(
         view: the parameters of the flow.
         refused: receives the reason for each path that is refused.
         needs_flow: bool (N,), the clips that need flow.
+        share: as in `load`.
 
     Raises:
         CacheError: the cache was made with other parameters, or a clip's flow is not its own.
@@ -203,7 +215,8 @@ def _find_flow(
     video_root = root.parent if root.is_file() else root
     table = table.assign(flow=[str(fields_path(cache, video_root, path)) for path in table["path"]])
     lacks_flow = ~table["flow"].map(lambda path: Path(path).is_file()) & needs_flow
-    if wrong := mismatches(cache, video_root, table.loc[needs_flow, "path"]):
+    paths = list(dict.fromkeys(table.loc[needs_flow, "path"]))
+    if wrong := share(partial(mismatches, cache, video_root), paths):
         others = f" ({len(wrong) - 1} more files are wrong)" if len(wrong) > 1 else ""
         raise CacheError(next(iter(wrong.values())) + others)
     reasons = refusals(cache)

@@ -209,10 +209,10 @@ class _Model:
         return self.q["ring_seconds"] * ring_traffic(local) + between
 
     def _start(self, streams: set[str]) -> float:
-        """Seconds before the first step: every host opens each video and, if flow is read, checks the whole cache."""
-        seconds = self.q["start_seconds"] + self.hosts * self.dataset.videos / self.q["storage_opens"]
+        """Seconds before the first step: the processes open each video once and, if flow is read, check the cache."""
+        seconds = self.q["start_seconds"] + self.dataset.videos / self.q["storage_opens"]
         if "flow" in streams:
-            seconds += self.hosts * self.flow_bytes / self.q["storage_bytes"]
+            seconds += self.flow_bytes / self.q["storage_bytes"]
         return seconds
 
     def _cost(self, stage: str, work: Sequence[tuple[float, Mapping[str, float]]], start: float, disk: float) -> Cost:

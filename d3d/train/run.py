@@ -91,6 +91,7 @@ def _run(
             device=team.device,
             workers=config.data.files.workers or team.decoders(),
             report=report,
+            share=team.share,
         )
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())
     report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {provenance['device']}")

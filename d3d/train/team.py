@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, distributed, nn
@@ -84,6 +85,28 @@ class Team:
         if self.size > 1:
             distributed.all_gather_object(values, value)
         return values
+
+    def share(self, find: Callable[[list[str]], dict[str, Any]], names: list[str]) -> dict[str, Any]:
+        """Divides a search among the processes; all of them get what all have found.
+
+        Args:
+            find: maps names to what it finds of some of them.
+            names: what to look at, such as paths; the same in every process.
+
+        Raises:
+            ValueError: if the processes have different names, as where hosts do not see the same files.
+        """
+        found = find(names[self.rank :: self.size])
+        if self.size == 1:
+            return found
+        lists, parts = zip(
+            *self.all_gather((crc32("\0".join(names).encode(errors="surrogateescape")), found)), strict=True
+        )
+        if len(set(lists)) > 1:
+            raise ValueError(
+                "the processes of this run do not see the same files: every host needs the same data set, at one path"
+            )
+        return {name: value for part in parts for name, value in part.items()}
 
 
 SINGLE_PROCESS = Team()

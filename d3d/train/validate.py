@@ -91,6 +91,7 @@ def run(
             workers=config.data.files.workers or team.decoders(),
             report=report,
             training=False,
+            share=team.share,
         )
     columns = logits_in_order(info, data.classes, source, labels=config.evaluated.labels)
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())

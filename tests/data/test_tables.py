@@ -111,6 +111,26 @@ def test_files_among_the_videos_of_a_folder_that_are_no_files_are_named(tmp_path
     assert sorted(os.path.basename(path) for path in refused) == ["fifo.mp4", "loop.mp4"]
 
 
+def test_the_check_of_videos_can_be_divided(tmp_path):
+    """Every file is opened in one part, and the table is that of one process."""
+    for name in ("swim", "wave"):
+        (tmp_path / name).mkdir()
+        noise_video(tmp_path / name / "a.mp4", "libx264")
+    broken = tmp_path / "wave" / "b.mp4"
+    broken.touch()
+    listed, opened = read("folder", tmp_path).table, []
+
+    def in_two_parts(find, names):
+        opened.extend(names)
+        return find(names[::2]) | find(names[1::2])
+
+    divided, refused = check_videos(listed, report=lambda line: None, share=in_two_parts)
+    whole, refused_whole = check_videos(listed, report=lambda line: None)
+    pd.testing.assert_frame_equal(divided, whole)
+    assert list(refused) == list(refused_whole) == [str(broken)]
+    assert sorted(opened) == sorted(listed["path"])
+
+
 def test_a_set_that_links_to_its_parents_is_listed_once(tmp_path):
     for name in ("swim", "wave"):
         make_file(touch, tmp_path / "videos" / name / f"{name[0]}23456789-__000001_000002.mp4", 0, 0)

@@ -61,6 +61,8 @@ def test_streams_and_students_by_hand(small):
     flow = stage_cost("flow", values=values())
     assert seconds(flow) == pytest.approx(10 + opens + check + 90_000 / 400 + 100 / 2000)
     assert flow.start_hours * 3600 == pytest.approx(10 + opens + check)
+    # More processes divide the check of the same files, which the storage limits.
+    assert stage_cost("flow", gpus=64, values=values()).start_hours == flow.start_hours
     # A student sees each clip once more, through its teacher; one of class means does so in four epochs only.
     student = 9000 * (1 / 400 + 1 / 2000)
     assert seconds(stage_cost("d3d", values=values())) == pytest.approx(10 + opens + check + student + 100 / 2000)

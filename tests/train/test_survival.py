@@ -483,6 +483,21 @@ class TestTeam:
         assert record.provenance["processes"] == 2
 
     @pytest.mark.slow
+    def test_two_processes_divide_the_check_of_videos_and_refuse_the_same_files(self, tmp_path):
+        """One file is damaged."""
+        for label in range(2):
+            for i in range(6):
+                moving_video(tmp_path / f"videos/{label}/{i}.avi", label + 1, frames=8)
+        damaged = tmp_path / "videos/1/5.avi"
+        damaged.write_bytes(damaged.read_bytes()[:2000])
+        files = {"dataset": "folder", "root": str(tmp_path / "videos"), "batch_size": 4, "epochs": 1, "flow": "tvl1"}
+        finish(write_config(tmp_path, "one", **files))
+        finish(write_config(tmp_path, "two", **files), processes=2)
+        one, two = (records.read(tmp_path / name / "train/rgb-seed0.json").files for name in ("one", "two"))
+        assert one == two
+        assert list(two["refused"]) == [str(damaged)]
+
+    @pytest.mark.slow
     def test_two_processes_without_sync_norm_equal_one_that_accumulates(self, tmp_path):
         """In the training loss; running statistics differ: two processes average them, one updates them twice."""
         sizes = {"batch_size": 16, "epochs": 2, "learning_rate": 0.01}
