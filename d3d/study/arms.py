@@ -195,6 +195,33 @@ def _ablations() -> list[Arm]:
     ]  # fmt: skip
 
 
+def _lessons() -> list[Arm]:
+    """What else than logits a student could be taught (book/plan_lessons.md): each lesson, its partner, its weights."""
+    by_activations = [
+        Arm(
+            name=f"d3d_activations_{layer}",
+            label=f"D3D by activations at {layer}",
+            overrides={"distance": "activations", "layer": f"Mixed_{layer}", "lambda_": 1.0},
+            **D3D,
+        )
+        for layer in ("3c", "4b", "4f")
+    ]
+    flow_head = Arm(
+        name="flow_head", label="flow head", colour=BROWN, overrides={"distance": "flow_field", "lambda_": 1.0},
+        **STUDENT,
+    )  # fmt: skip
+    return [
+        arm
+        for lesson in (*by_activations, flow_head)
+        for arm in (lesson, _shuffled(lesson), *_weights(lesson, (0.03, 0.1, 0.3, 3.0, 10.0, 30.0)))
+    ]
+
+
+def _weights(lesson: Arm, values: Iterable[float]) -> list[Arm]:
+    """A lesson with other values of λ, among which its weight is chosen."""
+    return _grid(lesson, "lambda", "lambda_", "λ =", values)
+
+
 def _released_arms() -> list[Arm]:
     """Networks that are evaluated as their authors released them, and their ensemble."""
     return [
@@ -261,6 +288,7 @@ ARMS = _MAIN | {
     arm.name: arm
     for arm in (
         *_ablations(),
+        *_lessons(),
         *_grids(_MAIN),
         *_ensembles(),
         *_released_arms(),

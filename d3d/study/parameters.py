@@ -10,6 +10,7 @@ from typing import Any
 
 from d3d.messages import shown
 from d3d.study.arms import NAME
+from d3d.study.distillation import DistillationConfig
 from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
@@ -212,33 +213,6 @@ class OptimiserConfig(Group):
                 f"accumulate must lie between 1 and half of batch_size ({self.batch_size // 2}), since batch norm "
                 f"needs two clips per micro-batch, not {self.accumulate}"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig(Group):
-    """The teacher, the initial weights and the distillation loss of a student."""
-
-    teacher: str = parameter("", "checkpoint of the teacher; may be empty only if lambda_ is 0")
-    student: str = parameter("", "checkpoint of the initial weights, trained here or imported; empty: random weights")
-    outputs: str = parameter(
-        "clip",
-        "teacher's outputs: clip (of the same clip) | class_mean | shuffled (of another clip of its class)",
-        choices=("clip", "class_mean", "shuffled"),
-    )
-    lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0, limit=10**6)
-    distance: str = parameter(
-        "mse",
-        "distillation loss: mse (of logits, as in D3D) | kl (of predictions) | features (as in MARS)",
-        choices=("mse", "kl", "features"),
-    )
-    temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0, least=0.0001, limit=10**6)
-    label_smoothing: float = parameter(
-        0.0, "share of each label that is spread evenly over all classes, in [0, 1)", low=0, below=1
-    )
-
-    def check(self) -> None:
-        if self.lambda_ > 0 and not self.teacher:
-            raise ValueError("a student with lambda_ above 0 needs teacher: the path of a trained network's checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)

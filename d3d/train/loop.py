@@ -23,6 +23,8 @@ from d3d.progress import LOG_INTERVAL, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
 from d3d.study.schema import flatten
+from d3d.train.lessons import FlowField, build_head
+from d3d.train.losses import get_distance
 from d3d.train.networks import Teacher
 from d3d.train.objective import Objective
 from d3d.train.states import States
@@ -77,7 +79,7 @@ def fit(
     config: TrainConfig,
     data: Data,
     *,
-    teacher: Teacher | None = None,
+    teacher: Teacher | FlowField | None = None,
     team: Team = SINGLE_PROCESS,
     states: States | None = None,
     metrics_path: str | Path | None = None,
@@ -117,7 +119,9 @@ def fit(
     clips = data.splits["train"]
     report = report if team.is_main else no_report
     _check_clips(config, clips, len(data.classes), team, report)
-    train_step = TrainStep(model, config, clips, Objective(config, teacher), team=team, capture=capture)
+    learns_layer = teacher and get_distance(config.distillation.distance).output == "layer"
+    head = build_head(config, model, teacher.channels) if learns_layer else None
+    train_step = TrainStep(model, config, clips, Objective(config, teacher, head), team=team, capture=capture)
     training = _Training(config, data, train_step, team, states, report)
     start_step = training.resume()
     if metrics_path:

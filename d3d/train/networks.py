@@ -15,7 +15,8 @@ from d3d.s3dg.folding import fold
 from d3d.s3dg.network import S3DG, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
 from d3d.train.controls import class_means, draw_partners
-from d3d.train.evaluate import infer_features, infer_logits, predict
+from d3d.train.evaluate import infer_activations, infer_features, infer_logits, predict
+from d3d.train.lessons import FlowField
 from d3d.train.losses import get_distance
 
 FORWARD = {"logits": infer_logits, "features": infer_features}
@@ -90,9 +91,10 @@ class Teacher:
     Attributes:
         model: the network.
         stream: the network's input, rgb or flow.
-        output: the output that the student learns, logits or features.
+        output: the output that the student learns: logits, features, or layer, the activations of one.
         precomputed: (N, D), what the student learns for each training clip; None if it depends on the random view.
         partners: (N,), for each training clip the one whose own view the teacher sees; None: the same clip.
+        layer: the endpoint of output `layer`.
     """
 
     model: S3DG
@@ -100,6 +102,12 @@ class Teacher:
     output: str = "logits"
     precomputed: Tensor | None = None
     partners: np.ndarray | None = None
+    layer: str = ""
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the layer."""
+        return self.model.endpoint_info[self.layer].channels
 
     @property
     def input(self) -> str:
@@ -113,18 +121,23 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the student's target for a batch, logits (B, K) or features (B, C)."""
+        """Returns the student's target for a batch: logits (B, K), features (B, C) or activations (B, C, T, H, W)."""
         if self.precomputed is not None:
             return self.precomputed[batch.index]
+        if self.layer:
+            return infer_activations(self.model, batch.inputs[self.input], self.layer)
         return FORWARD[self.output](self.model, batch.inputs[self.input])
 
 
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
-    """Returns the teacher's stream; empty without a teacher."""
-    return (read_info(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
+    """Returns the stream that the student's lesson is about; empty without one."""
+    distillation = config.distillation
+    if distillation.lambda_ == 0:
+        return ()
+    return ("flow",) if distillation.distance == "flow_field" else (read_info(distillation.teacher).stream,)
 
 
-def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
+def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | FlowField | None:
     """Loads the teacher, and computes what the student learns where it is the same in all epochs.
 
     Args:
@@ -133,7 +146,7 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
         device: device of the teacher.
 
     Returns:
-        The teacher; None if lambda_ is 0.
+        The teacher, or the flow field that takes its place; None if lambda_ is 0.
 
     Raises:
         ValueError: if the teacher's classes or input differ or, for features, its width; or if outputs are shuffled
@@ -142,6 +155,11 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
     distillation = config.distillation
     if distillation.lambda_ == 0:
         return None
+    clips = data.splits["train"]
+    labels = clips.labels.cpu().numpy()
+    partners = draw_partners(labels, data.classes, config.run.seed) if distillation.outputs == "shuffled" else None
+    if distillation.distance == "flow_field":
+        return FlowField(partners)
     model, info = load_checkpoint(distillation.teacher, classes=data.classes, device=device)
     run_input = config.data.input_spec(info.stream)
     if differing := [name for name, value in info.input.items() if run_input.get(name, value) != value]:
@@ -157,8 +175,11 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
             f"teacher {distillation.teacher} has width {info.width}, the student {config.network.width}: "
             f"distance {distillation.distance!r} needs the same width"
         )
-    model, clips = fold(model), data.splits["train"]
-    labels, forward = clips.labels.cpu().numpy(), FORWARD[output]
+    model = fold(model)
+    if output == "layer":
+        # Activations of all clips would take more memory than the clips: they are computed anew in every step.
+        return Teacher(model, info.stream, output, partners=partners, layer=distillation.layer)
+    forward = FORWARD[output]
     if distillation.outputs == "class_mean":
         # Views of the first epochs, the same as in training; clips without random views have one.
         seeds = [(config.run.seed, config.run.twin, epoch) for epoch in range(CLASS_MEAN_EPOCHS)]
@@ -167,7 +188,6 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
         ]
         means = class_means(np.concatenate(predictions), np.tile(labels, len(predictions)))[: len(labels)]
         return Teacher(model, info.stream, output, precomputed=torch.from_numpy(means).to(device))
-    partners = draw_partners(labels, data.classes, config.run.seed) if distillation.outputs == "shuffled" else None
     if clips.augmented:
         return Teacher(model, info.stream, output, partners=partners)
     outputs = predict(model, clips, info.stream, forward=forward)

@@ -1,12 +1,13 @@
 """What training minimises: cross-entropy with the labels plus, for a student, the distance to its teacher."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d3d.data.clips import Batch
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
+from d3d.train.lessons import FlowField, on_grid
 from d3d.train.losses import get_distance
 from d3d.train.networks import Teacher
 
@@ -17,15 +18,19 @@ class Objective:
     Args:
         config: a run's configuration.
         teacher: gives the student's regression target for each clip; None: the loss is cross-entropy alone.
+        head: predicts the target from a layer of the student, and is trained with it; only for distances of a layer.
     """
 
     loss_names = ("loss", "cross_entropy", "distance")
     metric_names = (*loss_names, "top1")
 
-    def __init__(self, config: TrainConfig, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, teacher: Teacher | FlowField | None = None, head: nn.Module | None = None
+    ) -> None:
         self.stream, self.dropout = config.network.stream, config.network.dropout
         self.teacher, self.lambda_ = teacher, config.distillation.lambda_
         self.label_smoothing = config.distillation.label_smoothing
+        self.head, self.layers = head, (config.distillation.layer,) if head else ()
         self.distance = get_distance(config.distillation.distance, temperature=config.distillation.temperature)
 
     @property
@@ -47,13 +52,18 @@ class Objective:
         device = batch.labels.device.type
         # A CUDA graph must cast the weights again at every replay, so the casts are not cached.
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
-            pooled = model.pooled(batch.inputs[self.stream])
+            pooled, activations = model.pooled_and_endpoints(batch.inputs[self.stream], self.layers)
             logits = model.classify(pooled * mask / (1 - self.dropout)).float()
+            predicted = self.head(activations[self.layers[0]]).float() if self.head else None
         cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.label_smoothing)
         distances = torch.zeros_like(cross_entropy)
         if self.teacher:
-            student = logits if self.distance.output == "logits" else pooled.float().mean((2, 3, 4))
-            distances = self.distance.function(student, self.teacher(batch))
+            target = self.teacher(batch)
+            if predicted is not None:
+                distances = self.distance.function(predicted, on_grid(target, predicted.shape[2:]))
+            else:
+                student = logits if self.distance.output == "logits" else pooled.float().mean((2, 3, 4))
+                distances = self.distance.function(student, target)
         loss = cross_entropy + self.lambda_ * distances
         top1 = (logits.argmax(1) == batch.labels).float()
         return dict(zip(self.metric_names, (loss, cross_entropy, distances, top1), strict=True))

@@ -35,6 +35,7 @@ def test_a_student_gets_its_teacher_and_initial_weights():
         "arm": "rgb_longer",
         "stream": "rgb",
         "student": "r/train/rgb-seed0.safetensors",
+        "outputs": "clip",
         "lambda_": 0.0,
         "epochs": 12,
         "learning_rate": 0.05,
@@ -51,6 +52,7 @@ def test_an_ablation_changes_one_thing_of_d3d():
     # Overrides of the profile take precedence over those of the arm.
     assert changed("d3d_kl") == {"distance": "kl", "lambda_": 0.5}
     assert changed("d3d_features") == {"distance": "features", "lambda_": 50.0}
+    assert changed("d3d_activations_4b") == {"distance": "activations", "layer": "Mixed_4b", "lambda_": 1.0}
     assert changed("d3d_exact") == {"flow": "exact", "teacher": "r/train/flow_exact-seed0.safetensors"}
     assert changed("d3d_lambda_0.1") == {"lambda_": 0.1}
     # As many epochs as a stream and its student together, with the learning rate of a stream.
@@ -100,6 +102,15 @@ def test_ensembles_of_two_seeds_share_no_network():
     assert plan.seeds_of("attribution", PROFILE) == [1, 3]
     assert plan.seeds_of("leak", PROFILE) == [1, 3]
     assert plan.seeds_of("tvl1", PROFILE) == [0]
+
+
+def test_the_flow_head_has_no_teacher_but_a_partner():
+    own, partner = overrides("flow_head"), overrides("flow_head_shuffled")
+    assert own == overrides("rgb_longer") | {"arm": "flow_head", "distance": "flow_field", "lambda_": 1.0}
+    assert partner == own | {"arm": "flow_head_shuffled", "outputs": "shuffled"}
+    assert plan.needs_flow("flow_head")
+    assert plan.arm_name("distill", own | {"arm": ""}) == "flow_head"
+    assert plan.arm_name("distill", partner | {"arm": ""}) == "flow_head_shuffled"
 
 
 def test_pictures_are_saved_for_one_seed():

@@ -372,7 +372,14 @@ def test_a_value_out_of_range_is_named(values, message):
     ("values", "message"),
     [
         ({}, "a student with lambda_ above 0 needs teacher"),
-        ({"teacher": "t", "distance": "cosine"}, "distance must be one of mse, kl, features, not 'cosine'"),
+        (
+            {"teacher": "t", "distance": "cosine"},
+            "distance must be one of mse, kl, features, activations, flow_field, not 'cosine'",
+        ),
+        ({"distance": "activations"}, "a student with lambda_ above 0 needs teacher"),
+        ({"teacher": "t", "distance": "flow_field"}, "distance 'flow_field' .* leave teacher empty"),
+        ({"teacher": "t", "distance": "activations", "outputs": "class_mean"}, "outputs 'class_mean' is for logits"),
+        ({"teacher": "t", "layer": "Mixed_5c"}, "layer must be one of Mixed_3c, Mixed_4b, Mixed_4f, not 'Mixed_5c'"),
         ({"teacher": "t", "temperature": 0.0}, "temperature must be positive, it is 0.0"),
         ({"lambda_": -1.0}, "lambda_ must not be negative, it is -1.0"),
     ],
