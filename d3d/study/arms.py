@@ -210,15 +210,20 @@ def _lessons() -> list[Arm]:
         name="flow_head", label="flow head", colour=BROWN, overrides={"distance": "flow_field", "lambda_": 1.0},
         **STUDENT,
     )  # fmt: skip
+    relations = Arm(
+        name="d3d_relations", label="D3D by relations", overrides={"distance": "relations", "lambda_": 10.0}, **D3D
+    )
     return [
         arm
-        for lesson in (*by_activations, flow_head)
-        for arm in (lesson, _shuffled(lesson), *_weights(lesson, (0.03, 0.1, 0.3, 3.0, 10.0, 30.0)))
+        for lesson in (*by_activations, relations, flow_head)
+        for arm in (lesson, _shuffled(lesson), *_weights(lesson))
     ]
 
 
-def _weights(lesson: Arm, values: Iterable[float]) -> list[Arm]:
-    """A lesson with other values of λ, among which its weight is chosen."""
+def _weights(lesson: Arm) -> list[Arm]:
+    """The other weights among which that of a lesson is chosen, in steps of about the square root of ten."""
+    centre = lesson.overrides["lambda_"]
+    values = [float(f"{centre * factor:.1g}") for factor in (0.03, 0.1, 0.3, 3, 10, 30)]
     return _grid(lesson, "lambda", "lambda_", "λ =", values)
 
 

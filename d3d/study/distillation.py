@@ -22,8 +22,8 @@ class DistillationConfig(Group):
     lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0, limit=10**6)
     distance: str = parameter(
         "mse",
-        "mse (logits, as D3D) | kl | features (as MARS) | activations | flow_field (no teacher)",
-        choices=("mse", "kl", "features", "activations", "flow_field"),
+        "mse, kl (logits) | features, relations (pooled) | activations | flow_field (no teacher)",
+        choices=("mse", "kl", "features", "relations", "activations", "flow_field"),
     )
     layer: str = parameter(
         "Mixed_3c",

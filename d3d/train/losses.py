@@ -21,6 +21,24 @@ def kl(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     return F.kl_div(soft_student, soft_teacher, reduction="none", log_target=True).sum(1) * temperature**2
 
 
+def relations(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance between how alike each clip is to all clips, by student and by teacher; each in [0, 4].
+
+    Similarity-preserving distillation (Tung and Mori 2019) of pooled features, whose channels may differ in number.
+    Likeness is the inner product, divided for each clip by the norm of its likenesses. The paper averages over all
+    pairs of clips; here the pairs of a clip are summed, so that the distance does not shrink as batches grow.
+
+    Args:
+        student: (B, C), the clips of one micro-batch of one process.
+        teacher: (B, D), of the same clips, or of their partners.
+    """
+
+    def likeness(features: Tensor) -> Tensor:
+        return F.normalize(features @ features.T, dim=1)
+
+    return (likeness(student) - likeness(teacher)).square().sum(1)
+
+
 class Distance(NamedTuple):
     """A distance between student and teacher.
 
@@ -38,6 +56,7 @@ DISTANCES = {
     "mse": Distance("logits", mse),
     "kl": Distance("logits", kl),
     "features": Distance("features", mse),
+    "relations": Distance("features", relations),
     "activations": Distance("layer", mse),
     "flow_field": Distance("layer", mse),
 }

@@ -170,10 +170,10 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
             + ", ".join(f"{name} {run_input[name]}" for name in differing)
         )
     output = get_distance(distillation.distance).output
-    if output == "features" and info.width != config.network.width:
+    if distillation.distance == "features" and info.width != config.network.width:
         raise ValueError(
             f"teacher {distillation.teacher} has width {info.width}, the student {config.network.width}: "
-            f"distance {distillation.distance!r} needs the same width"
+            "distance 'features' needs the same width"
         )
     model = fold(model)
     if output == "layer":

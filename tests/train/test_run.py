@@ -239,6 +239,18 @@ def test_a_teacher_with_more_features_is_refused(data, tmp_path):
         train.load_teacher(configs.distilling(**TINY, teacher=str(path), distance="features"), data)
 
 
+def test_relations_need_no_teacher_of_the_same_width(data, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    model = s3dg(16, in_channels=2, width=0.3)
+    checkpoints.save_checkpoint(path, model, stream="flow", classes=data.classes)
+    config = configs.distilling(**TINY, teacher=str(path), distance="relations", lambda_=10.0)
+    loaded = train.load_teacher(config, data)
+    assert loaded.precomputed.shape == (24, model.pooled_shape((4, 16, 16))[0])
+    row = fit(config, data, teacher=loaded)[1][-1]
+    assert row["loss"] == pytest.approx(row["cross_entropy"] + 10 * row["distance"], rel=1e-5)
+    assert 0 < row["distance"] < 4
+
+
 def test_distance_features_compares_pooled_features(data, teacher):
     config = configs.distilling(**TINY, teacher=teacher, distance="features")
     loaded = train.load_teacher(config, data)
@@ -374,7 +386,7 @@ def test_a_value_out_of_range_is_named(values, message):
         ({}, "a student with lambda_ above 0 needs teacher"),
         (
             {"teacher": "t", "distance": "cosine"},
-            "distance must be one of mse, kl, features, activations, flow_field, not 'cosine'",
+            "distance must be one of mse, kl, features, relations, activations, flow_field, not 'cosine'",
         ),
         ({"distance": "activations"}, "a student with lambda_ above 0 needs teacher"),
         ({"teacher": "t", "distance": "flow_field"}, "distance 'flow_field' .* leave teacher empty"),
