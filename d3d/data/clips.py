@@ -6,7 +6,7 @@ for batch in clips.batches([(rows, ())], ("rgb", "flow")):        # (): test vie
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -89,6 +89,12 @@ class ClipSet:
         """Returns the same clips with partners (N,)."""
         return replace(self, partners=partners)
 
+    def subset(self, rows: np.ndarray) -> Self:
+        """Returns the clips of some rows (M,) of the table, without partners."""
+        index = torch.from_numpy(rows).to(self.labels.device)
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return replace(self, labels=self.labels[index], table=table, partners=None, **self._subset(rows))
+
     def draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> Tensor:
         """Draws one random view of each clip, or lists all of its test views.
 
@@ -111,6 +117,10 @@ class ClipSet:
 
     def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
         raise NotImplementedError
+
+    def _subset(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns the attributes that differ between clips, besides labels and table, for some rows."""
+        return {}
 
     def _part_of(self, name: str, views: Tensor) -> tuple[str, Tensor]:
         """Returns the stream of an input, and the columns of `views` (V, D) that say what it shows."""
@@ -174,6 +184,10 @@ class Clips(ClipsInMemory):
     @property
     def groups(self) -> np.ndarray:
         return self.table["group"].to_numpy(dtype=str)
+
+    def _subset(self, rows: np.ndarray) -> dict[str, Any]:
+        tensors = {name: getattr(self, name) for name in ("rgb", "flow", "true_flow", "mask")}
+        return {name: x if x is None else x[torch.from_numpy(rows).to(x.device)] for name, x in tensors.items()}
 
     def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
         """Returns the network input of a stream, float32 (B, C, T, H, W): RGB in [0, 1] or flow in [-1, 1]."""

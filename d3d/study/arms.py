@@ -28,6 +28,8 @@ class Arm:
         start: the arm whose weights initialise it; empty: random weights. A student with random weights trains for as
             many epochs as a stream and a student together.
         teacher: the arm that it is distilled from; empty: none.
+        second_teacher: with `teacher`, a stream of half of the clips, the one of the other half; each teaches the clips
+            that it was not trained on.
         outputs: the teacher's outputs that it learns, as the parameter `outputs`.
         overrides: parameters in which it differs from the profile.
         members: the two arms of an ensemble, of the same seed; if one arm is named twice, its networks of seeds 2k and
@@ -45,6 +47,7 @@ class Arm:
     stream: str = "rgb"
     start: str = ""
     teacher: str = ""
+    second_teacher: str = ""
     outputs: str = "clip"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
@@ -213,9 +216,20 @@ def _lessons() -> list[Arm]:
     relations = Arm(
         name="d3d_relations", label="D3D by relations", overrides={"distance": "relations", "lambda_": 10.0}, **D3D
     )
-    return [
+    halves = [
+        Arm(
+            name=f"flow_half_{half}", experiment="train", label=f"flow, half {half}", colour=ORANGE, stream="flow",
+            overrides={"half": half},
+        )
+        for half in (1, 2)
+    ]  # fmt: skip
+    unseen = Arm(
+        name="d3d_unseen", label="D3D of an unseen teacher", overrides={"lambda_": 0.3},
+        **D3D | {"teacher": halves[0].name, "second_teacher": halves[1].name},
+    )  # fmt: skip
+    return halves + [
         arm
-        for lesson in (*by_activations, relations, flow_head)
+        for lesson in (*by_activations, relations, flow_head, unseen)
         for arm in (lesson, _shuffled(lesson), *_weights(lesson))
     ]
 

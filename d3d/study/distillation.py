@@ -13,6 +13,9 @@ class DistillationConfig(Group):
     """The teacher, the initial weights and the distillation loss of a student."""
 
     teacher: str = parameter("", "checkpoint of the teacher; may be empty only if lambda_ is 0 or for flow_field")
+    second_teacher: str = parameter(
+        "", "checkpoint of a stream of half 2, to teach half 1; teacher, of half 1, then teaches half 2"
+    )
     student: str = parameter("", "checkpoint of the initial weights, trained here or imported; empty: random weights")
     outputs: str = parameter(
         "clip",
@@ -42,6 +45,15 @@ class DistillationConfig(Group):
         if self.lambda_ > 0 and self.teacher and not has_teacher:
             raise ValueError(
                 "distance 'flow_field' learns the clips' flow itself, without a network: leave teacher empty"
+            )
+        if self.second_teacher and not self.teacher:
+            raise ValueError(
+                "second_teacher teaches half of the clips: it needs teacher, a stream of half 1, for the others"
+            )
+        if self.outputs == "class_mean" and self.second_teacher:
+            raise ValueError(
+                "outputs 'class_mean' would average over clips that a teacher has seen: use outputs 'clip' or "
+                "'shuffled' with second_teacher"
             )
         if self.outputs == "class_mean" and self.distance in PLACEWISE:
             raise ValueError(

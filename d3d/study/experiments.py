@@ -45,7 +45,7 @@ _CLIP, _FLOW, _FILES = _names(ClipConfig), _names(FlowConfig), _names(FilesConfi
 _TRAINING = {
     "run": ("arm", "seed", "twin", "results", "processes", "save_every"),
     "network": _names(NetworkConfig),
-    "clips": (*_CLIP, "train_clips", "test_clips", "augment"),
+    "clips": (*_CLIP, "train_clips", "test_clips", "half", "augment"),
     "flow": _FLOW,
     "video files": _FILES,
     "training": _names(OptimiserConfig),

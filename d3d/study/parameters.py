@@ -133,6 +133,9 @@ class DataConfig(Group):
     test_clips: int = parameter(
         256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES, limit=MAX_CLIPS
     )
+    half: int = parameter(
+        0, "training clips in use: 0 (all) | 1 or 2 (one half of each class, drawn by the seed)", low=0, high=2
+    )
     augment: str = parameter(
         "none",
         "sprites: none | roll (every epoch shifts each training clip on its torus, RGB and flow alike)",
@@ -160,6 +163,8 @@ class DataConfig(Group):
         A checkpoint stores them; a teacher and its student must agree on them.
         """
         spec: dict[str, Any] = {"frames": self.clip.frames, "size": self.clip.size}
+        if self.half:
+            spec["half"] = self.half
         if stream == "flow":
             spec |= {"bound": self.flow.bound, "flow": self.flow.flow}
         if self.files.dataset in FILE_DATASETS:

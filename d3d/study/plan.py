@@ -50,9 +50,9 @@ def compared_arms() -> tuple[str, ...]:
 
 
 def flow_teacher(name: str) -> str:
-    """Returns the flow stream that an RGB network is compared with: its teacher if that is one."""
+    """Returns the flow stream that an RGB network is compared with: its teacher if that is one, of all clips."""
     teacher = ARMS[name].teacher
-    return teacher if teacher and ARMS[teacher].stream == "flow" else "flow"
+    return teacher if teacher and ARMS[teacher].stream == "flow" and not ARMS[name].second_teacher else "flow"
 
 
 def seeds_of(experiment: str, profile: Mapping[str, Any], *, name: str = "") -> list[int]:
@@ -169,6 +169,8 @@ def overrides(
             params |= {"outputs": arm.outputs}
             if arm.teacher:
                 params |= {"teacher": weights_path(results, arm.teacher, seed)}
+                if arm.second_teacher:
+                    params |= {"second_teacher": weights_path(results, arm.second_teacher, seed)}
             else:
                 params |= {"lambda_": 0.0}
             if not arm.start:

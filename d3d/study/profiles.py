@@ -152,7 +152,7 @@ def _check_arms(profile: dict[str, Any]) -> None:
         raise ParameterError(f"{duplicates[0]!r} is listed under both arms and ablations: list it under one of them")
     listed = {*profile["arms"], *profile["ablations"]}
     for arm in sorted(listed):
-        for needed in (ARMS[arm].start, ARMS[arm].teacher):
+        for needed in (ARMS[arm].start, ARMS[arm].teacher, ARMS[arm].second_teacher):
             if needed and needed not in listed:
                 raise ParameterError(f"{arm!r} starts from or learns from {needed!r}: list that arm too")
 

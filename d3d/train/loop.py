@@ -23,9 +23,9 @@ from d3d.progress import LOG_INTERVAL, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
 from d3d.study.schema import flatten
-from d3d.train.lessons import FlowField, build_head
+from d3d.train.lessons import build_head
 from d3d.train.losses import get_distance
-from d3d.train.networks import Teacher
+from d3d.train.networks import Lesson
 from d3d.train.objective import Objective
 from d3d.train.states import States
 from d3d.train.step import COUNTS, StepMetrics, TrainStep, effective_batch_size, steps_per_epoch
@@ -79,7 +79,7 @@ def fit(
     config: TrainConfig,
     data: Data,
     *,
-    teacher: Teacher | FlowField | None = None,
+    teacher: Lesson | None = None,
     team: Team = SINGLE_PROCESS,
     states: States | None = None,
     metrics_path: str | Path | None = None,

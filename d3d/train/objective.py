@@ -7,9 +7,9 @@ from torch.nn import functional as F
 from d3d.data.clips import Batch
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
-from d3d.train.lessons import FlowField, on_grid
+from d3d.train.lessons import on_grid
 from d3d.train.losses import get_distance
-from d3d.train.networks import Teacher
+from d3d.train.networks import Lesson
 
 
 class Objective:
@@ -24,9 +24,7 @@ class Objective:
     loss_names = ("loss", "cross_entropy", "distance")
     metric_names = (*loss_names, "top1")
 
-    def __init__(
-        self, config: TrainConfig, teacher: Teacher | FlowField | None = None, head: nn.Module | None = None
-    ) -> None:
+    def __init__(self, config: TrainConfig, teacher: Lesson | None = None, head: nn.Module | None = None) -> None:
         self.stream, self.dropout = config.network.stream, config.network.dropout
         self.teacher, self.lambda_ = teacher, config.distillation.lambda_
         self.label_smoothing = config.distillation.label_smoothing

@@ -113,6 +113,20 @@ def test_the_flow_head_has_no_teacher_but_a_partner():
     assert plan.arm_name("distill", partner | {"arm": ""}) == "flow_head_shuffled"
 
 
+def test_two_teachers_teach_one_student():
+    d3d, unseen = overrides("d3d", 2), overrides("d3d_unseen", 2)
+    assert unseen == d3d | {
+        "arm": "d3d_unseen",
+        "teacher": "r/train/flow_half_1-seed2.safetensors",
+        "second_teacher": "r/train/flow_half_2-seed2.safetensors",
+        "lambda_": 0.3,
+    }
+    assert overrides("d3d_unseen_shuffled", 2) == unseen | {"arm": "d3d_unseen_shuffled", "outputs": "shuffled"}
+    flow = overrides("flow", 2, experiment="train")
+    assert overrides("flow_half_2", 2, experiment="train") == flow | {"arm": "flow_half_2", "half": 2}
+    assert plan.flow_teacher("d3d_unseen") == "flow"
+
+
 def test_pictures_are_saved_for_one_seed():
     assert "pictures" not in overrides("", 1, "probe")
     assert overrides("", 3, "probe")["pictures"] == 0
@@ -132,7 +146,7 @@ def test_the_main_student_follows_from_the_teacher():
 
 @pytest.mark.parametrize("arm", ARMS.values(), ids=list(ARMS))
 def test_an_arm_refers_only_to_existing_arms(arm):
-    for name in (arm.start, arm.teacher, *arm.members):
+    for name in (arm.start, arm.teacher, arm.second_teacher, *arm.members):
         assert not name or name in ARMS
     assert bool(arm.members) == (arm.experiment == "fuse")
     assert not arm.teacher or arm.experiment == "distill"

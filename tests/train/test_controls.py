@@ -186,7 +186,7 @@ def test_the_arms_of_the_controls_are_d3d_but_for_the_outputs():
     assert [p["outputs"] for p in params.values()] == ["clip", "class_mean", "shuffled"]
     for name, p in params.items():
         assert p | {"arm": "d3d", "outputs": "clip"} == params["d3d"]
-        named = {"arm": "", "lambda_": 1.0, "outputs": p["outputs"], "teacher": p["teacher"]}
+        named = {"arm": "", "lambda_": 1.0, "distance": "mse", "outputs": p["outputs"], "teacher": p["teacher"]}
         assert plan.arm_name("distill", named) == plan.main_student(named) == name
         assert {"probe", "attribution"} <= set(arms.ARMS[name].examined_by) <= set(arms.ARMS["d3d"].examined_by)
 

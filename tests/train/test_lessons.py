@@ -1,17 +1,20 @@
 """Lessons besides logits: what is compared, who learns, and how their shuffled partners differ."""
 
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from d3d import train
 from d3d.data.load import load
 from d3d.s3dg import checkpoints
 from d3d.s3dg.network import s3dg
 from d3d.train import loop
-from d3d.train.controls import draw_partners
+from d3d.train.controls import draw_halves, draw_partners, halves_of
 from d3d.train.lease import Lease
 from d3d.train.lessons import build_head, on_grid
 from d3d.train.networks import build_network, load_teacher, teacher_streams
@@ -192,3 +195,85 @@ def test_a_captured_step_equals_an_eager_one(options, outputs, team):
         assert len(step.graphs.entries) == capture
     assert losses[True] == pytest.approx(losses[False], rel=1e-2)
     assert max_difference(parameters[True], parameters[False]) < 1e-2
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60), st.integers(0, 999))
+def test_halves_are_of_equal_size_and_keep_sources_together(clips, seed):
+    labels, films = np.array(clips).T
+    sources = 10 * labels + films
+    halves = draw_halves(labels, sources, seed)
+    assert set(halves) <= {1, 2}
+    for source in np.unique(sources):
+        assert len(set(halves[sources == source])) == 1
+    for label in np.unique(labels):
+        sizes = [np.sum(halves[labels == label] == half) for half in (1, 2)]
+        assert abs(sizes[0] - sizes[1]) <= np.unique(sources[labels == label], return_counts=True)[1].max()
+    assert (halves == draw_halves(labels, sources, seed)).all()
+
+
+@pytest.fixture(scope="module")
+def streams_of_halves(tmp_path_factory):
+    """Flow streams of the two halves, trained for one epoch; their paths and what their records say."""
+    results = tmp_path_factory.mktemp("halves")
+    for half in (1, 2):
+        options = SPRITES | {"stream": "flow", "epochs": 1, "half": half, "results": str(results)}
+        run("train", configs.training(**options, arm=f"flow_half_{half}"), report=lambda line: None)
+    return [str(results / f"train/flow_half_{half}-seed0.safetensors") for half in (1, 2)]
+
+
+def test_a_stream_of_a_half_is_one_of_its_clips(data, streams_of_halves):
+    clips = data.splits["train"]
+    rows = np.flatnonzero(halves_of(clips, 0) == 2)
+    assert len(rows) == 16  # of three clips per class, one
+    subset = clips.subset(rows)
+    assert torch.equal(subset.inputs("flow", slice(None)), clips.inputs("flow", torch.from_numpy(rows)))
+    assert (subset.table["label"].to_numpy() == clips.labels.numpy()[rows]).all()
+    config = configs.training(**SPRITES | {"stream": "flow", "epochs": 1})
+    model = build_network(config, data)
+    train.fit(model, config, replace(data, splits=data.splits | {"train": subset}), report=lambda line: None)
+    saved = checkpoints.load_checkpoint(streams_of_halves[1])[0].state_dict()
+    assert all(torch.equal(x, saved[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("outputs", ["clip", "shuffled"])
+def test_a_clip_is_taught_by_the_teacher_that_has_not_seen_it(data, streams_of_halves, outputs):
+    first, second = streams_of_halves
+    lessons = [
+        load_teacher(configs.distilling(**SPRITES, outputs=outputs, **teachers), data)
+        for teachers in ({"teacher": first}, {"teacher": second}, {"teacher": first, "second_teacher": second})
+    ]
+    rows, clips = np.arange(48), data.splits["train"]
+    batch = clips.batch(clips.draw(rows, (0,)), ("rgb",))
+    of_first, of_second, learned = (lesson(batch) for lesson in lessons)
+    # Whether a teacher has seen the clip whose outputs are learnt, which may be the partner.
+    shown = rows if outputs == "clip" else draw_partners(clips.labels.numpy(), data.classes, 0)
+    seen_by_first = torch.from_numpy(halves_of(clips, 0)[shown] == 1)
+    assert torch.equal(learned[seen_by_first], of_second[seen_by_first])
+    assert torch.equal(learned[~seen_by_first], of_first[~seen_by_first])
+    assert not torch.equal(of_first, of_second)
+
+
+def test_two_teachers_teach_a_layer_too(data, streams_of_halves):
+    teachers = dict(zip(("teacher", "second_teacher"), streams_of_halves, strict=True))
+    step = make_step(configs.distilling(**SPRITES, distance="activations", outputs="shuffled", **teachers), data)
+    (metrics,) = step(0, np.arange(12), view_seeds=(0,), learning_rate=0.1)
+    assert metrics.values["distance"] > 0
+
+
+def test_teachers_of_the_wrong_halves_are_refused(data, streams_of_halves, flow_stream):
+    first, second = streams_of_halves
+    message = r"flow_half_2-seed0.safetensors was trained on half 2, but this teacher needs .* with half 1"
+    with pytest.raises(ValueError, match=message):
+        load_teacher(configs.distilling(**SPRITES, teacher=second, second_teacher=first), data)
+    with pytest.raises(
+        ValueError, match="was trained on all clips, but this teacher needs a stream trained with half 2"
+    ):
+        load_teacher(configs.distilling(**SPRITES, teacher=first, second_teacher=flow_stream), data)
+
+
+def test_the_student_of_two_teachers_runs_and_resumes_by_their_weights(streams_of_halves, tmp_path):
+    teachers = dict(zip(("teacher", "second_teacher"), streams_of_halves, strict=True))
+    config = configs.distilling(**SPRITES | {"epochs": 1}, **teachers, results=str(tmp_path), arm="d3d_unseen")
+    record = run("distill", config, report=lambda line: None)
+    assert record.params["second_teacher"] == streams_of_halves[1]
+    assert record.metrics["seconds/teacher"] > 0
