@@ -82,6 +82,11 @@ class ClipSet:
         """Number of test views of a clip."""
         return 1
 
+    @property
+    def num_labelled(self) -> int:
+        """Number of clips, from the first, whose labels training may use."""
+        return len(self)
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -160,6 +165,7 @@ class Clips(ClipsInMemory):
         table: one row per clip, with at least `label` and `group`.
         bound: flow is clipped to ± bound pixels per frame, then scaled to [-1, 1].
         rolled: whether a random view shifts the clip on its torus; otherwise every view is the clip as it is.
+        num_unlabelled: number of clips, from the last, whose labels training may not use.
         partners: as in `ClipSet`.
     """
 
@@ -171,11 +177,16 @@ class Clips(ClipsInMemory):
     table: pd.DataFrame
     bound: float
     rolled: bool = False
+    num_unlabelled: int = 0
     partners: np.ndarray | None = None
 
     @property
     def augmented(self) -> bool:
         return self.rolled
+
+    @property
+    def num_labelled(self) -> int:
+        return len(self) - self.num_unlabelled
 
     @property
     def size(self) -> tuple[int, int, int]:

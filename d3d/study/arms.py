@@ -227,9 +227,13 @@ def _lessons() -> list[Arm]:
         name="d3d_unseen", label="D3D of an unseen teacher", overrides={"lambda_": 0.3},
         **D3D | {"teacher": halves[0].name, "second_teacher": halves[1].name},
     )  # fmt: skip
+    unlabelled = Arm(
+        name="d3d_unlabelled", label="D3D with unlabelled clips",
+        overrides={"unlabelled_clips": 16_000, "lambda_": 0.3}, **D3D,
+    )  # fmt: skip
     return halves + [
         arm
-        for lesson in (*by_activations, relations, flow_head, unseen)
+        for lesson in (*by_activations, relations, flow_head, unseen, unlabelled)
         for arm in (lesson, _shuffled(lesson), *_weights(lesson))
     ]
 

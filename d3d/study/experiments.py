@@ -89,7 +89,9 @@ EXPERIMENTS = {
     ),
     "tvl1": Experiment(Tvl1Config, {"run": ("results",), "clips": (*_CLIP, "pairs")}, "d3d.probing.tvl1"),
     "train": Experiment(TrainConfig, _TRAINING, "d3d.train.run"),
-    "distill": Experiment(TrainConfig, {"distillation": _names(DistillationConfig)} | _TRAINING, "d3d.train.run"),
+    "distill": Experiment(
+        TrainConfig, {"distillation": (*_names(DistillationConfig), "unlabelled_clips")} | _TRAINING, "d3d.train.run"
+    ),
     "evaluate": Experiment(
         EvaluateConfig,
         {

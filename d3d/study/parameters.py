@@ -133,6 +133,9 @@ class DataConfig(Group):
     test_clips: int = parameter(
         256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES, limit=MAX_CLIPS
     )
+    unlabelled_clips: int = parameter(
+        0, "sprites: further training clips, for the distillation loss only", low=0, limit=MAX_CLIPS
+    )
     half: int = parameter(
         0, "training clips in use: 0 (all) | 1 or 2 (one half of each class, drawn by the seed)", low=0, high=2
     )
@@ -143,6 +146,12 @@ class DataConfig(Group):
     )
 
     def check(self) -> None:
+        if self.files.dataset in FILE_DATASETS and self.unlabelled_clips:
+            raise ValueError(
+                f"unlabelled_clips are for sprites only, not for dataset {self.files.dataset!r}: set it to 0"
+            )
+        if self.half and self.unlabelled_clips:
+            raise ValueError("unlabelled_clips belong to no half: set them to 0, or half to 0")
         if self.files.dataset in FILE_DATASETS and self.augment != "none":
             raise ValueError(f"augment {self.augment!r} is for sprites only, not for dataset {self.files.dataset!r}")
         if self.files.dataset in FILE_DATASETS and self.flow.flow == "exact":
@@ -264,6 +273,12 @@ class TrainConfig(Group):
 
     def check(self) -> None:
         refuse_boxes(self.data)
+        d = self.distillation
+        if self.data.unlabelled_clips and (d.lambda_ == 0 or d.outputs == "class_mean" or d.second_teacher):
+            raise ValueError(
+                "unlabelled_clips are taught one by one, by one teacher: they need lambda_ above 0, outputs 'clip' or "
+                "'shuffled', and no second_teacher"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from d3d.data.clips import ClipSet
@@ -27,6 +26,7 @@ from d3d.train.lessons import build_head
 from d3d.train.losses import get_distance
 from d3d.train.networks import Lesson
 from d3d.train.objective import Objective
+from d3d.train.order import steps_of
 from d3d.train.states import States
 from d3d.train.step import COUNTS, StepMetrics, TrainStep, effective_batch_size, steps_per_epoch
 from d3d.train.team import SINGLE_PROCESS, Team
@@ -156,17 +156,9 @@ class _Training:
     ) -> None:
         self.config, self.data, self.train_step, self.team = config, data, train_step, team
         self.states, self.report = states, report
-        num_clips = len(data.splits["train"])
-        # One generator for the whole run: the order of the clips depends on the seed alone.
-        seed = config.run.seed, config.run.twin
-        order = np.random.default_rng(seed)
-        self.steps_per_epoch = steps_per_epoch(num_clips, config.optimiser, team)
-        # Each step's clips, as rows of the split's table, and the seeds of their random views.
-        self.steps = [
-            (rows, (*seed, epoch))
-            for epoch in range(config.optimiser.epochs)
-            for rows in np.array_split(order.permutation(num_clips), self.steps_per_epoch)
-        ]
+        clips = data.splits["train"]
+        self.steps_per_epoch = steps_per_epoch(clips.num_labelled, config.optimiser, team)
+        self.steps = steps_of(config, clips, self.steps_per_epoch)
         self.lr_schedule = warmup_cosine(config.optimiser.warmup, len(self.steps))
         self.meter = AverageMeter()
         self.stop_after = len(self.steps)
@@ -315,9 +307,10 @@ def _check_clips(
 ) -> None:
     """Raises ValueError for too small a batch or a label out of range; reports if `batch_size` exceeds the clips."""
     batch_size, accumulate = config.optimiser.batch_size, config.optimiser.accumulate
+    num_clips = clips.num_labelled
     min_size = 2 * accumulate * team.size
-    if effective_batch_size(len(clips), config.optimiser) < min_size:
-        size = f"batch_size {batch_size}" if batch_size < min_size else f"the number of training clips, {len(clips)},"
+    if effective_batch_size(num_clips, config.optimiser) < min_size:
+        size = f"batch_size {batch_size}" if batch_size < min_size else f"the number of training clips, {num_clips},"
         raise ValueError(
             f"{size} is too small for {team.size} process{'es' * (team.size > 1)} with accumulate {accumulate}: batch "
             f"norm needs two clips per micro-batch of each process, at least {min_size}"
@@ -327,10 +320,8 @@ def _check_clips(
         raise ValueError(
             f"labels must lie between 0 and {num_classes - 1}, those of the training clips reach {low}..{high}"
         )
-    if len(clips) < batch_size:
-        report(
-            f"batch_size is {batch_size}, but there are only {len(clips)} training clips: each step uses all of them"
-        )
+    if num_clips < batch_size:
+        report(f"batch_size is {batch_size}, but there are only {num_clips} training clips: each step uses all of them")
 
 
 @contextmanager

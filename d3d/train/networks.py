@@ -197,7 +197,10 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
         return None
     partners = None
     if distillation.outputs == "shuffled":
-        partners = draw_partners(clips.labels.cpu().numpy(), data.classes, config.run.seed)
+        # Labelled clips have the partners that they have without unlabelled ones.
+        parts = np.split(clips.labels.cpu().numpy(), [clips.num_labelled])
+        drawn = [draw_partners(labels, data.classes, config.run.seed) for labels in parts]
+        partners = np.concatenate([drawn[0], clips.num_labelled + drawn[1]])
     if distillation.distance == "flow_field":
         return FlowField(partners)
     if not distillation.second_teacher:

@@ -28,6 +28,7 @@ class Objective:
         self.stream, self.dropout = config.network.stream, config.network.dropout
         self.teacher, self.lambda_ = teacher, config.distillation.lambda_
         self.label_smoothing = config.distillation.label_smoothing
+        self.num_labelled = config.data.train_clips if config.data.unlabelled_clips else None
         self.head, self.layers = head, (config.distillation.layer,) if head else ()
         self.distance = get_distance(config.distillation.distance, temperature=config.distillation.temperature)
 
@@ -45,7 +46,8 @@ class Objective:
             mask: dropout mask, bool (B, C, T', H', W'), True where a pooled feature is kept.
 
         Returns:
-            One value per clip (B,) for each of `metric_names`; `loss` is differentiable.
+            One value per clip (B,) for each of `metric_names`; `loss` is differentiable. With unlabelled clips,
+            cross-entropy and accuracy are 0 for those and doubled for the others.
         """
         device = batch.labels.device.type
         # A CUDA graph must cast the weights again at every replay, so the casts are not cached.
@@ -54,6 +56,11 @@ class Objective:
             logits = model.classify(pooled * mask / (1 - self.dropout)).float()
             predicted = self.head(activations[self.layers[0]]).float() if self.head else None
         cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.label_smoothing)
+        top1 = (logits.argmax(1) == batch.labels).float()
+        if self.num_labelled is not None:
+            # Half of a step's clips are labelled: the mean over all is then that of the labelled ones.
+            weight = 2.0 * (batch.index < self.num_labelled)
+            cross_entropy, top1 = cross_entropy * weight, top1 * weight
         distances = torch.zeros_like(cross_entropy)
         if self.teacher:
             target = self.teacher(batch)
@@ -63,5 +70,4 @@ class Objective:
                 student = logits if self.distance.output == "logits" else pooled.float().mean((2, 3, 4))
                 distances = self.distance.function(student, target)
         loss = cross_entropy + self.lambda_ * distances
-        top1 = (logits.argmax(1) == batch.labels).float()
         return dict(zip(self.metric_names, (loss, cross_entropy, distances, top1), strict=True))

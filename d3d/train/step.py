@@ -106,9 +106,11 @@ class TrainStep:
         self.in_flight: deque[tuple[int, _Staging]] = deque()
 
     def _new_staging(self) -> _Staging:
-        optimiser, num_clips = self.config.optimiser, len(self.clips)
+        optimiser, num_clips = self.config.optimiser, self.clips.num_labelled
         steps = steps_per_epoch(num_clips, optimiser, self.team)
         max_clips = max(effective_batch_size(num_clips, optimiser), -(-num_clips // steps))
+        if num_clips < len(self.clips):
+            max_clips *= 2  # as many unlabelled ones
         max_local_clips = -(-max_clips // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
         view_width = self.clips.draw(np.zeros(1, dtype=np.int64), (0,)).shape[1]

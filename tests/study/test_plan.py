@@ -127,6 +127,11 @@ def test_two_teachers_teach_one_student():
     assert plan.flow_teacher("d3d_unseen") == "flow"
 
 
+def test_an_arm_of_unlabelled_clips_changes_their_number_and_its_weight():
+    unlabelled = overrides("d3d_unlabelled")
+    assert unlabelled == overrides("d3d") | {"arm": "d3d_unlabelled", "unlabelled_clips": 16_000, "lambda_": 0.3}
+
+
 def test_pictures_are_saved_for_one_seed():
     assert "pictures" not in overrides("", 1, "probe")
     assert overrides("", 3, "probe")["pictures"] == 0

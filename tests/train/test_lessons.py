@@ -19,6 +19,7 @@ from d3d.train.lease import Lease
 from d3d.train.lessons import build_head, on_grid
 from d3d.train.networks import build_network, load_teacher, teacher_streams
 from d3d.train.objective import Objective
+from d3d.train.order import steps_of
 from d3d.train.run import run
 from d3d.train.states import States
 from d3d.train.step import TrainStep
@@ -277,3 +278,81 @@ def test_the_student_of_two_teachers_runs_and_resumes_by_their_weights(streams_o
     record = run("distill", config, report=lambda line: None)
     assert record.params["second_teacher"] == streams_of_halves[1]
     assert record.metrics["seconds/teacher"] > 0
+
+
+UNLABELLED = SPRITES | {"unlabelled_clips": 64}
+
+
+@pytest.fixture(scope="module")
+def more_data():
+    return load(configs.distilling(**UNLABELLED, teacher="t").data, seed=0, streams=("rgb", "flow"))
+
+
+def test_further_clips_follow_those_of_the_run(data, more_data):
+    few, many = data.splits["train"], more_data.splits["train"]
+    assert (many.num_labelled, len(many)) == (48, 112)
+    assert torch.equal(many.rgb[:48], few.rgb)
+    assert (many.table["label"][:48] == few.table["label"]).all()
+
+
+def test_every_step_has_as_many_unlabelled_clips(data, more_data, flow_stream):
+    config = configs.distilling(**UNLABELLED | {"epochs": 3}, teacher=flow_stream)
+    steps = steps_of(config, more_data.splits["train"], 4)
+    for (rows, seeds), (without, same_seeds) in zip(steps, steps_of(config, data.splits["train"], 4), strict=True):
+        assert (rows[::2] == without).all()
+        assert (rows[1::2] >= 48).all()
+        assert seeds == same_seeds
+    used = np.concatenate([rows[1::2] for rows, _ in steps])
+    assert len(used) == 144
+    assert sorted(used[:64]) == sorted(used[64:128]) == list(range(48, 112))
+
+
+def test_unlabelled_clips_count_in_the_distance_alone(more_data, flow_stream):
+    config = configs.distilling(**UNLABELLED, teacher=flow_stream, lambda_=3.0)
+    clips, teacher = more_data.splits["train"], load_teacher(config, more_data)
+    model = build_network(config, more_data)
+    step = TrainStep(model, config, clips, Objective(config, teacher))
+    rows = np.stack([np.arange(6), np.arange(60, 66)], 1).ravel()
+    student = build_network(config, more_data).train()
+    logits, labels = student(clips.inputs("rgb", torch.from_numpy(rows))), clips.labels[rows]
+    (metrics,) = step(0, rows, view_seeds=(0,), learning_rate=0.0)
+    cross_entropy = torch.nn.functional.cross_entropy(logits[::2], labels[::2]).item()
+    distance = (logits - teacher.precomputed[rows]).square().mean().item()
+    assert metrics.values["cross_entropy"] == pytest.approx(cross_entropy, rel=1e-4)
+    assert metrics.values["distance"] == pytest.approx(distance, rel=1e-4)
+    assert metrics.values["loss"] == pytest.approx(cross_entropy + 3 * distance, rel=1e-4)
+    assert metrics.values["top1"] == pytest.approx((logits.argmax(1) == labels)[::2].float().mean().item())
+    # The gradient knows no label of theirs.
+    gradients = []
+    for wrong in (0, 1):
+        relabelled = replace(clips, labels=torch.cat([clips.labels[:48], (clips.labels[48:] + wrong) % 16]))
+        other = TrainStep(build_network(config, more_data), config, relabelled, Objective(config, teacher))
+        other(0, rows, view_seeds=(0,), learning_rate=0.1)
+        gradients.append([p.detach().clone() for p in other.model.parameters()])
+    assert max_difference(*gradients) == 0
+
+
+def test_partners_of_unlabelled_clips_are_unlabelled(data, more_data, flow_stream):
+    clips = more_data.splits["train"]
+    lesson = load_teacher(configs.distilling(**UNLABELLED, distance="flow_field", outputs="shuffled"), more_data)
+    few = load_teacher(configs.distilling(**SPRITES, distance="flow_field", outputs="shuffled"), data)
+    assert (lesson.partners[:48] == few.partners).all()
+    assert sorted(lesson.partners[48:]) == list(range(48, 112))
+    assert (clips.labels.numpy()[lesson.partners] == clips.labels.numpy()).all()
+
+
+def test_a_run_with_unlabelled_clips_resumes_to_the_same_bits(more_data, flow_stream, tmp_path):
+    config = configs.distilling(**UNLABELLED, teacher=flow_stream, outputs="shuffled")
+
+    def fit(**kwargs):
+        model = build_network(config, more_data)
+        history = train.fit(model, config, more_data, teacher=load_teacher(config, more_data), **kwargs)
+        return model.state_dict(), history
+
+    expected, expected_history = fit(report=lambda line: None)
+    with Lease(tmp_path) as lease, pytest.raises(loop.Stopped):
+        fit(states=States(lease, {}), report=lambda line: signal.raise_signal(signal.SIGTERM))
+    with Lease(tmp_path) as lease:
+        state, history = fit(states=States(lease, {}), report=lambda line: None)
+    assert history == expected_history
+    assert all(torch.equal(x, expected[name]) for name, x in state.items())

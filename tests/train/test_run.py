@@ -393,6 +393,12 @@ def test_a_value_out_of_range_is_named(values, message):
         ({"teacher": "t", "distance": "activations", "outputs": "class_mean"}, "outputs 'class_mean' is for logits"),
         ({"second_teacher": "t", "lambda_": 0.0}, "second_teacher teaches half of the clips: it needs teacher"),
         ({"teacher": "t", "second_teacher": "u", "outputs": "class_mean"}, "outputs 'class_mean' would average"),
+        ({"unlabelled_clips": 9, "lambda_": 0.0}, "unlabelled_clips .* need lambda_ above 0"),
+        (
+            {"teacher": "t", "unlabelled_clips": 9, "outputs": "class_mean"},
+            "unlabelled_clips .* need .* outputs 'clip' or",
+        ),
+        ({"teacher": "t", "unlabelled_clips": 9, "half": 1}, "unlabelled_clips belong to no half"),
         ({"teacher": "t", "half": 3}, r"half must lie in \[0, 2\], not 3"),
         ({"teacher": "t", "layer": "Mixed_5c"}, "layer must be one of Mixed_3c, Mixed_4b, Mixed_4f, not 'Mixed_5c'"),
         ({"teacher": "t", "temperature": 0.0}, "temperature must be positive, it is 0.0"),
