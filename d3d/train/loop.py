@@ -22,7 +22,7 @@ from d3d.progress import LOG_INTERVAL, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
 from d3d.study.schema import flatten
-from d3d.train.lessons import build_head
+from d3d.train.lessons import FIT_STEPS, build_head, fit_head
 from d3d.train.losses import get_distance
 from d3d.train.networks import Lesson
 from d3d.train.objective import Objective
@@ -119,11 +119,16 @@ def fit(
     clips = data.splits["train"]
     report = report if team.is_main else no_report
     _check_clips(config, clips, len(data.classes), team, report)
+    layer = config.distillation.layer
     learns_layer = teacher and get_distance(config.distillation.distance).output == "layer"
-    head = build_head(config, model, teacher.channels) if learns_layer else None
+    head = build_head(model, layer, teacher.channels) if learns_layer else None
     train_step = TrainStep(model, config, clips, Objective(config, teacher, head), team=team, capture=capture)
     training = _Training(config, data, train_step, team, states, report)
     start_step = training.resume()
+    if head and not start_step:
+        requests = [(train_step.local_part(rows), seeds) for rows, seeds in training.steps[:FIT_STEPS]]
+        batches = clips.batches(requests, train_step.objective.streams)
+        fit_head(head, model, teacher, batches, stream=config.network.stream, layer=layer, team=team)
     if metrics_path:
         check = {"check": states.lease.check} if states else {}
         training.metrics_file = MetricsFile(metrics_path, last_step=start_step, report=report, **check)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from d3d.data.clips import Batch
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
-from d3d.train.lessons import on_grid
+from d3d.train.lessons import on_grid, standardise
 from d3d.train.losses import get_distance
 from d3d.train.networks import Lesson
 
@@ -18,7 +18,7 @@ class Objective:
     Args:
         config: a run's configuration.
         teacher: gives the student's regression target for each clip; None: the loss is cross-entropy alone.
-        head: predicts the target from a layer of the student, and is trained with it; only for distances of a layer.
+        head: predicts the target from a layer of the student, and is trained with it; None unless a layer is compared.
     """
 
     loss_names = ("loss", "cross_entropy", "distance")
@@ -54,7 +54,7 @@ class Objective:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
             pooled, activations = model.pooled_and_endpoints(batch.inputs[self.stream], self.layers)
             logits = model.classify(pooled * mask / (1 - self.dropout)).float()
-            predicted = self.head(activations[self.layers[0]]).float() if self.head else None
+            predicted = self.head(standardise(activations[self.layers[0]])).float() if self.head else None
         cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=self.label_smoothing)
         top1 = (logits.argmax(1) == batch.labels).float()
         if self.num_labelled is not None:

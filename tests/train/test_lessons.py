@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 
 from d3d import train
 from d3d.data.load import load
@@ -16,14 +17,14 @@ from d3d.s3dg.network import s3dg
 from d3d.train import loop
 from d3d.train.controls import draw_halves, draw_partners, halves_of
 from d3d.train.lease import Lease
-from d3d.train.lessons import build_head, on_grid
+from d3d.train.lessons import Head, build_head, fit_head, on_grid, standardise
 from d3d.train.networks import build_network, load_teacher, teacher_streams
 from d3d.train.objective import Objective
 from d3d.train.order import steps_of
 from d3d.train.run import run
 from d3d.train.states import States
 from d3d.train.step import TrainStep
-from d3d.train.team import SINGLE_PROCESS
+from d3d.train.team import SINGLE_PROCESS, Team
 from tests import configs
 from tests.train.test_controls import save_flow_stream
 from tests.train.test_step import MirroredTeam, max_difference
@@ -56,13 +57,16 @@ def options(request, flow_stream):
 
 
 def make_step(config, data, **kwargs):
-    """A student with its lesson, and the step that trains it."""
+    """A student with its lesson, whose head has been fitted to some clips, and the step that trains it."""
     clips = data.splits["train"]
     teacher, model = load_teacher(config, data, clips.labels.device), build_network(config, data, clips.labels.device)
     if teacher.partners is not None:
         clips = clips.with_partners(teacher.partners)
-    head = build_head(config, model, teacher.channels)
-    return TrainStep(model, config, clips, Objective(config, teacher, head), **kwargs)
+    head = build_head(model, config.distillation.layer, teacher.channels)
+    objective = Objective(config, teacher, head)
+    batches = clips.batches([(np.arange(48), (0,))], objective.streams)
+    fit_head(head, model.train(), teacher, batches, stream="rgb", layer=config.distillation.layer)
+    return TrainStep(model, config, clips, objective, **kwargs)
 
 
 def test_on_a_grid_by_hand():
@@ -76,6 +80,66 @@ def test_on_a_grid_by_hand():
     assert torch.allclose(places[:, 0], expected, atol=1e-4)
 
 
+def standardised(x):
+    axes = (0, 2, 3, 4)
+    return (x - x.mean(axes, keepdim=True)) / (x.var(axes, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+def test_the_head_starts_as_a_regression(data, options):
+    """That of scikit-learn, on the same clips; it explains more of the lesson than nothing."""
+    config = configs.distilling(**options)
+    step, clips, layer = make_step(config, data), data.splits["train"], config.distillation.layer
+    student, teacher = build_network(config, data).train(), step.objective.teacher
+    assert max_difference(student.buffers(), step.model.buffers()) == 0
+    with torch.no_grad():
+        x = standardise(student.endpoints(clips.inputs("rgb", slice(None)), [layer])[layer])
+        y = on_grid(teacher(clips.batch(clips.draw(np.arange(48), (0,)), step.objective.streams)), x.shape[2:])
+        rows_x, rows_y = (z.transpose(0, 1).flatten(1).T.double().numpy() for z in (x, y))
+        ridge = 1e-3 * (rows_x**2).mean() * len(rows_x)
+        expected = Ridge(alpha=ridge, fit_intercept=False).fit(rows_x, rows_y).coef_
+        head = step.objective.head
+        weight = (head.scale * head.weight).flatten(1).detach().numpy()
+        assert np.allclose(weight, expected, atol=1e-3 * np.abs(expected).max())
+        assert (step.objective.head(x) - y).square().mean() < 0.98 * y.square().mean()
+
+
+def test_the_curvature_in_the_head_is_at_most_two():
+    """Also if all channels of the layer are the same; the largest eigenvalue is that of one row of the Hessian."""
+    for channels, outputs in ((9, 2), (4, 7)):
+        head, x = Head(channels, outputs), standardise(torch.randn(3, 1, 2, 4, 4).expand(-1, channels, -1, -1, -1))
+
+        def distance(weight, head=head, x=x):
+            return torch.func.functional_call(head, {"weight": weight}, x).square().mean()
+
+        hessian = torch.autograd.functional.hessian(distance, head.weight.detach())
+        largest = torch.linalg.eigvalsh(hessian.reshape(channels * outputs, -1))[-1]
+        assert largest.item() == pytest.approx(2, rel=1e-3)
+
+
+def test_a_team_fits_one_head(data, options):
+    """Each process sees half of the clips; the sum of their covariances is that of all."""
+    config = configs.distilling(**options)
+    clips, model = data.splits["train"], build_network(config, data).train()
+    teacher, layer = load_teacher(config, data), config.distillation.layer
+    sums = []
+
+    class Summing(Team):
+        def all_reduce_(self, x):
+            if not x.ndim:
+                return x  # whether clips are lacking
+            sums.append(x.clone())
+            return x.copy_(sum(sums))
+
+    heads = [build_head(model, layer, teacher.channels) for _ in range(3)]
+    streams = Objective(config, teacher).streams
+    first, second = (list(clips.batches([(rows, (0,))], streams)) for rows in np.split(np.arange(48), 2))
+    fit_head(heads[0], model, teacher, first, stream="rgb", layer=layer, team=Summing(0, 2))
+    fit_head(heads[1], model, teacher, second, stream="rgb", layer=layer, team=Summing(1, 2))
+    fit_head(heads[2], model, teacher, [*first, *second], stream="rgb", layer=layer)
+    assert torch.allclose(heads[1].weight, heads[2].weight, atol=1e-6 * heads[2].weight.abs().max().item())
+    assert not torch.allclose(heads[0].weight, heads[2].weight)
+
+
 def test_the_distance_by_hand(data, options):
     """The share of the lesson's variance that the head's prediction leaves unexplained."""
     config = configs.distilling(**options, lambda_=3.0)
@@ -83,15 +147,14 @@ def test_the_distance_by_hand(data, options):
     rows, layer = torch.arange(12), config.distillation.layer
     student, head, clips = build_network(config, data).train(), step.objective.head, data.splits["train"]
     x = student.endpoints(clips.inputs("rgb", rows), [layer])[layer]
-    predicted = torch.einsum("bcthw,dc->bdthw", x, head.weight.flatten(1)) + head.bias.view(1, -1, 1, 1, 1)
+    predicted = torch.einsum("bcthw,dc->bdthw", standardised(x), head.scale * head.weight.flatten(1))
     if config.distillation.distance == "flow_field":
         target = clips.inputs("flow", rows).unflatten(3, (2, 8)).unflatten(5, (2, 8)).unflatten(2, (2, 2))
         target = target.mean((3, 5, 7))  # cells of 2 x 8 x 8
     else:
         target = checkpoints.load_checkpoint(config.distillation.teacher)[0].eval()
         target = target.endpoints(clips.inputs("flow", rows), [layer])[layer]
-    mean, var = target.mean((0, 2, 3, 4), keepdim=True), target.var((0, 2, 3, 4), keepdim=True, unbiased=False)
-    expected = ((predicted - (target - mean) / (var + 1e-5).sqrt()) ** 2).mean()
+    expected = ((predicted - standardised(target)) ** 2).mean()
     (metrics,) = step(0, rows.numpy(), view_seeds=(0,), learning_rate=0.0)
     assert metrics.values["distance"] == pytest.approx(expected.item(), rel=1e-3)
     loss = metrics.values["cross_entropy"] + 3 * metrics.values["distance"]
@@ -126,8 +189,7 @@ def test_the_partner_differs_in_whose_lesson_it_is_alone(data, options):
     assert not torch.equal(lesson(steps[1], rows), lesson(steps[0], rows))
     assert own.streams == ("rgb", "flow")
     assert partner.streams == ("rgb", "partner_flow")
-    for a, b in ((own.head, partner.head), (steps[0].model, steps[1].model)):
-        assert max_difference(a.parameters(), b.parameters()) == 0
+    assert max_difference(steps[0].model.parameters(), steps[1].model.parameters()) == 0
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(data, options, tmp_path):
@@ -149,7 +211,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(data, options, tmp_path):
     with Lease(tmp_path) as lease:
         states = States(lease, {})
         tensors = states.latest().tensors
-        assert {"model.head.weight", "momentum.head.weight", "model.head.bias"} <= set(tensors)
+        assert {"model.head.weight", "momentum.head.weight"} <= set(tensors)
         state, history = fit(states=states, report=lines.append)
     assert any(line.startswith("resuming after step ") for line in lines)
     assert history == expected_history
