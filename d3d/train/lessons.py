@@ -131,6 +131,7 @@ def fit_head(
         buffer.copy_(before)
     # On the CPU, where all processes solve it alike.
     covariances, products = team.all_reduce_(sums).cpu().split([num_channels, head.out_channels], 1)
-    ridge = RIDGE * covariances.diagonal().mean() * torch.eye(num_channels, dtype=torch.float64)
+    # Without a readable clip the head stays zero.
+    ridge = RIDGE * covariances.diagonal().mean().clamp_min(1e-9) * torch.eye(num_channels, dtype=torch.float64)
     weight = torch.linalg.solve(covariances + ridge, products).T / head.scale
     head.weight.copy_(weight.reshape(head.weight.shape))
