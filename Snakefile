@@ -92,7 +92,7 @@ def check_params():
             params = STUDY | overrides(experiment, arm if experiment in plan.TRAINED else None, seed)
             try:
                 make_config(experiment, params)
-                for name in ("student", "teacher"):
+                for name in ("student", "teacher", "second_teacher"):
                     if set("{}") & set(params.get(name, "")):  # Snakemake would take the braces for a wildcard
                         raise ValueError(f"{name} must be a path without {{ and }}, not {shown(params[name])}")
             except ValueError as error:
@@ -254,6 +254,7 @@ rule distill:
         lambda w: flow_of(w.arm),
         lambda w: overrides("distill", w.arm, int(w.seed))["student"] or [],
         lambda w: overrides("distill", w.arm, int(w.seed)).get("teacher", []),
+        lambda w: overrides("distill", w.arm, int(w.seed)).get("second_teacher", []),
     output:
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.json",
         RESULTS + "/distill/{arm}-seed{seed,[0-9]+}.safetensors",

@@ -90,12 +90,23 @@ class ClipSet:
         """Number of test views of a clip."""
         return 1
 
+    @property
+    def num_labelled(self) -> int:
+        """Number of clips, from the first, whose labels training may use."""
+        return len(self)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def with_partners(self, partners: np.ndarray) -> Self:
         """Returns the same clips with partners (N,)."""
         return replace(self, partners=partners)
+
+    def subset(self, rows: np.ndarray) -> Self:
+        """Returns the clips of some rows (M,) of the table, without partners."""
+        index = torch.from_numpy(rows).to(self.labels.device)
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return replace(self, labels=self.labels[index], table=table, partners=None, **self._subset(rows))
 
     def draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> Tensor:
         """Draws one random view of each clip, or lists all of its test views.
@@ -119,6 +130,10 @@ class ClipSet:
 
     def _draw(self, rows: np.ndarray, seeds: tuple[int, ...]) -> np.ndarray:
         raise NotImplementedError
+
+    def _subset(self, rows: np.ndarray) -> dict[str, Any]:
+        """Returns the attributes that differ between clips, besides labels and table, for some rows."""
+        return {}
 
     def _part_of(self, name: str, views: Tensor) -> tuple[str, Tensor]:
         """Returns the stream of an input, and the columns of `views` (V, D) that say what it shows."""
@@ -158,6 +173,7 @@ class Clips(ClipsInMemory):
         table: one row per clip, with at least `label` and `group`.
         bound: flow is clipped to ± bound pixels per frame, then scaled to [-1, 1].
         rolled: whether a random view shifts the clip on its torus; otherwise every view is the clip as it is.
+        num_unlabelled: number of clips, from the last, whose labels training may not use.
         partners: as in `ClipSet`.
     """
 
@@ -169,11 +185,16 @@ class Clips(ClipsInMemory):
     table: pd.DataFrame
     bound: float
     rolled: bool = False
+    num_unlabelled: int = 0
     partners: np.ndarray | None = None
 
     @property
     def augmented(self) -> bool:
         return self.rolled
+
+    @property
+    def num_labelled(self) -> int:
+        return len(self) - self.num_unlabelled
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -182,6 +203,10 @@ class Clips(ClipsInMemory):
     @property
     def groups(self) -> np.ndarray:
         return self.table["group"].to_numpy(dtype=str)
+
+    def _subset(self, rows: np.ndarray) -> dict[str, Any]:
+        tensors = {name: getattr(self, name) for name in ("rgb", "flow", "true_flow", "mask")}
+        return {name: x if x is None else x[torch.from_numpy(rows).to(x.device)] for name, x in tensors.items()}
 
     def inputs(self, stream: str, index: Tensor | slice) -> Tensor:
         """Returns the network input of a stream, float32 (B, C, T, H, W): RGB in [0, 1] or flow in [-1, 1]."""

@@ -69,8 +69,9 @@ def _load_sprites(
     config: DataConfig, seed: int, streams: tuple[str, ...], teacher: tuple[str, ...], device: torch.device | str
 ) -> Data:
     flow = "flow" in (*streams, *teacher)
-    train = sprite_clips(config, f"train/{seed}", config.train_clips, flow=flow, device=device)
-    splits = {"train": replace(train, rolled=config.augment == "roll")}
+    num_clips = config.train_clips + config.unlabelled_clips
+    train = sprite_clips(config, f"train/{seed}", num_clips, flow=flow, device=device)
+    splits = {"train": replace(train, rolled=config.augment == "roll", num_unlabelled=config.unlabelled_clips)}
     for name in (*SPLITS, *STRESS_PLAYBACK):
         render_split = stress_clips if name in STRESS_PLAYBACK else sprite_clips
         splits[name] = render_split(config, name, config.test_clips, flow="flow" in streams, device=device)

@@ -1,6 +1,7 @@
 """Clips of video files in the memory of one device, from which views are cut inside a captured training step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,11 @@ class MemoryClips(VideoClips, ClipsInMemory):
     starts: dict[str, Tensor]
     sizes_on_device: Tensor
     partners: np.ndarray | None = None
+
+    def _subset(self, rows: np.ndarray) -> dict[str, Any]:
+        index = torch.from_numpy(rows).to(self.labels.device)
+        starts = {stream: x[index] for stream, x in self.starts.items()}
+        return {"sizes": self.sizes[rows], "starts": starts, "sizes_on_device": self.sizes_on_device[index]}
 
     def _input(self, stream: str, views: Tensor) -> Tensor:
         row, first, top, left, mirrored = views.unsqueeze(-1).unbind(1)  # (V, 1) each

@@ -111,13 +111,10 @@ def stress_clips(config: DataConfig, name: str, count: int, **options) -> Clips:
     if name != "reversed":
         return clips
     label = np.array([-1 if new is None else new for new in REVERSED_LABELS])[clips.table["label"]]
-    has_label = label >= 0
-    rows = torch.from_numpy(np.flatnonzero(has_label)).to(clips.labels.device)
-    label, table = label[has_label], clips.table[has_label].reset_index(drop=True)
-    table["label"], table["class"] = label, [CLASSES[i].name for i in label]
-    tensors = {name: getattr(clips, name) for name in ("rgb", "flow", "true_flow", "mask")}
-    tensors = {name: None if value is None else value[rows] for name, value in tensors.items()}
-    return replace(clips, **tensors, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
+    rows = np.flatnonzero(label >= 0)
+    label, clips = label[rows], clips.subset(rows)
+    table = clips.table.assign(**{"label": label, "class": [CLASSES[i].name for i in label]})
+    return replace(clips, labels=torch.from_numpy(label).to(clips.labels.device), table=table)
 
 
 def tvl1_flow(config: DataConfig, clips: str, frames: Tensor) -> Tensor:

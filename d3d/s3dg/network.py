@@ -9,7 +9,7 @@ network in CUDA graphs; for training, capture the gradients (`d3d.s3dg.graphs`).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -171,22 +171,31 @@ class S3DG(nn.Module):
 
         Raises the same errors as `forward`.
         """
+        return self.pooled_and_endpoints(x, ())[0]
+
+    def pooled_and_endpoints(self, x: Tensor, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes `pooled` and, in the same pass, the activations of endpoints, keys of `endpoint_info`, by name.
+
+        Raises the same errors as `forward`.
+        """
         self._check_clips(x)
         if len(x) * math.prod(self._final_size(x.shape[2:])) == 1 and any(
             type(m) is nn.BatchNorm3d and m.training for m in self.modules()
         ):
             raise ValueError(f"batch norm cannot train on one clip of size {tuple(x.shape[2:])}: give two or more")
         pooled_already = None
-        for stage, following in pairwise([*self.features.values(), None]):
-            if stage is pooled_already:
-                continue
-            pooled_already = following if can_pool(stage, following, x) else None
-            x = stage(x, pool=following) if pooled_already else stage(x)
+        activations: dict[str, Tensor] = {}
+        for (name, stage), (_, following) in pairwise([*self.features.items(), ("", None)]):
+            if stage is not pooled_already:
+                pooled_already = following if name not in names and can_pool(stage, following, x) else None
+                x = stage(x, pool=following) if pooled_already else stage(x)
+            if name in names:
+                activations[name] = x
         t, h, w = (min(k, n) for k, n in zip(HEAD_WINDOW, x.shape[2:], strict=True))
         x = channels_last(x)
         x = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), (h, w), 1).unflatten(0, x.shape[:2])  # B, T, C, H, W
         x = (x[:, : x.shape[1] - t + 1] + x[:, t - 1 :]) / 2
-        return x.transpose(1, 2)
+        return x.transpose(1, 2), activations
 
     def pooled_shape(self, size: Iterable[int]) -> tuple[int, ...]:
         """Computes the shape (C, T', H', W') of `pooled` for one clip of size (T, H, W)."""

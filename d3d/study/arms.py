@@ -29,6 +29,8 @@ class Arm:
             many epochs as a stream and a student together.
         source: the data set on which `start` was trained, a key of the profile's `sources`; empty: that of the study.
         teacher: the arm that it is distilled from; empty: none.
+        second_teacher: with `teacher`, a stream of half of the clips, the one of the other half; each teaches the clips
+            that it was not trained on.
         outputs: the teacher's outputs that it learns, as the parameter `outputs`.
         overrides: parameters in which it differs from the profile.
         members: the two arms of an ensemble, of the same seed; if one arm is named twice, its networks of seeds 2k and
@@ -47,6 +49,7 @@ class Arm:
     start: str = ""
     source: str = ""
     teacher: str = ""
+    second_teacher: str = ""
     outputs: str = "clip"
     overrides: Mapping[str, Any] = field(default_factory=dict)
     members: tuple[str, ...] = ()
@@ -73,6 +76,14 @@ STUDENT = {"experiment": "distill", "start": "rgb"}
 D3D = STUDENT | {"teacher": "flow", "colour": RED}
 BOTH_EXAMINATIONS = ("probe", "attribution")
 ALL_EXAMINATIONS = (*BOTH_EXAMINATIONS, "detect")
+# The weights among which that of a lesson is chosen, by its distance: five, and one more at either end.
+WEIGHTS = {
+    "mse": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
+    "features": (1.5, 5.0, 15.0, 50.0, 150.0, 500.0, 1500.0),
+    "relations": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+    "activations": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+    "flow_field": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+}
 
 
 def _shuffled(arm: Arm) -> Arm:
@@ -210,6 +221,56 @@ def _ablations() -> list[Arm]:
     ]  # fmt: skip
 
 
+def _lessons(by_features: Arm) -> list[Arm]:
+    """What else than logits a student could be taught (book/plan_lessons.md): each lesson, its partner, its weights.
+
+    Args:
+        by_features: a lesson that is also an ablation; only its weights are added.
+    """
+    by_activations = [
+        Arm(
+            name=f"d3d_activations_{layer}", label=f"D3D by activations at {layer}",
+            overrides={"distance": "activations", "layer": f"Mixed_{layer}", "lambda_": 1.0}, **D3D,
+        )
+        for layer in ("3c", "4b", "4f")
+    ]  # fmt: skip
+    by_relations = Arm(
+        name="d3d_relations", label="D3D by relations", overrides={"distance": "relations", "lambda_": 10.0}, **D3D
+    )
+    flow_head = Arm(
+        name="flow_head", label="flow head", colour=BROWN, overrides={"distance": "flow_field", "lambda_": 1.0},
+        **STUDENT,
+    )  # fmt: skip
+    halves = [
+        Arm(
+            name=f"flow_half_{half}", experiment="train", label=f"flow, half {half}", colour=OCHRE, marker="^",
+            stream="flow", overrides={"half": half},
+        )
+        for half in (1, 2)
+    ]  # fmt: skip
+    unseen = Arm(
+        name="d3d_unseen", label="D3D of an unseen teacher", overrides={"lambda_": 3.0},
+        **D3D | {"teacher": halves[0].name, "second_teacher": halves[1].name},
+    )  # fmt: skip
+    unlabelled = Arm(
+        name="d3d_unlabelled", label="D3D with unlabelled clips",
+        overrides={"unlabelled_clips": 16_000, "lambda_": 3.0}, **D3D,
+    )  # fmt: skip
+    lessons = [*by_activations, by_relations, flow_head, unseen, unlabelled]
+    return [
+        *halves,
+        *lessons,
+        *(_shuffled(lesson) for lesson in lessons),
+        *(arm for lesson in lessons for arm in _weights(lesson, WEIGHTS[lesson.overrides.get("distance", "mse")])),
+        *_weights(by_features, WEIGHTS["features"]),
+    ]
+
+
+def _weights(lesson: Arm, values: Iterable[float]) -> list[Arm]:
+    """A lesson with other weights, among which one is chosen."""
+    return _grid(lesson, "lambda", "lambda_", "λ =", (v for v in values if v != lesson.overrides["lambda_"]))
+
+
 def _released_arms() -> list[Arm]:
     """Networks that are evaluated as their authors released them, and their ensemble."""
     return [
@@ -270,10 +331,12 @@ def _ensembles() -> list[Arm]:
 
 
 _MAIN = {arm.name: arm for arm in _main_arms()}
+_ABLATIONS = {arm.name: arm for arm in _ablations()}
 ARMS = _MAIN | {
     arm.name: arm
     for arm in (
-        *_ablations(),
+        *_ABLATIONS.values(),
+        *_lessons(_ABLATIONS["d3d_features"]),
         *_grids(_MAIN),
         *_ensembles(),
         *_released_arms(),

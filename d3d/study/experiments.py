@@ -45,7 +45,7 @@ _CLIP, _FLOW, _FILES = _names(ClipConfig), _names(FlowConfig), _names(FilesConfi
 _TRAINING = {
     "run": ("arm", "seed", "twin", "results", "processes", "save_every"),
     "network": _names(NetworkConfig),
-    "clips": (*_CLIP, "train_clips", "test_clips", "augment"),
+    "clips": (*_CLIP, "train_clips", "test_clips", "half", "augment"),
     "flow": _FLOW,
     "video files": _FILES,
     "training": _names(OptimiserConfig),
@@ -89,7 +89,9 @@ EXPERIMENTS = {
     ),
     "tvl1": Experiment(Tvl1Config, {"run": ("results",), "clips": (*_CLIP, "pairs")}, "d3d.probing.tvl1"),
     "train": Experiment(TrainConfig, _TRAINING, "d3d.train.run"),
-    "distill": Experiment(TrainConfig, {"distillation": _names(DistillationConfig)} | _TRAINING, "d3d.train.run"),
+    "distill": Experiment(
+        TrainConfig, {"distillation": (*_names(DistillationConfig), "unlabelled_clips")} | _TRAINING, "d3d.train.run"
+    ),
     "evaluate": Experiment(
         EvaluateConfig,
         {

@@ -103,11 +103,12 @@ def _needs_of_detection(p: dict[str, Any], pixels: int) -> list[Need]:
     ]
 
 
-def _num_rendered(experiment: str, p: dict[str, Any]) -> tuple[int, tuple[str, str]]:
+def _num_rendered(experiment: str, p: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
     """How many clips an experiment renders and keeps, and the parameters that say so."""
     test = "leak_clips" if experiment == "leak" else "test_clips"
     splits = TEST_SPLITS if experiment in ("train", "distill", "attribution") and p["dataset"] == "sprites" else 1
-    return p["train_clips"] + splits * p[test], ("train_clips", test)
+    names = ("train_clips", test, *(("unlabelled_clips",) if p["unlabelled_clips"] else ()))
+    return p["train_clips"] + p["unlabelled_clips"] + splits * p[test], names
 
 
 def check_run(experiment: str, config: Any, *, device: str = "cpu", processes: int = 1) -> None:

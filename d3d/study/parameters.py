@@ -10,6 +10,7 @@ from typing import Any
 
 from d3d.messages import shown
 from d3d.study.arms import NAME
+from d3d.study.distillation import DistillationConfig
 from d3d.study.schema import Group, parameter
 
 STREAMS = ("rgb", "flow")
@@ -132,6 +133,12 @@ class DataConfig(Group):
     test_clips: int = parameter(
         256, "sprites: number of clips per test split, at least 16", low=SPRITE_CLASSES, limit=MAX_CLIPS
     )
+    unlabelled_clips: int = parameter(
+        0, "sprites: further training clips, for the distillation loss only", low=0, limit=MAX_CLIPS
+    )
+    half: int = parameter(
+        0, "training clips in use: 0 (all) | 1 or 2 (one half of each class, drawn by the seed)", low=0, high=2
+    )
     augment: str = parameter(
         "none",
         "sprites: none | roll (every epoch shifts each training clip on its torus, RGB and flow alike)",
@@ -139,6 +146,12 @@ class DataConfig(Group):
     )
 
     def check(self) -> None:
+        if self.files.dataset in FILE_DATASETS and self.unlabelled_clips:
+            raise ValueError(
+                f"unlabelled_clips are for sprites only, not for dataset {self.files.dataset!r}: set it to 0"
+            )
+        if self.half and self.unlabelled_clips:
+            raise ValueError("unlabelled_clips belong to no half: set them to 0, or half to 0")
         if self.files.dataset in FILE_DATASETS and self.augment != "none":
             raise ValueError(f"augment {self.augment!r} is for sprites only, not for dataset {self.files.dataset!r}")
         if self.files.dataset in FILE_DATASETS and self.flow.flow == "exact":
@@ -159,6 +172,8 @@ class DataConfig(Group):
         A checkpoint stores them; a teacher and its student must agree on them.
         """
         spec: dict[str, Any] = {"frames": self.clip.frames, "size": self.clip.size}
+        if self.half:
+            spec["half"] = self.half
         if stream == "flow":
             spec |= {"bound": self.flow.bound, "flow": self.flow.flow}
         if self.files.dataset in FILE_DATASETS:
@@ -215,33 +230,6 @@ class OptimiserConfig(Group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationConfig(Group):
-    """The teacher, the initial weights and the distillation loss of a student."""
-
-    teacher: str = parameter("", "checkpoint of the teacher; may be empty only if lambda_ is 0")
-    student: str = parameter("", "checkpoint of the initial weights, trained here or imported; empty: random weights")
-    outputs: str = parameter(
-        "clip",
-        "teacher's outputs: clip (of the same clip) | class_mean | shuffled (of another clip of its class)",
-        choices=("clip", "class_mean", "shuffled"),
-    )
-    lambda_: float = parameter(1.0, "weight of the distillation loss; 0: no teacher", low=0, limit=10**6)
-    distance: str = parameter(
-        "mse",
-        "distillation loss: mse (of logits, as in D3D) | kl (of predictions) | features (as in MARS)",
-        choices=("mse", "kl", "features"),
-    )
-    temperature: float = parameter(4.0, "softmax temperature of distance kl", above=0, least=0.0001, limit=10**6)
-    label_smoothing: float = parameter(
-        0.0, "share of each label that is spread evenly over all classes, in [0, 1)", low=0, below=1
-    )
-
-    def check(self) -> None:
-        if self.lambda_ > 0 and not self.teacher:
-            raise ValueError("a student with lambda_ above 0 needs teacher: the path of a trained network's checkpoint")
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig(Group):
     """One run: its name, its seed, and where its record is written."""
 
@@ -285,6 +273,12 @@ class TrainConfig(Group):
 
     def check(self) -> None:
         refuse_boxes(self.data)
+        d = self.distillation
+        if self.data.unlabelled_clips and (d.lambda_ == 0 or d.outputs == "class_mean" or d.second_teacher):
+            raise ValueError(
+                "unlabelled_clips are taught one by one, by one teacher: they need lambda_ above 0, outputs 'clip' or "
+                "'shuffled', and no second_teacher"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,9 +55,9 @@ def compared_arms() -> tuple[str, ...]:
 
 
 def flow_teacher(name: str) -> str:
-    """Returns the flow stream that an RGB network is compared with: its teacher if that is one."""
+    """Returns the flow stream that an RGB network is compared with: its teacher if that is one, of all clips."""
     teacher = ARMS[name].teacher
-    return teacher if teacher and ARMS[teacher].stream == "flow" else "flow"
+    return teacher if teacher and ARMS[teacher].stream == "flow" and not ARMS[name].second_teacher else "flow"
 
 
 def seeds_of(experiment: str, profile: Mapping[str, Any], *, name: str = "") -> list[int]:
@@ -116,13 +116,16 @@ def weights_path(results: str | Path, name: str, seed: int) -> str:
 def arm_name(experiment: str, params: Mapping[str, Any]) -> str:
     """Returns the arm under which a run of `train`, `distill` or `evaluate` is recorded.
 
-    It is the parameter `arm`, or if that is empty the stream, or for a student `rgb_longer` without teacher, else the
-    arm of D3D's teacher with these outputs: `d3d`, `class_mean` or `flow_shuffled`.
+    It is the parameter `arm`, or if that is empty the stream, or for a student `rgb_longer` without a lesson, the arm
+    that decodes the flow field if it does, else the arm of D3D's teacher with these outputs: `d3d`, `class_mean` or
+    `flow_shuffled`.
     """
     if params["arm"]:
         return params["arm"]
     if experiment != "distill":
         return params["stream"]
+    if params["lambda_"] and params["distance"] == "flow_field":
+        return "flow_head" if params["outputs"] == "clip" else "flow_head_shuffled"
     return _student("flow", params["outputs"]) if params["lambda_"] else "rgb_longer"
 
 
@@ -169,8 +172,11 @@ def overrides(
             params |= {"flow_cache": cache}
         if experiment == "distill":
             params |= {"student": _start_path(arm, seed, profile, results)} | profile["students"]
+            params |= {"outputs": arm.outputs}
             if arm.teacher:
-                params |= {"teacher": weights_path(results, arm.teacher, seed), "outputs": arm.outputs}
+                params |= {"teacher": weights_path(results, arm.teacher, seed)}
+                if arm.second_teacher:
+                    params |= {"second_teacher": weights_path(results, arm.second_teacher, seed)}
             else:
                 params |= {"lambda_": 0.0}
             if not arm.start:
@@ -204,9 +210,10 @@ def flow_cache(profile: Mapping[str, Any], results: str | Path) -> str:
 
 
 def needs_flow(name: str) -> bool:
-    """Whether the training of an arm sees optical flow, as the network's input or as its teacher's."""
+    """Whether the training of an arm sees optical flow, as the network's input, as its teacher's or as its lesson."""
     arm = get_arm(name)
-    return "flow" in (arm.stream, get_arm(arm.teacher).stream if arm.teacher else "")
+    streams = arm.stream, get_arm(arm.teacher).stream if arm.teacher else ""
+    return "flow" in streams or arm.overrides.get("distance") == "flow_field"
 
 
 def book_results(experiment: str = "train") -> Path:

@@ -159,7 +159,7 @@ def _check_arms(profile: dict[str, Any]) -> None:
         source = ARMS[arm].source
         if source and source not in sources:
             raise ParameterError(f"{arm!r} starts from a network of {source!r}: name its folder or weights in sources")
-        for needed in ("" if source else ARMS[arm].start, ARMS[arm].teacher):
+        for needed in ("" if source else ARMS[arm].start, ARMS[arm].teacher, ARMS[arm].second_teacher):
             if needed and needed not in listed:
                 raise ParameterError(f"{arm!r} starts from or learns from {needed!r}: list that arm too")
 

@@ -173,7 +173,7 @@ def check_comparable(records: Sequence[Record], results: str | Path) -> None:
 
 def _common_params(record: Record) -> dict[str, Any]:
     """The parameters that must be the same for all seeds of an arm."""
-    varying = {"seed", "results", "teacher", "student", "weights", "pictures"}
+    varying = {"seed", "results", "teacher", "second_teacher", "student", "weights", "pictures"}
     return {name: value for name, value in record.params.items() if name not in varying}
 
 

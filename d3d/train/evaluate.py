@@ -35,6 +35,13 @@ def infer_features(model: S3DG, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def infer_activations(model: S3DG, inputs: Tensor, layer: str) -> Tensor:
+    """Returns the activations of an endpoint, float32 (B, C, T', H', W')."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=inputs.device.type == "cuda"):
+        return model.endpoints(inputs, (layer,))[layer].float()
+
+
+@torch.no_grad()
 def predict(
     model: S3DG,
     clips: ClipSet,

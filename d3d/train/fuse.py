@@ -21,7 +21,7 @@ from d3d.train.scores import POOLED, logits_of, score_splits, test_splits
 SAME_CLIPS = tuple(
     name
     for name, _ in parameters_of(DataConfig)
-    if name not in ("bound", "flow_cache", "view_clips", "view_crops", "workers")
+    if name not in ("bound", "flow_cache", "view_clips", "view_crops", "workers", "half", "unlabelled_clips")
 )
 LABELLING = ("labels", "groups", "videos", "sources")
 

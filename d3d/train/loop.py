@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from d3d.data.clips import ClipSet
@@ -23,8 +22,11 @@ from d3d.progress import LOG_INTERVAL, MetricsFile, Progress
 from d3d.s3dg.network import S3DG
 from d3d.study.parameters import TrainConfig
 from d3d.study.schema import flatten
-from d3d.train.networks import Teacher
+from d3d.train.lessons import FIT_STEPS, build_head, fit_head
+from d3d.train.losses import get_distance
+from d3d.train.networks import Lesson
 from d3d.train.objective import Objective
+from d3d.train.order import steps_of
 from d3d.train.states import States
 from d3d.train.step import COUNTS, StepMetrics, TrainStep, effective_batch_size, steps_per_epoch
 from d3d.train.team import SINGLE_PROCESS, Team
@@ -77,7 +79,7 @@ def fit(
     config: TrainConfig,
     data: Data,
     *,
-    teacher: Teacher | None = None,
+    teacher: Lesson | None = None,
     team: Team = SINGLE_PROCESS,
     states: States | None = None,
     metrics_path: str | Path | None = None,
@@ -117,9 +119,16 @@ def fit(
     clips = data.splits["train"]
     report = report if team.is_main else no_report
     _check_clips(config, clips, len(data.classes), team, report)
-    train_step = TrainStep(model, config, clips, Objective(config, teacher), team=team, capture=capture)
+    layer = config.distillation.layer
+    learns_layer = teacher and get_distance(config.distillation.distance).output == "layer"
+    head = build_head(model, layer, teacher.channels) if learns_layer else None
+    train_step = TrainStep(model, config, clips, Objective(config, teacher, head), team=team, capture=capture)
     training = _Training(config, data, train_step, team, states, report)
     start_step = training.resume()
+    if head and not start_step:
+        requests = [(train_step.local_part(rows), seeds) for rows, seeds in training.steps[:FIT_STEPS]]
+        batches = clips.batches(requests, train_step.objective.streams)
+        fit_head(head, model, teacher, batches, stream=config.network.stream, layer=layer, team=team)
     if metrics_path:
         check = {"check": states.lease.check} if states else {}
         training.metrics_file = MetricsFile(metrics_path, last_step=start_step, report=report, **check)
@@ -152,17 +161,9 @@ class _Training:
     ) -> None:
         self.config, self.data, self.train_step, self.team = config, data, train_step, team
         self.states, self.report = states, report
-        num_clips = len(data.splits["train"])
-        # One generator for the whole run: the order of the clips depends on the seed alone.
-        seed = config.run.seed, config.run.twin
-        order = np.random.default_rng(seed)
-        self.steps_per_epoch = steps_per_epoch(num_clips, config.optimiser, team)
-        # Each step's clips, as rows of the split's table, and the seeds of their random views.
-        self.steps = [
-            (rows, (*seed, epoch))
-            for epoch in range(config.optimiser.epochs)
-            for rows in np.array_split(order.permutation(num_clips), self.steps_per_epoch)
-        ]
+        clips = data.splits["train"]
+        self.steps_per_epoch = steps_per_epoch(clips.num_labelled, config.optimiser, team)
+        self.steps = steps_of(config, clips, self.steps_per_epoch)
         self.lr_schedule = warmup_cosine(config.optimiser.warmup, len(self.steps))
         self.meter = AverageMeter()
         self.stop_after = len(self.steps)
@@ -311,9 +312,10 @@ def _check_clips(
 ) -> None:
     """Raises ValueError for too small a batch or a label out of range; reports if `batch_size` exceeds the clips."""
     batch_size, accumulate = config.optimiser.batch_size, config.optimiser.accumulate
+    num_clips = clips.num_labelled
     min_size = 2 * accumulate * team.size
-    if effective_batch_size(len(clips), config.optimiser) < min_size:
-        size = f"batch_size {batch_size}" if batch_size < min_size else f"the number of training clips, {len(clips)},"
+    if effective_batch_size(num_clips, config.optimiser) < min_size:
+        size = f"batch_size {batch_size}" if batch_size < min_size else f"the number of training clips, {num_clips},"
         raise ValueError(
             f"{size} is too small for {team.size} process{'es' * (team.size > 1)} with accumulate {accumulate}: batch "
             f"norm needs two clips per micro-batch of each process, at least {min_size}"
@@ -323,10 +325,8 @@ def _check_clips(
         raise ValueError(
             f"labels must lie between 0 and {num_classes - 1}, those of the training clips reach {low}..{high}"
         )
-    if len(clips) < batch_size:
-        report(
-            f"batch_size is {batch_size}, but there are only {len(clips)} training clips: each step uses all of them"
-        )
+    if num_clips < batch_size:
+        report(f"batch_size is {batch_size}, but there are only {num_clips} training clips: each step uses all of them")
 
 
 @contextmanager

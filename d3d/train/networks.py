@@ -14,8 +14,9 @@ from d3d.s3dg.checkpoints import CHANNELS, CheckpointInfo, load_checkpoint, read
 from d3d.s3dg.folding import fold
 from d3d.s3dg.network import S3DG, s3dg
 from d3d.study.parameters import MAX_SEED, TrainConfig
-from d3d.train.controls import class_means, draw_partners
-from d3d.train.evaluate import infer_features, infer_logits, predict
+from d3d.train.controls import class_means, draw_partners, halves_of
+from d3d.train.evaluate import infer_activations, infer_features, infer_logits, predict
+from d3d.train.lessons import FlowField
 from d3d.train.losses import get_distance
 
 FORWARD = {"logits": infer_logits, "features": infer_features}
@@ -98,9 +99,10 @@ class Teacher:
     Attributes:
         model: the network.
         stream: the network's input, rgb or flow.
-        output: the output that the student learns, logits or features.
+        output: the output that the student learns: logits, features, or layer, the activations of one.
         precomputed: (N, D), what the student learns for each training clip; None if it depends on the random view.
         partners: (N,), for each training clip the one whose own view the teacher sees; None: the same clip.
+        layer: the endpoint of output `layer`.
     """
 
     model: S3DG
@@ -108,6 +110,12 @@ class Teacher:
     output: str = "logits"
     precomputed: Tensor | None = None
     partners: np.ndarray | None = None
+    layer: str = ""
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the layer."""
+        return self.model.endpoint_info[self.layer].channels
 
     @property
     def input(self) -> str:
@@ -121,18 +129,63 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """Returns the student's target for a batch, logits (B, K) or features (B, C)."""
+        """Returns the student's target for a batch: logits (B, K), features (B, C) or activations (B, C, T, H, W)."""
         if self.precomputed is not None:
             return self.precomputed[batch.index]
+        if self.layer:
+            return infer_activations(self.model, batch.inputs[self.input], self.layer)
         return FORWARD[self.output](self.model, batch.inputs[self.input])
 
 
+@dataclass(frozen=True)
+class TwoTeachers:
+    """Two teachers, each of which teaches the clips that the other was trained on.
+
+    Attributes:
+        first, second: the teachers.
+        seen_by_first: bool (N,), whether the clip whose outputs are learnt was among the first one's training clips.
+    """
+
+    first: Teacher
+    second: Teacher
+    seen_by_first: Tensor
+
+    @property
+    def partners(self) -> np.ndarray | None:
+        """As in `Teacher`."""
+        return self.first.partners
+
+    @property
+    def channels(self) -> int:
+        """As in `Teacher`."""
+        return self.first.channels
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs that the teachers need in a batch."""
+        return self.first.inputs
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Returns what `Teacher` does, by the teacher that has not seen the clip."""
+        first, second = self.first(batch), self.second(batch)
+        seen = self.seen_by_first[batch.index]
+        return torch.where(seen.view(-1, *(1,) * (first.ndim - 1)), second, first)
+
+
+# What a student learns besides its labels.
+Lesson = Teacher | TwoTeachers | FlowField
+
+
 def teacher_streams(config: TrainConfig) -> tuple[str, ...]:
-    """Returns the teacher's stream; empty without a teacher."""
-    return (read_info(config.distillation.teacher).stream,) if config.distillation.lambda_ else ()
+    """Returns the stream that the student's lesson is about; empty without one."""
+    distillation = config.distillation
+    if distillation.lambda_ == 0:
+        return ()
+    return ("flow",) if distillation.distance == "flow_field" else (read_info(distillation.teacher).stream,)
 
 
-def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Teacher | None:
+def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "cpu") -> Lesson | None:
     """Loads the teacher, and computes what the student learns where it is the same in all epochs.
 
     Args:
@@ -141,33 +194,76 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
         device: device of the teacher.
 
     Returns:
-        The teacher; None if lambda_ is 0.
+        The teacher, two of them, or the flow field that takes their place; None if lambda_ is 0.
 
     Raises:
-        ValueError: if the teacher's classes or input differ or, for features, its width; or if outputs are shuffled
-            and a class has one clip.
+        ValueError: if the teacher's classes or input differ or, for features, its width; if a second teacher and the
+            first are not streams of two halves; or if outputs are shuffled and a class has one clip.
     """
-    distillation = config.distillation
+    distillation, clips = config.distillation, data.splits["train"]
     if distillation.lambda_ == 0:
         return None
-    model, info = load_checkpoint(distillation.teacher, classes=data.classes, device=device)
+    partners = None
+    if distillation.outputs == "shuffled":
+        # Labelled clips have the partners that they have without unlabelled ones.
+        parts = np.split(clips.labels.cpu().numpy(), [clips.num_labelled])
+        drawn = [draw_partners(labels, data.classes, config.run.seed) for labels in parts]
+        partners = np.concatenate([drawn[0], clips.num_labelled + drawn[1]])
+    if distillation.distance == "flow_field":
+        return FlowField(partners)
+    if not distillation.second_teacher:
+        return _load_network(config, distillation.teacher, data, partners, device)
+    first, second = (
+        _load_network(config, path, data, partners, device, half=half)
+        for half, path in ((1, distillation.teacher), (2, distillation.second_teacher))
+    )
+    if first.stream != second.stream:
+        raise ValueError(
+            f"teacher is a {first.stream} stream and second_teacher a {second.stream} stream: give one kind"
+        )
+    halves = halves_of(clips, config.run.seed)
+    seen_by_first = (halves if partners is None else halves[partners]) == 1
+    return TwoTeachers(first, second, torch.from_numpy(seen_by_first).to(device))
+
+
+def _load_network(
+    config: TrainConfig,
+    path: str,
+    data: Data,
+    partners: np.ndarray | None,
+    device: torch.device | str,
+    *,
+    half: int = 0,
+) -> Teacher:
+    """Loads one network as a teacher; `half` is the half of the clips that it must have been trained on, 0: any."""
+    distillation, clips = config.distillation, data.splits["train"]
+    model, info = load_checkpoint(path, classes=data.classes, device=device)
+    if half and (trained_on := info.input.get("half", 0)) != half:
+        clips_seen = f"half {trained_on}" if trained_on else "all clips"
+        raise ValueError(
+            f"{path} was trained on {clips_seen}, but this teacher needs a stream trained with half {half}"
+        )
     run_input = config.data.input_spec(info.stream)
     if differing := [name for name, value in info.input.items() if run_input.get(name, value) != value]:
         raise ValueError(
-            f"teacher {distillation.teacher} was trained on another input: "
+            f"teacher {path} was trained on another input: "
             + ", ".join(one_line(f"{name} {info.input[name]}", 80) for name in differing)
             + "; this run has "
             + ", ".join(f"{name} {run_input[name]}" for name in differing)
         )
     output = get_distance(distillation.distance).output
-    if output == "features" and info.width != config.network.width:
+    if distillation.distance == "features" and info.width != config.network.width:
         raise ValueError(
-            f"teacher {distillation.teacher} has width {info.width}, the student {config.network.width}: "
-            f"distance {distillation.distance!r} needs the same width"
+            f"teacher {path} has width {info.width}, the student {config.network.width}: "
+            "distance 'features' needs the same width"
         )
-    model, clips = fold(model), data.splits["train"]
-    labels, forward = clips.labels.cpu().numpy(), FORWARD[output]
+    model = fold(model)
+    if output == "layer":
+        # Activations of all clips would take more memory than the clips: they are computed anew in every step.
+        return Teacher(model, info.stream, output, partners=partners, layer=distillation.layer)
+    forward = FORWARD[output]
     if distillation.outputs == "class_mean":
+        labels = clips.labels.cpu().numpy()
         # Views of the first epochs, the same as in training; clips without random views have one.
         seeds = [(config.run.seed, config.run.twin, epoch) for epoch in range(CLASS_MEAN_EPOCHS)]
         predictions = [
@@ -175,7 +271,6 @@ def load_teacher(config: TrainConfig, data: Data, device: torch.device | str = "
         ]
         means = class_means(np.concatenate(predictions), np.tile(labels, len(predictions)))[: len(labels)]
         return Teacher(model, info.stream, output, precomputed=torch.from_numpy(means).to(device))
-    partners = draw_partners(labels, data.classes, config.run.seed) if distillation.outputs == "shuffled" else None
     if clips.augmented:
         return Teacher(model, info.stream, output, partners=partners)
     outputs = predict(model, clips, info.stream, forward=forward)

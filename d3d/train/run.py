@@ -3,6 +3,7 @@
 import glob
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from d3d.study.machine import check_memory, check_run
 from d3d.study.parameters import CHANGEABLE_ON_RESUME, RENDERED_DATASETS, TrainConfig
 from d3d.study.records import Record
 from d3d.study.run import new_run
+from d3d.train.controls import halves_of
 from d3d.train.lease import Lease
 from d3d.train.loop import fit, no_report
 from d3d.train.networks import (
@@ -93,6 +95,10 @@ def _run(
             report=report,
             share=team.share,
         )
+    if half := config.data.half:
+        train = data.splits["train"]
+        rows = np.flatnonzero(halves_of(train, config.run.seed) == half)
+        data = replace(data, splits=data.splits | {"train": train.subset(rows)})
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in data.splits.items())
     report(f"{counts} clips; {len(data.classes)} classes; on {team.size} x {provenance['device']}")
     for reason in data.refused.values():
@@ -161,7 +167,7 @@ def _run_settings(experiment: str, config: TrainConfig, data: Data, source: str,
     }
     if team.device == "cpu":
         settings["threads"] = torch.get_num_threads()
-    for name in ("teacher", "student"):
+    for name in ("teacher", "second_teacher", "student"):
         if weights := getattr(config.distillation, name):
             settings[f"{name}'s weights"] = files.sha256(weights)[:16]
     for rank, other in enumerate(team.all_gather(settings)):

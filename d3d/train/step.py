@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from d3d.data.clips import Batch, ClipSet
 from d3d.s3dg.graphs import Graphs
@@ -97,17 +97,20 @@ class TrainStep:
         # A step's metrics are returned this many steps later.
         self.lag = MAX_IN_FLIGHT if on_gpu else 0
         self.metric_names = (*objective.metric_names, *COUNTS)
-        self.sgd = Sgd(model, config.optimiser, self.device)
-        self.gradients = Gradients(model, team, self.device, num_extra=len(self.metric_names))
+        trained = nn.ModuleDict({"student": model, "head": objective.head}) if objective.head else model
+        self.sgd = Sgd(trained, config.optimiser, self.device)
+        self.gradients = Gradients(trained, team, self.device, num_extra=len(self.metric_names))
         self.stop = torch.zeros((), device=self.device)
         self.staging = [self._new_staging() for _ in range(MAX_IN_FLIGHT)] if on_gpu else []
         self.graphs = Graphs()
         self.in_flight: deque[tuple[int, _Staging]] = deque()
 
     def _new_staging(self) -> _Staging:
-        optimiser, num_clips = self.config.optimiser, len(self.clips)
+        optimiser, num_clips = self.config.optimiser, self.clips.num_labelled
         steps = steps_per_epoch(num_clips, optimiser, self.team)
         max_clips = max(effective_batch_size(num_clips, optimiser), -(-num_clips // steps))
+        if num_clips < len(self.clips):
+            max_clips *= 2  # as many unlabelled ones
         max_local_clips = -(-max_clips // self.team.size)
         shape = self.model.pooled_shape(self.clips.size)
         view_width = self.clips.draw(np.zeros(1, dtype=np.int64), (0,)).shape[1]

@@ -213,7 +213,7 @@ def test_the_cells_of_the_second_study_change_one_thing_of_its_anchor():
     anchor = read_profile("notebooks/params/sprites.yaml")
     cells = {p.stem: read_profile(p) for p in sorted(Path("notebooks/params").glob("sprites-*.yaml"))}
     searches = {name for name, cell in cells.items() if min(cell["seeds"]) >= 100}
-    assert searches == {"sprites-settle", "sprites-searches", *selection.CANDIDATES}
+    assert searches == {"sprites-settle", "sprites-searches", "sprites-lessons", *selection.CANDIDATES}
     cells = {name: cell for name, cell in cells.items() if name not in searches}
     seeds = [seed for profile in (anchor, *cells.values()) for seed in profile["seeds"]]
     assert len(set(seeds)) == len(seeds)
@@ -229,6 +229,44 @@ def test_the_cells_of_the_second_study_change_one_thing_of_its_anchor():
         changed = {k for k in anchor if anchor[k] != cell.get(k)} | (cell.keys() - anchor.keys())
         changed -= {*runs, "flow_cache"} | ({"epochs", "students"} if "train_clips" in changed else set())
         assert len(changed) == 1, (name, changed)
+
+
+def test_the_lessons_are_explored_and_confirmed_with_equal_effort():
+    """Each has a partner that differs in its outputs alone, five weights around its own, and new seeds."""
+    exploration, confirmation = (
+        read_profile(f"notebooks/params/{name}.yaml") for name in ("sprites-lessons", "lessons")
+    )
+    claims = [claim for claim in read_claims("book/claims_lessons.yaml").claims if claim.judged]
+    lessons = [claim.conditions[0].contrast.split(" - ")[0] for claim in claims]
+    assert len(set(lessons)) == 8
+    for claim, lesson in zip(claims, lessons, strict=True):
+        contrasts = [condition.contrast for condition in claim.conditions]
+        assert contrasts == [f"{lesson} - {lesson}_shuffled"] * 2 + [f"{lesson} - rgb_longer"]
+        for study in (exploration, confirmation):
+            own, partner = (
+                plan.overrides("distill", name, 0, profile=study, results="r")
+                for name in (lesson, f"{lesson}_shuffled")
+            )
+            assert partner == own | {"arm": f"{lesson}_shuffled", "outputs": "shuffled"}
+        assert {lesson, f"{lesson}_shuffled", "rgb_longer", "flow"} <= set(confirmation["arms"])
+        names = [name for name in exploration["ablations"] if name.startswith(f"{lesson}_lambda_")]
+        others = [plan.get_arm(name).overrides["lambda_"] for name in names]
+        assert sorted([*others, own["lambda_"]]).index(own["lambda_"]) == 2
+        assert len(others) == 4
+    for claim in read_claims("book/claims_lessons.yaml").claims:
+        for condition in claim.conditions:
+            assert arms_of(condition.contrast) <= set(confirmation["arms"])
+    steps = [exploration["train_clips"] * exploration["epochs"]]
+    steps += [study["train_clips"] // 2 * study["overrides"][f"flow_half_{h}"]["epochs"]
+              for study in (exploration, confirmation) for h in (1, 2)]  # fmt: skip
+    assert len(set(steps)) == 1
+    paths = [p for p in Path("notebooks/params").glob("*.yaml") if p.stem.startswith(("sprites", "h200", "settled"))]
+    used = {seed for p in paths if p.stem != "sprites-lessons" for seed in read_profile(p)["seeds"]}
+    # To 43, if twelve seeds of the anchor are too few.
+    used |= {*range(32, 44)}
+    seeds = [*exploration["seeds"], *confirmation["seeds"]]
+    assert len(set(seeds) - used) == len(seeds) == 15
+    assert min(exploration["seeds"]) >= 100 > max(confirmation["seeds"])
 
 
 def test_the_second_plan_quotes_the_first_study():

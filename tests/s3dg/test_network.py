@@ -175,6 +175,17 @@ def test_endpoints_skip_later_stages():
     }
 
 
+def test_one_pass_computes_endpoints_and_what_the_classifier_reads():
+    model, clips = s3dg(5, width=0.25).eval(), torch.rand(2, 3, 8, 32, 32)
+    names = ["Mixed_4f", "Mixed_3c", "MaxPool_4a_3x3"]
+    with torch.no_grad():
+        pooled, activations = model.pooled_and_endpoints(clips, names)
+        assert torch.equal(pooled, model.pooled(clips))
+        expected = model.endpoints(clips, names)
+    assert list(activations) == list(expected)
+    assert all(torch.equal(x, expected[name]) for name, x in activations.items())
+
+
 @pytest.mark.parametrize("size", [(9, 33, 65), (16, 64, 64)])
 def test_endpoint_info_gives_channels_and_strides(size):
     model = s3dg(3, width=0.25).eval()

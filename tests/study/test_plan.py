@@ -35,6 +35,7 @@ def test_a_student_gets_its_teacher_and_initial_weights():
         "arm": "rgb_longer",
         "stream": "rgb",
         "student": "r/train/rgb-seed0.safetensors",
+        "outputs": "clip",
         "lambda_": 0.0,
         "epochs": 12,
         "learning_rate": 0.05,
@@ -75,6 +76,7 @@ def test_an_ablation_changes_one_thing_of_d3d():
     # Overrides of the profile take precedence over those of the arm.
     assert changed("d3d_kl") == {"distance": "kl", "lambda_": 0.5}
     assert changed("d3d_features") == {"distance": "features", "lambda_": 50.0}
+    assert changed("d3d_activations_4b") == {"distance": "activations", "layer": "Mixed_4b", "lambda_": 1.0}
     assert changed("d3d_exact") == {"flow": "exact", "teacher": "r/train/flow_exact-seed0.safetensors"}
     assert changed("d3d_lambda_0.1") == {"lambda_": 0.1}
     # As many epochs as a stream and its student together, with the learning rate of a stream.
@@ -126,6 +128,34 @@ def test_ensembles_of_two_seeds_share_no_network():
     assert plan.seeds_of("tvl1", PROFILE) == [0]
 
 
+def test_the_flow_head_has_no_teacher_but_a_partner():
+    own, partner = overrides("flow_head"), overrides("flow_head_shuffled")
+    assert own == overrides("rgb_longer") | {"arm": "flow_head", "distance": "flow_field", "lambda_": 1.0}
+    assert partner == own | {"arm": "flow_head_shuffled", "outputs": "shuffled"}
+    assert plan.needs_flow("flow_head")
+    assert plan.arm_name("distill", own | {"arm": ""}) == "flow_head"
+    assert plan.arm_name("distill", partner | {"arm": ""}) == "flow_head_shuffled"
+
+
+def test_two_teachers_teach_one_student():
+    d3d, unseen = overrides("d3d", 2), overrides("d3d_unseen", 2)
+    assert unseen == d3d | {
+        "arm": "d3d_unseen",
+        "teacher": "r/train/flow_half_1-seed2.safetensors",
+        "second_teacher": "r/train/flow_half_2-seed2.safetensors",
+        "lambda_": 3.0,
+    }
+    assert overrides("d3d_unseen_shuffled", 2) == unseen | {"arm": "d3d_unseen_shuffled", "outputs": "shuffled"}
+    flow = overrides("flow", 2, experiment="train")
+    assert overrides("flow_half_2", 2, experiment="train") == flow | {"arm": "flow_half_2", "half": 2}
+    assert plan.flow_teacher("d3d_unseen") == "flow"
+
+
+def test_an_arm_of_unlabelled_clips_changes_their_number_and_its_weight():
+    unlabelled = overrides("d3d_unlabelled")
+    assert unlabelled == overrides("d3d") | {"arm": "d3d_unlabelled", "unlabelled_clips": 16_000, "lambda_": 3.0}
+
+
 def test_pictures_are_saved_for_one_seed():
     assert "pictures" not in overrides("", 1, "probe")
     assert overrides("", 3, "probe")["pictures"] == 0
@@ -137,7 +167,7 @@ def test_an_unknown_arm_is_refused_by_name():
 
 
 def test_the_main_student_follows_from_the_teacher():
-    params = {"lambda_": 0.3, "teacher": "r/train/rgb_twin-seed100.safetensors"}
+    params = {"lambda_": 3.0, "teacher": "r/train/rgb_twin-seed100.safetensors"}
     assert plan.main_student(params) == "rgb_teacher"
     assert plan.main_student(params | {"teacher": "r/train/flow-seed100.safetensors"}) == "d3d"
     assert plan.main_student(params | {"lambda_": 0.0}) == "rgb_longer"
@@ -145,7 +175,7 @@ def test_the_main_student_follows_from_the_teacher():
 
 @pytest.mark.parametrize("arm", ARMS.values(), ids=list(ARMS))
 def test_an_arm_refers_only_to_existing_arms(arm):
-    for name in (arm.start, arm.teacher, *arm.members):
+    for name in (arm.start, arm.teacher, arm.second_teacher, *arm.members):
         assert not name or name in ARMS
     assert bool(arm.members) == (arm.experiment == "fuse")
     assert not arm.teacher or arm.experiment == "distill"

@@ -13,7 +13,7 @@ from d3d.data.load import load
 from d3d.data.sprites import render
 from d3d.s3dg import checkpoints
 from d3d.study import arms, plan
-from d3d.train.controls import class_means, draw_partners
+from d3d.train.controls import class_means, draw_partners, halves_of
 from d3d.train.loop import fit
 from d3d.train.networks import CLASS_MEAN_EPOCHS, build_network, load_teacher
 from d3d.train.objective import Objective
@@ -126,11 +126,14 @@ def test_what_students_of_one_teacher_learn(options, tmp_path):
     assert np.allclose(learned["class_mean"], expected, atol=1e-5)
 
 
-SLOW_OUTPUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("clip", "class_mean")]
+SLOW = [
+    pytest.param(*names, marks=pytest.mark.slow)
+    for names in (("clip", "mse"), ("class_mean", "mse"), ("shuffled", "activations"))
+]
 
 
-@pytest.mark.parametrize("outputs", ["shuffled", *SLOW_OUTPUTS])
-def test_students_learn_alike_from_memory_and_from_files(videos, tmp_path, outputs):
+@pytest.mark.parametrize(("outputs", "distance"), [("shuffled", "mse"), *SLOW])
+def test_students_learn_alike_from_memory_and_from_files(videos, tmp_path, outputs, distance):
     """The flow of both is that of a cache; the draws of seed, epoch and clip are the same."""
     from d3d.flow.cache import FlowSpec
     from d3d.flow.extract import extract
@@ -142,7 +145,7 @@ def test_students_learn_alike_from_memory_and_from_files(videos, tmp_path, outpu
     for memory in ("yes", "no"):
         options = videos | {"memory": memory, "flow_cache": str(cache)}
         path = tmp_path / "flow-seed0.safetensors"
-        config = configs.distilling(**options, teacher=str(path), outputs=outputs, lambda_=3.0)
+        config = configs.distilling(**options, teacher=str(path), outputs=outputs, distance=distance, lambda_=3.0)
         data = load(config.data, seed=0, streams=("rgb",), teacher=("flow",), workers=0, report=lambda line: None)
         assert data.splits["train"].in_memory == (memory == "yes")
         if memory == "yes":
@@ -152,6 +155,20 @@ def test_students_learn_alike_from_memory_and_from_files(videos, tmp_path, outpu
         states.append((model.state_dict(), history))
     assert states[0][1] == states[1][1]
     assert all(torch.equal(x, states[1][0][name]) for name, x in states[0][0].items())
+
+
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_a_subset_shows_the_clips_of_its_rows(options, memory):
+    if "root" not in options and memory == "no":
+        pytest.skip("rendered clips are in memory")
+    options = options | ({"memory": memory} if "root" in options else {})
+    data = load(configs.training(**options).data, seed=0, streams=("rgb",), workers=0, report=lambda line: None)
+    clips, rows = data.splits["train"], np.array([3, 0])
+    (expected,) = clips.batches([(rows, ())], ("rgb",))
+    (batch,) = clips.subset(rows).batches([(np.arange(2), ())], ("rgb",))
+    assert torch.equal(batch.inputs["rgb"], expected.inputs["rgb"])
+    assert torch.equal(batch.labels, expected.labels)
+    assert set(halves_of(clips, 0)) == {1, 2}
 
 
 def test_rolled_clips_are_the_clips_on_their_torus():
@@ -186,7 +203,7 @@ def test_the_arms_of_the_controls_are_d3d_but_for_the_outputs():
     assert [p["outputs"] for p in params.values()] == ["clip", "class_mean", "shuffled"]
     for name, p in params.items():
         assert p | {"arm": "d3d", "outputs": "clip"} == params["d3d"]
-        named = {"arm": "", "lambda_": 1.0, "outputs": p["outputs"], "teacher": p["teacher"]}
+        named = {"arm": "", "lambda_": 1.0, "distance": "mse", "outputs": p["outputs"], "teacher": p["teacher"]}
         assert plan.arm_name("distill", named) == plan.main_student(named) == name
         assert {"probe", "attribution"} <= set(arms.ARMS[name].examined_by) <= set(arms.ARMS["d3d"].examined_by)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d3d.train.losses import DISTANCES, get_distance, kl, mse
+from d3d.train.losses import DISTANCES, get_distance, kl, mse, relations
 
 
 def test_mse_by_hand():
@@ -20,6 +20,24 @@ def test_kl_by_hand():
     assert kl(student, teacher, temperature=1.0).tolist() == pytest.approx([expected], rel=1e-6)
     distance = get_distance("kl", temperature=1.0)
     assert distance.function(student, teacher).tolist() == pytest.approx([expected], rel=1e-6)
+
+
+def test_relations_by_hand():
+    """Two clips: to the student they are unrelated, to the teacher the second is the first doubled."""
+    student, teacher = torch.tensor([[3.0, 0.0], [0.0, 5.0]]), torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+    # Rows of likeness: (1, 0) and (0, 1); twice (1, 2) / √5.
+    expected = [(1 - 1 / 5**0.5) ** 2 + 4 / 5, 1 / 5 + (1 - 2 / 5**0.5) ** 2]
+    assert relations(student, teacher).tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(relations(7 * student, teacher), relations(student, teacher))
+
+
+@given(st.integers(0, 99))
+def test_relations_do_not_depend_on_the_order_of_clips_or_channels(seed):
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.rand(6, 4, generator=generator), torch.rand(6, 9, generator=generator)
+    order, channels = torch.randperm(6, generator=generator), torch.randperm(9, generator=generator)
+    shuffled = relations(student[order], teacher[order][:, channels])
+    assert torch.allclose(shuffled, relations(student, teacher)[order], atol=1e-6)
 
 
 def test_temperature_keeps_the_size_of_the_gradient():

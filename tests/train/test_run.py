@@ -252,6 +252,18 @@ def test_a_teacher_with_more_features_is_refused(data, tmp_path):
         train.load_teacher(configs.distilling(**TINY, teacher=str(path), distance="features"), data)
 
 
+def test_relations_need_no_teacher_of_the_same_width(data, tmp_path):
+    path = tmp_path / "flow.safetensors"
+    model = s3dg(16, in_channels=2, width=0.3)
+    checkpoints.save_checkpoint(path, model, stream="flow", classes=data.classes)
+    config = configs.distilling(**TINY, teacher=str(path), distance="relations", lambda_=10.0)
+    loaded = train.load_teacher(config, data)
+    assert loaded.precomputed.shape == (24, model.pooled_shape((4, 16, 16))[0])
+    row = fit(config, data, teacher=loaded)[1][-1]
+    assert row["loss"] == pytest.approx(row["cross_entropy"] + 10 * row["distance"], rel=1e-5)
+    assert 0 < row["distance"] < 4
+
+
 def test_distance_features_compares_pooled_features(data, teacher):
     config = configs.distilling(**TINY, teacher=teacher, distance="features")
     loaded = train.load_teacher(config, data)
@@ -385,7 +397,23 @@ def test_a_value_out_of_range_is_named(values, message):
     ("values", "message"),
     [
         ({}, "a student with lambda_ above 0 needs teacher"),
-        ({"teacher": "t", "distance": "cosine"}, "distance must be one of mse, kl, features, not 'cosine'"),
+        (
+            {"teacher": "t", "distance": "cosine"},
+            "distance must be one of mse, kl, features, relations, activations, flow_field, not 'cosine'",
+        ),
+        ({"distance": "activations"}, "a student with lambda_ above 0 needs teacher"),
+        ({"teacher": "t", "distance": "flow_field"}, "distance 'flow_field' .* leave teacher empty"),
+        ({"teacher": "t", "distance": "activations", "outputs": "class_mean"}, "outputs 'class_mean' is for logits"),
+        ({"second_teacher": "t", "lambda_": 0.0}, "second_teacher teaches half of the clips: it needs teacher"),
+        ({"teacher": "t", "second_teacher": "u", "outputs": "class_mean"}, "outputs 'class_mean' would average"),
+        ({"unlabelled_clips": 9, "lambda_": 0.0}, "unlabelled_clips .* need lambda_ above 0"),
+        (
+            {"teacher": "t", "unlabelled_clips": 9, "outputs": "class_mean"},
+            "unlabelled_clips .* need .* outputs 'clip' or",
+        ),
+        ({"teacher": "t", "unlabelled_clips": 9, "half": 1}, "unlabelled_clips belong to no half"),
+        ({"teacher": "t", "half": 3}, r"half must lie in \[0, 2\], not 3"),
+        ({"teacher": "t", "layer": "Mixed_5c"}, "layer must be one of Mixed_3c, Mixed_4b, Mixed_4f, not 'Mixed_5c'"),
         ({"teacher": "t", "temperature": 0.0}, "temperature must be positive, it is 0.0"),
         ({"lambda_": -1.0}, "lambda_ must not be negative, it is -1.0"),
     ],
