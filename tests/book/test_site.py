@@ -203,3 +203,13 @@ def test_figures_have_numbers_anchors_and_captions(parsed):
         assert len(figures) == len(set(figures)) == text.count('<div class="output-box">')
         # Every picture that a chapter draws has a caption.
         assert not re.findall(r'<div class="cell_output docutils container">\s*<img', text), path.stem
+
+
+def test_a_chapter_names_its_code_its_records_and_its_command(parsed):
+    for path in sorted((ROOT / "notebooks/chapters").glob("*.ipynb")):
+        (box,) = re.findall(
+            r'<div class="provenance.*?</div>', page_path(f"chapters/{path.stem}").read_text(), re.DOTALL
+        )
+        assert f'papermill</span> <span class="pre">notebooks/chapters/{path.name}' in box
+    code = {anchor for _, anchor in targets("chapters/distillation", parsed["chapters/distillation"])}
+    assert {"d3d.report.plots.metrics", "d3d.report.plots.differences", "d3d.report.plots.lambdas"} <= code
