@@ -37,7 +37,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
-.PHONY: help book study test test-all test-slurm bench lint serve readme cells clean
+.PHONY: help book study test test-all test-slurm bench lint pdf serve readme cells clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,6 +74,9 @@ lint: .venv/lock ## check code and notebooks with ruff, and that notebooks have 
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/nbstripout --verify notebooks/*/*.ipynb
+
+pdf: .venv/lock ## print the built book into book/_build/d3d-reproduced.pdf (needs Chromium)
+	@$(BIN)/python -m d3d.report.pdf
 
 serve: ## serve the built book at http://localhost:8000
 	@$(BIN)/python -m http.server --bind localhost --directory book/_build/html 8000

@@ -40,7 +40,7 @@ SEEDS = [int(seed) for seed in REQUESTED_SEEDS] or STUDY["seeds"]
 # TV-L1 has no seeds, so a request for some seeds leaves it out.
 STUDY_EXPERIMENTS = [name for name in EXPERIMENTS if not (REQUESTED_SEEDS and name == "tvl1")]
 CHAPTERS = ["data", "streams", "missing_motion", "distillation", "attention", "detection", "verdict"]
-CHAPTERS += ["first_study", "selection", "rerun"]
+CHAPTERS += ["network", "first_study", "selection", "rerun"]
 # The records that each chapter reads: the published study, or this machine's for what was not published.
 CHAPTER_RESULTS = dict.fromkeys(CHAPTERS, str(plan.book_results()))
 CHAPTER_RESULTS |= {"rerun": RESULTS, "attention": str(plan.book_results("attribution"))}

@@ -1,7 +1,18 @@
-"""Makes an output of a chapter and the italic paragraph below it one figure, with a number, an anchor and a caption."""
+"""Makes an output of a chapter and the italic paragraph below it one figure, with a number, an anchor and a caption.
+
+The caption ends with a link to the code that drew the figure, and each chapter with where its numbers come from.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
 
 from docutils import nodes
 
+# A function of the package that draws or tabulates, as chapters call it.
+DRAWN_BY = re.compile(r"\b(plots|endpoints|regimes|network|pictures)\.(\w+)\(")
+RECORDS = "_downloads/records"
 WORDS = {"image": "Figure", "table": "Table", "film": "Films"}
 
 
@@ -29,7 +40,9 @@ def make_figures(app, doctree, docname):
         caption = cell.next_node(descend=False, siblings=True)
         if kind and _is_caption(caption):
             counts[kind] += 1
-            _make_figure(outputs[0], caption, WORDS[kind], counts[kind])
+            _make_figure(outputs[0], caption, WORDS[kind], counts[kind], _code_link(app, docname, cell))
+    if docname.startswith("chapters/") and isinstance(doctree.children[0], nodes.section):
+        doctree.children[0] += _provenance(app, docname)
 
 
 def _kind(output: nodes.Element) -> str:
@@ -46,12 +59,44 @@ def _is_caption(node: nodes.Node | None) -> bool:
     return isinstance(node, nodes.paragraph) and len(node) == 1 and isinstance(node[0], nodes.emphasis)
 
 
-def _make_figure(output: nodes.Element, caption: nodes.Element, word: str, number: int) -> None:
+def _code_link(app, docname: str, cell: nodes.Element) -> list[nodes.Node]:
+    """A sentence that links to the function which drew an output, in the API reference; empty if there is none."""
+    objects = {name: page for name, _, _, page, _, _ in app.env.get_domain("py").get_objects()}
+    for module, function in DRAWN_BY.findall(cell.astext()):
+        for name in (f"d3d.report.{module}.{function}", f"d3d.{module}.{function}"):
+            if name in objects:
+                uri = f"{app.builder.get_relative_uri(docname, objects[name])}#{name}"
+                link = nodes.reference("", "", nodes.literal("", f"{module}.{function}"), refuri=uri, internal=True)
+                return [nodes.Text(" Code: "), link, nodes.Text(".")]
+    return []
+
+
+def _provenance(app, docname: str) -> nodes.Element:
+    """A box at the end of a chapter: its notebook, its records, and the command that executes it again."""
+    meta = json.loads((Path(app.srcdir) / f"{docname}.ipynb").read_text())["metadata"]["papermill"]
+    results, notebook = meta["parameters"]["results"], meta["input_path"]
+    command = f"papermill {notebook} out.ipynb -r results {results}"
+    records = nodes.literal("", results)
+    if Path(results).is_file():
+        (folder := Path(app.outdir) / RECORDS).mkdir(parents=True, exist_ok=True)
+        shutil.copy(results, folder)
+        uri = f"{'../' * docname.count('/')}{RECORDS}/{Path(results).name}"
+        records = nodes.reference("", "", records, refuri=uri, internal=True)
+    parts = [
+        nodes.strong("", "Where this page comes from. "),
+        nodes.Text("The notebook "), nodes.literal("", notebook), nodes.Text(" reads the records "), records,
+        nodes.Text(". Execute it again with "), nodes.literal("", command),
+        nodes.Text(f" ({meta['duration']:.0f} s when this page was made). The button at the top downloads it."),
+    ]  # fmt: skip
+    return nodes.container("", nodes.paragraph("", "", *parts), classes=["provenance"])
+
+
+def _make_figure(output: nodes.Element, caption: nodes.Element, word: str, number: int, code: list[nodes.Node]) -> None:
     name = f"{word.lower()}-{number}"
     box = output_box("", *output.children)
     anchor = f'<a class="headerlink" href="#{name}" title="Link to this {word.lower()}">#</a>'
     title = nodes.strong("", f"{word} {number}.")
-    children = [title, nodes.Text(" "), *caption[0].children, nodes.raw("", anchor, format="html")]
+    children = [title, nodes.Text(" "), *caption[0].children, *code, nodes.raw("", anchor, format="html")]
     output.children = []
     output += captioned("", box, output_caption("", "", *children), ids=[name], label=f"{word} {number}")
     caption.parent.remove(caption)

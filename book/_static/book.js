@@ -1,5 +1,5 @@
 /* What is wider than the page scrolls in its own box, which the keyboard can reach; films have a button below them. */
-const BOXES = ".output-box, .cell_output, .output, .pst-scrollable-table-container, .math";
+const BOXES = ".highlight, .highlight pre, .output-box, .cell_output, .output, .pst-scrollable-table-container, .math";
 
 function markScrollingBoxes() {
   for (const box of document.querySelectorAll(BOXES)) {

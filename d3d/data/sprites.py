@@ -63,14 +63,14 @@ def render(
 
     Field t of the flow carries frame t onto frame t + 1; the last field is repeated. The table has these columns:
 
-        label, class, group: see `SpriteClass`.
-        program, family, shape, texture: the target's motion and appearance.
-        hue: in [0, 1).
-        radius: without growth or pulse, pixels.
-        x, y: position in the middle frame, pixels.
-        velocity_x, velocity_y, angular_velocity, expansion: the target's, relative to the background and averaged over
-            the clip; pixels, radians and log scale per frame.
-        camera_x, camera_y: velocity of the background, pixels per frame.
+    - label, class, group: see `SpriteClass`.
+    - program, family, shape, texture: the target's motion and appearance.
+    - hue: in [0, 1).
+    - radius: without growth or pulse, pixels.
+    - x, y: position in the middle frame, pixels.
+    - velocity_x, velocity_y, angular_velocity, expansion: the target's, relative to the background and averaged over
+      the clip; pixels, radians and log scale per frame.
+    - camera_x, camera_y: velocity of the background, pixels per frame.
 
     Args:
         config: how clips look and move.

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from d3d.documents import read_json
 from d3d.files import write_atomic
 from d3d.messages import one_line, printable, shown
-from d3d.report import cost, evidence, front, jhmdb, ledger_page, plots, scale_page, side_by_side
+from d3d.report import api, cost, evidence, front, jhmdb, ledger_page, plots, scale_page, side_by_side
 from d3d.report.claims import read_claims
 from d3d.report.labels import label
 from d3d.report.ledger import verdicts
@@ -152,6 +152,7 @@ def write_pages() -> None:
         "ledger.md": _quoting(lambda bench: ledger_page.page(judged, bench), BENCH),
         "scale.md": scale_page.page(BENCH),
         "jhmdb.md": _quoting(jhmdb.text, JHMDB),
+        "api.md": api.page(Path("d3d")),
     }
     contents = {name: page.encode() for name, page in pages.items()}
     contents["cost.svg"] = _svg(plots.cost(cost.kernel_times(BENCH)))

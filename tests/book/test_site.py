@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 MB = 10**6
 # Made by Sphinx, and in no list of pages.
 SPECIAL = {"genindex", "search", "py-modindex"}
-NAMES = pages() if HTML.is_dir() else []
+# Source code looks the same on every page that shows it.
+SOURCES = ("_modules/d3d/s3dg/network", "_modules/index")
+NAMES = [name for name in pages() if not name.startswith("_modules/") or name in SOURCES]
 # Serious findings of axe-core in what the theme writes, with the reason why they stay.
 TOLERATED: dict[str, str] = {}
 
@@ -67,6 +69,25 @@ def test_no_page_is_an_orphan(parsed):
     listed = {path.removesuffix(".html") for path, _ in targets("index", parsed["index"])}
     listed |= {name for name in parsed if name.startswith("_modules/")}
     assert set(parsed) - SPECIAL - listed == set()
+
+
+def test_the_index_lists_terms_and_functions(parsed):
+    listed = {f"{path}#{anchor}" for path, anchor in targets("genindex", parsed["genindex"])}
+    assert "glossary.html#term-endpoint" in listed
+    assert "generated/api.html#d3d.s3dg.network.s3dg" in listed
+
+
+@pytest.mark.parametrize("term", ["endpoint", "selectivity", "flow shuffled", "share m", "smoke study", "within class"])
+def test_the_glossary_explains_a_term(parsed, term):
+    assert f"term-{term.replace(' ', '-')}" in parsed["glossary"].anchors
+
+
+def test_a_page_links_the_first_use_of_a_term_only(visit):
+    page, _, _ = visit("chapters/missing_motion")
+    links = page.locator("a.glossary-term")
+    targets_ = [links.nth(i).get_attribute("href") for i in range(links.count())]
+    assert "../glossary.html#term-random-weights" in targets_
+    assert len(targets_) == len(set(targets_))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,3 +203,13 @@ def test_figures_have_numbers_anchors_and_captions(parsed):
         assert len(figures) == len(set(figures)) == text.count('<div class="output-box">')
         # Every picture that a chapter draws has a caption.
         assert not re.findall(r'<div class="cell_output docutils container">\s*<img', text), path.stem
+
+
+def test_a_chapter_names_its_code_its_records_and_its_command(parsed):
+    for path in sorted((ROOT / "notebooks/chapters").glob("*.ipynb")):
+        (box,) = re.findall(
+            r'<div class="provenance.*?</div>', page_path(f"chapters/{path.stem}").read_text(), re.DOTALL
+        )
+        assert f'papermill</span> <span class="pre">notebooks/chapters/{path.name}' in box
+    code = {anchor for _, anchor in targets("chapters/distillation", parsed["chapters/distillation"])}
+    assert {"d3d.report.plots.metrics", "d3d.report.plots.differences", "d3d.report.plots.lambdas"} <= code
