@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from d3d.report.labels import label
 from d3d.report.plots import DARK, LIGHT, styled
+from d3d.report.wording import join_names
 from d3d.study import records
 from d3d.study.experiments import EXPERIMENTS, field_of
 from d3d.study.plan import TRAINED
@@ -58,7 +59,7 @@ def table(stages: pd.DataFrame) -> pd.DataFrame:
     """Tabulates the stages, one row each: channels, size of the output, number of parameters."""
     size = stages[["frames", "height", "width"]].astype(str).agg(" × ".join, axis=1)
     counts = stages["parameters"].map("{:,}".format)
-    return stages.assign(size=size, parameters=counts)[list(COLUMNS)].rename(columns=COLUMNS).set_index("endpoint")
+    return stages.assign(size=size, parameters=counts)[list(COLUMNS)].rename(columns=COLUMNS)
 
 
 def hyperparameters(results: str | Path, arms: Sequence[str]) -> pd.DataFrame:
@@ -66,10 +67,11 @@ def hyperparameters(results: str | Path, arms: Sequence[str]) -> pd.DataFrame:
 
     Args:
         results: folder or archive of the records.
-        arms: the networks, which are the columns; those without a record are left out.
+        arms: the networks; those without a record are left out.
 
     Returns:
-        One row per parameter that says how a network was trained, with its meaning.
+        One row per parameter that says how a network was trained: parameter, value, and meaning. A value that not all
+        of the networks share is followed by those that have it.
     """
     params: dict[str, dict[str, Any]] = {}
     for experiment in TRAINED:
@@ -78,14 +80,19 @@ def hyperparameters(results: str | Path, arms: Sequence[str]) -> pd.DataFrame:
             params[record.arm] = record.params
     rows = []
     for name in dict.fromkeys(name for heading in SECTIONS for name in EXPERIMENTS["distill"].sections[heading]):
-        values = [params[arm].get(name) for arm in arms if arm in params]
-        if any(value not in (None, "") for value in values):
-            rows.append((name, *map(_value_text, values), field_of("distill", name).metadata["help"]))
-    columns = ["parameter", *(label(arm) for arm in arms if arm in params), "meaning"]
-    return pd.DataFrame(rows, columns=columns).set_index("parameter")
+        having: dict[str, list[str]] = {}
+        for arm in arms:
+            if arm in params and (value := params[arm].get(name)) not in (None, ""):
+                having.setdefault(_value_text(value), []).append(label(arm))
+        texts = [
+            value if len(names) == len(params) else f"{value} ({join_names(names)})" for value, names in having.items()
+        ]
+        if texts:
+            rows.append((name, "; ".join(texts), field_of("distill", name).metadata["help"].replace(" | ", ", ")))
+    return pd.DataFrame(rows, columns=["parameter", "value", "meaning"])
 
 
 def _value_text(value: Any) -> str:
-    if value is None or value == "":
-        return "—"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value in print; of a checkpoint its name."""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return Path(text).stem if text.endswith(".safetensors") else text

@@ -40,10 +40,11 @@ def test_network():
 
 
 def test_the_table_of_hyperparameters_has_the_values_of_the_records():
-    table = network.hyperparameters(PUBLISHED, ["rgb", "d3d", "no such arm"])
-    assert list(table.columns) == ["RGB", "D3D", "meaning"]
-    assert table.loc["epochs", ["RGB", "D3D"]].tolist() == ["24", "12"]
-    assert table.loc["lambda_", ["RGB", "D3D"]].tolist() == ["—", "0.3"]
+    table = network.hyperparameters(PUBLISHED, ["rgb", "rgb_longer", "d3d", "no such arm"]).set_index("parameter")
+    assert table.loc["epochs", "value"] == "24 (RGB); 12 (RGB-longer and D3D)"
+    assert table.loc["lambda_", "value"] == "0 (RGB-longer); 0.3 (D3D)"
+    assert table.loc["teacher", "value"] == "flow-seed0 (D3D)"
+    assert table.loc["momentum", "value"] == "0.9"
 
 
 def test_the_reference_has_every_room_and_public_name():
