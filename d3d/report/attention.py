@@ -58,8 +58,8 @@ def over_time(curves: Mapping[str, Sequence[np.ndarray]]) -> Figure:
 def trust(table: pd.DataFrame, arm: str, curves: Mapping[str, np.ndarray], removed: Sequence[float]) -> Figure:
     """Draws two checks of the maps of an arm.
 
-    Left: how much its maps still resemble those of the same network with random weights, from the classifier alone to
-    everything. Right: its margin while the pixels that a map calls important are taken away.
+    Above: how much its maps still resemble those of the same network with random weights, from the classifier alone to
+    everything. Below: its margin while the pixels that a map calls important are taken away.
 
     Args:
         table: as `records.load` gives it.
@@ -67,19 +67,19 @@ def trust(table: pd.DataFrame, arm: str, curves: Mapping[str, np.ndarray], remov
         curves: `random` and each method to its deletion curve (F,), averaged over seeds.
         removed: the fractions (F,) that were taken away.
     """
-    figure, axes = grid(2, columns=2, height=3.0)
-    left, right = axes[0]
+    figure, axes = grid(2, columns=1, height=3.0)
+    upper, lower = axes[:, 0]
     own = table[table["arm"] == arm].groupby("metric")["value"].mean()
     for method, name in METHODS.items():
         kept = [own.get(f"randomised/{stage}/{method}", np.nan) for stage in STAGES]
-        left.plot(range(len(STAGES)), kept, ms=4, label=name, **METHOD_LOOKS[method])
-    left.set_xticks(range(len(STAGES)), list(STAGES.values()), rotation=30, ha="right")
-    left.axhline(0, color="0.6", lw=0.8, zorder=0)
-    left.set(ylim=(-0.3, 1.05), ylabel="rank correlation with its own maps", title="weights made random, from … on")
+        upper.plot(range(len(STAGES)), kept, ms=4, label=name, **METHOD_LOOKS[method])
+    upper.set_xticks(range(len(STAGES)), list(STAGES.values()), rotation=30, ha="right")
+    upper.axhline(0, color="0.6", lw=0.8, zorder=0)
+    upper.set(ylim=(-0.3, 1.05), ylabel="rank correlation with its own maps", title="weights made random, from … on")
     for method, curve in curves.items():
-        right.plot(removed, curve, ms=4, label=METHODS.get(method, "random pixels"), **METHOD_LOOKS[method])
-    right.set(
+        lower.plot(removed, curve, ms=4, label=METHODS.get(method, "random pixels"), **METHOD_LOOKS[method])
+    lower.set(
         xlabel="fraction of the pixels taken away", ylabel="margin (SDs of the logits)", title="most important first"
     )
-    right.legend(frameon=False, fontsize=8)
+    lower.legend(frameon=False, fontsize=8)
     return figure

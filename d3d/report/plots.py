@@ -16,6 +16,10 @@ from d3d.report.labels import GROUP_LABELS, NEEDS_DATA, colour, label, marker
 from d3d.report.stats import interval
 
 STYLE = Path(__file__).with_name("book.mplstyle")
+# Inches: a page of the book, and what a phone shows without scrolling.
+PAGE_WIDTH, PHONE_WIDTH = 7.2, 4.4
+# Up to this number of panels with a row per network stand below one another.
+STACKED = 3
 # What is no network is grey: each colour belongs to a network (d3d/study/arms.py).
 DARK, LIGHT = "0.25", "0.65"
 
@@ -103,7 +107,7 @@ def accuracy(
 def metrics(
     table: pd.DataFrame, *, arms: Sequence[str], titles: Mapping[str, str], reference: str = "", classes: int = 0
 ) -> Figure:
-    """Draws metrics of arms, one panel per metric, two panels side by side: one dot per seed, mean and 95 % interval.
+    """Draws metrics of arms, one panel per metric: one dot per seed, mean and 95 % interval.
 
     Args:
         table: as `records.load` gives it.
@@ -121,7 +125,8 @@ def metrics(
 def _panels(
     table: pd.DataFrame, arms: Sequence[str], titles: Mapping[str, str], level: float | None, name: str
 ) -> Figure:
-    figure, axes = grid(len(titles), columns=min(2, len(titles)), height=0.27 * len(arms) + 0.75, sharey=True)
+    columns = 1 if len(titles) <= STACKED else 2
+    figure, axes = grid(len(titles), columns=columns, height=0.27 * len(arms) + 0.75, sharey=True)
     for axis, (metric, title) in zip(axes.flat, titles.items(), strict=False):
         _dots(axis, table[table["metric"] == metric], arms)
         axis.set_title(title, fontsize=10)
@@ -137,7 +142,7 @@ def _panels(
 def grid(
     panels: int, *, columns: int, height: float, extra: float = 0.0, sharey: bool | str = False
 ) -> tuple[Figure, np.ndarray]:
-    """Makes a figure as wide as a page of the book.
+    """Makes a figure as wide as a page of the book, or with one column as wide as a phone.
 
     Args:
         panels: number of panels.
@@ -151,7 +156,12 @@ def grid(
     """
     rows = -(-panels // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(7.2, height * rows + extra), sharey=sharey, squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(PHONE_WIDTH if columns == 1 else PAGE_WIDTH, height * rows + extra),
+        sharey=sharey,
+        squeeze=False,
+        layout="constrained",
     )
     for axis in axes.flat[panels:]:
         axis.set_axis_off()

@@ -172,7 +172,7 @@ def draw_parts(table: pd.DataFrame, titles: Mapping[str, str], *, margin: float 
         titles: metric to the title of its panel.
         margin: half the width of the grey band, in which a difference is practically zero.
     """
-    figure, axes = grid(len(titles), columns=min(2, len(titles)), height=0.42 * len(PARTS) + 0.9, sharey=True)
+    figure, axes = grid(len(titles), columns=1, height=0.42 * len(PARTS) + 0.9, sharey=True)
     for axis, (metric, title) in zip(axes.flat, titles.items(), strict=True):
         rows = {row.part: row for row in decomposition({"": table}, metric).itertuples()}
         _mark_zero(axis, margin)
