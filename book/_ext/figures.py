@@ -8,10 +8,14 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 from docutils import nodes
 
+from d3d.study.records import load, load_cells
+
 # A function of the package that draws or tabulates, as chapters call it.
-DRAWN_BY = re.compile(r"\b(plots|endpoints|regimes|network|pictures)\.(\w+)\(")
+DRAWING = "plots|endpoints|regimes|network|selection|attention|beds|kinds|pictures|films"
+DRAWN_BY = re.compile(rf"\b({DRAWING})\.(\w+)\(")
 RECORDS = "_downloads/records"
 WORDS = {"image": "Figure", "table": "Table", "film": "Films"}
 
@@ -77,18 +81,31 @@ def _provenance(app, docname: str) -> nodes.Element:
     results, notebook = meta["parameters"]["results"], meta["input_path"]
     command = f"papermill {notebook} out.ipynb -r results {results}"
     records = nodes.literal("", results)
+    base, folder = f"{'../' * docname.count('/')}{RECORDS}", Path(app.outdir) / RECORDS
+    folder.mkdir(parents=True, exist_ok=True)
     if Path(results).is_file():
-        (folder := Path(app.outdir) / RECORDS).mkdir(parents=True, exist_ok=True)
         shutil.copy(results, folder)
-        uri = f"{'../' * docname.count('/')}{RECORDS}/{Path(results).name}"
-        records = nodes.reference("", "", records, refuri=uri, internal=True)
+        records = nodes.reference("", "", records, refuri=f"{base}/{Path(results).name}", internal=True)
+    numbers = folder / f"{Path(results).stem}.csv"
+    if not numbers.is_file():
+        numbers_of(results).to_csv(numbers, index=False)
+    table = nodes.reference("", "all numbers as a table", refuri=f"{base}/{numbers.name}", internal=True)
     parts = [
         nodes.strong("", "Where this page comes from. "),
         nodes.Text("The notebook "), nodes.literal("", notebook), nodes.Text(" reads the records "), records,
-        nodes.Text(". Execute it again with "), nodes.literal("", command),
+        nodes.Text(" ("), table, nodes.Text("). Execute it again with "), nodes.literal("", command),
         nodes.Text(f" ({meta['duration']:.0f} s when this page was made). The button at the top downloads it."),
     ]  # fmt: skip
     return nodes.container("", nodes.paragraph("", "", *parts), classes=["provenance"])
+
+
+def numbers_of(results: str) -> pd.DataFrame:
+    """Every metric of every run of an archive, which may have cells, or of a folder of records; one row each."""
+    if not Path(results).is_file():
+        return load(results)
+    cells = load_cells(results)
+    tables = [table.assign(cell=name) if name else table for name, table in cells.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _make_figure(output: nodes.Element, caption: nodes.Element, word: str, number: int, code: list[nodes.Node]) -> None:

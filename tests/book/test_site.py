@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
+import pandas as pd
 import pytest
 
 from d3d.study.records import ROOT
@@ -211,5 +212,9 @@ def test_a_chapter_names_its_code_its_records_and_its_command(parsed):
             r'<div class="provenance.*?</div>', page_path(f"chapters/{path.stem}").read_text(), re.DOTALL
         )
         assert f'papermill</span> <span class="pre">notebooks/chapters/{path.name}' in box
+        (numbers,) = re.findall(r'href="([^"]+\.csv)">all numbers as a table', box)
+        table = pd.read_csv(page_path(f"chapters/{path.stem}").parent / numbers)
+        assert {"experiment", "arm", "seed", "metric", "value"} <= set(table.columns)
+        assert len(table)
     code = {anchor for _, anchor in targets("chapters/distillation", parsed["chapters/distillation"])}
     assert {"d3d.report.plots.metrics", "d3d.report.plots.differences", "d3d.report.plots.lambdas"} <= code
