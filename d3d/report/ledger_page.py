@@ -104,10 +104,10 @@ a network of sprites. They go through the same steps and decide nothing: with su
 
 {sections}
 
-## The control that the paper lacks
+## Two controls that the tables lack
 
-D3D is compared with the same network without a teacher. A student also gains from a teacher that knows only the class:
-from soft labels. Two controls tell how much of the gain comes from the motion of the clip itself. They differ from the
+No row compares D3D with a student whose teacher knows only the class of a clip. Such a student gains too, from soft
+labels. Two controls tell how much of the gain comes from the motion of the clip itself. They differ from the
 training command of {control_row} in one parameter, `outputs`, and write their own records beside D3D's:
 
 | `-p outputs` | the student learns | seeds | hours on 1 GPU | on 8 GPUs |
