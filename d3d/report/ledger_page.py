@@ -39,9 +39,10 @@ validation videos of Kinetics-400 and one command: about {shortest} on one GPU, 
 {table}
 
 *Hours and disk are computed from measured rates and public numbers of the data sets, not measured as a whole: the
-[inputs](inputs-of-the-hours) are at the end of the page. Each GPU has {cores:.0f} cores that decode, and eight GPUs
-work on one network together (`-p processes 0`). Disk is the videos that the row needs and what its runs write. An
-ensemble includes the networks of its members. Where a row has two lines, the second trains every network anew.*
+[inputs](inputs-of-the-hours) are at the end of the page. They assume {cores:.0f} cores per GPU to decode videos, and
+that eight GPUs work on one network together (`-p processes 0`). Disk is what the row's videos take and what its runs
+write. The numbers of an ensemble include those of its members. Where a row has two lines, the second trains every
+network anew.*
 
 ## Start with B8
 
@@ -104,10 +105,10 @@ a network of sprites. They go through the same steps and decide nothing: with su
 
 {sections}
 
-## The control that the paper lacks
+## Two controls that the tables lack
 
-D3D is compared with the same network without a teacher. A student also gains from a teacher that knows only the class:
-from soft labels. Two controls tell how much of the gain comes from the motion of the clip itself. They differ from the
+No row compares D3D with a student whose teacher knows only the class of a clip. Such a student gains too, from soft
+labels. Two controls tell how much of the gain comes from the motion of the clip itself. They differ from the
 training command of {control_row} in one parameter, `outputs`, and write their own records beside D3D's:
 
 | `-p outputs` | the student learns | seeds | hours on 1 GPU | on 8 GPUs |
@@ -132,8 +133,8 @@ seeds one of {over_more_seeds:.3f}. Networks trained on Kinetics, which has far 
 ## Tell us what you found
 
 A verdict is worth most with its records. `d3d records pack results/kinetics400` puts them into one `.jsonl` and one
-`.npz` file, without weights or videos; anyone can recompute top-1 from them. Send them, whatever they say: a refuted
-row is as welcome as a supported one. If you know the paper's full text, correct the table below.
+`.npz` file, without weights or videos; anyone can recompute top-1 from them. [Send them](../cite.md), whatever they
+say: a refuted row is as welcome as a supported one. If you know the paper's full text, correct the table below.
 
 ## What is assumed
 
