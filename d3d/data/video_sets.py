@@ -59,12 +59,12 @@ def check_videos(
             return str(error)
 
     def check_all(paths: list[str]) -> dict[str, dict[str, float] | str]:
-        found = {}
+        info_by_path = {}
         with Progress(len(paths), "videos checked", report) as progress, ThreadPoolExecutor() as pool:
             for path, result in zip(paths, pool.map(info_or_reason, paths), strict=True):
-                found[path] = result
+                info_by_path[path] = result
                 progress.update()
-        return found
+        return info_by_path
 
     results = share(check_all, list(dict.fromkeys(table.loc[unchecked, "path"])))
     refused = {path: result for path, result in results.items() if isinstance(result, str)}

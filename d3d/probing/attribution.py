@@ -195,14 +195,14 @@ def all_maps(
         Maps (B, T, H, W), not negative, by method: `integrated_gradients` from the mean colour, `motion_gradients` from
         the clip without motion, and `grad_cam`; and `delta` and `motion_delta` of `examine_maps`.
     """
-    found, deltas = {}, {}
+    by_method, deltas = {}, {}
     starts = {"integrated_gradients": ("delta", None), "motion_gradients": ("motion_delta", still(x, stream))}
     for method, (delta, baseline) in starts.items():
         result = maps.integrated_gradients(model, x, labels, baseline=baseline, steps=steps)
         change = result.values.sum((1, 2, 3, 4)).abs().mean()
-        found[method] = maps.magnitude(result.values)
+        by_method[method] = maps.magnitude(result.values)
         deltas[delta] = (result.delta.abs().mean() / (change + 1e-12)).item()
-    return found | {"grad_cam": maps.grad_cam(model, x, labels, endpoint=endpoint)}, deltas
+    return by_method | {"grad_cam": maps.grad_cam(model, x, labels, endpoint=endpoint)}, deltas
 
 
 def published_maps(
@@ -215,7 +215,7 @@ def published_maps(
         scaled to a maximum of 255.
     """
     index = torch.from_numpy(rows).to(clips.labels.device)
-    found, _ = all_maps(
+    by_method, _ = all_maps(
         model,
         clips.inputs(stream, index),
         clips.labels[index],
@@ -223,6 +223,8 @@ def published_maps(
         steps=config.steps,
         endpoint=config.examined.endpoint,
     )
-    scaled = {name: found[name] / found[name].amax((1, 2, 3), keepdim=True).clamp_min(1e-12) for name in METHODS}
+    scaled = {
+        name: by_method[name] / by_method[name].amax((1, 2, 3), keepdim=True).clamp_min(1e-12) for name in METHODS
+    }
     arrays = {f"shown/{name}": (255 * x).round().byte().cpu().numpy() for name, x in scaled.items()}
     return arrays | {"shown/rows": rows}

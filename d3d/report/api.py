@@ -7,7 +7,10 @@ from d3d.report.markdown import text
 
 ROOMS = ("s3dg", "flow", "video", "data", "train", "probing", "detection", "study", "report")
 # Modules whose functions draw the figures of the chapters; figures link to them.
-FIGURES = ("report.plots", "report.endpoints", "report.regimes", "report.run_figures", "report.network", "pictures")
+FIGURES = tuple(
+    f"report.{name}"
+    for name in ("plots", "endpoints", "regimes", "beds", "kinds", "selection", "attention", "network", "run_figures")
+) + ("pictures", "films")
 HEAD = """# API reference
 
 The package by its rooms, which are the folders of `d3d`. Public names can be imported from their room:

@@ -54,7 +54,7 @@ class FlowConfig(Group):
     """Optical flow, the input of the temporal stream."""
 
     flow: str = parameter(
-        "tvl1", "optical flow: tvl1 (as in the paper) | exact (sprites only)", choices=("tvl1", "exact")
+        "tvl1", "optical flow: tvl1 (as assumed of the paper) | exact (sprites only)", choices=("tvl1", "exact")
     )
     bound: float = parameter(
         5.0, "flow is clipped to ± bound pixels and divided by bound", above=0, least=0.0001, limit=10_000
@@ -100,7 +100,7 @@ class FilesConfig(Group):
     )
     repeated_frames: str = parameter(
         "keep",
-        "video files: frames that repeat the one before: keep (as in the paper) | drop (in memory)",
+        "video files: frames that repeat the one before: keep | drop (only in memory)",
         choices=("keep", "drop"),
     )
     damaged: str = parameter(

@@ -96,11 +96,11 @@ class Team:
         Raises:
             ValueError: if the processes have different names, as where hosts do not see the same files.
         """
-        found = find(names[self.rank :: self.size])
+        own_results = find(names[self.rank :: self.size])
         if self.size == 1:
-            return found
+            return own_results
         lists, parts = zip(
-            *self.all_gather((crc32("\0".join(names).encode(errors="surrogateescape")), found)), strict=True
+            *self.all_gather((crc32("\0".join(names).encode(errors="surrogateescape")), own_results)), strict=True
         )
         if len(set(lists)) > 1:
             raise ValueError(

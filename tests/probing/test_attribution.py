@@ -134,9 +134,9 @@ def test_hiding_a_frame_costs_what_the_network_takes_from_it():
 def test_rank_correlation_is_spearmans_and_0_of_a_constant_map():
     a, b = torch.rand(2, 3, 3, 4, 4)
     b[2] = 1
-    found = maps.rank_correlation(a, b)
+    correlations = maps.rank_correlation(a, b)
     expected = [spearmanr(x.flatten(), y.flatten()).statistic for x, y in zip(a[:2], b[:2], strict=True)]
-    assert found.tolist() == pytest.approx([*expected, 0])
+    assert correlations.tolist() == pytest.approx([*expected, 0])
     assert maps.rank_correlation(a, a**3).tolist() == pytest.approx([1] * 3)
 
 

@@ -21,10 +21,10 @@ def together(monkeypatch, lists):
 
     def member(rank):
         looked_at = []
-        found = Team(rank=rank, size=len(lists)).share(
+        results = Team(rank=rank, size=len(lists)).share(
             lambda names: looked_at.extend(names) or dict.fromkeys(names, rank), lists[rank]
         )
-        return found, looked_at
+        return results, looked_at
 
     with ThreadPoolExecutor(len(lists)) as pool:
         return [future.result() for future in [pool.submit(member, rank) for rank in range(len(lists))]]
