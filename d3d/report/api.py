@@ -7,10 +7,8 @@ from d3d.report.markdown import text
 
 ROOMS = ("s3dg", "flow", "video", "data", "train", "probing", "detection", "study", "report")
 # Modules whose functions draw the figures of the chapters; figures link to them.
-FIGURES = tuple(
-    f"report.{name}"
-    for name in ("plots", "endpoints", "regimes", "beds", "kinds", "selection", "attention", "network", "run_figures")
-) + ("pictures", "films")
+DRAWING = ("plots", "endpoints", "regimes", "beds", "kinds", "selection", "attention", "network", "run_figures")
+FIGURES = (*(f"report.{name}" for name in DRAWING), "pictures", "films")
 HEAD = """# API reference
 
 The package by its rooms, which are the folders of `d3d`. Public names can be imported from their room:
