@@ -81,8 +81,9 @@ class States:
         """Writes a state, then deletes all but the last two; raises OSError if it cannot be written."""
         path = self.folder / f"step{step:09d}.safetensors"
         header = {"step": step, "run": self.run_id, "fixed": self.settings, "about": dict(metadata)}
-        self.lease.check()  # before a folder is made again that its new holder has deleted
-        write_atomic({path: to_safetensors(FORMAT, tensors, header)}, check=self.lease.check)
+        content = to_safetensors(FORMAT, tensors, header)
+        self.lease.check()  # right before a folder would be made again that its new holder has deleted
+        write_atomic({path: content}, check=self.lease.check)
         for old in self.paths()[MAX_STATES:]:
             old.unlink()
         return path
