@@ -85,7 +85,7 @@ def test_the_front_page_has_findings_verdicts_and_their_limits(visit):
     assert set(verdicts) <= judged | {f"{word} on sprites" for word in judged}
     text = page.locator("article").inner_text()
     assert "B1 to B11 needs data" in text or "B1 to B11: needs data" in text
-    assert "No real video was used yet" in text
+    assert "These findings rest on no real video" in text
     assert "nobody here has read the paper’s full text" in text.replace("'", "’")
 
 
