@@ -148,10 +148,10 @@ def examine_maps(
     number = len(layers)
     x, labels = clips.inputs(stream, slice(0, number)), clips.labels[:number]
 
-    def make_maps(network: S3DG, inputs: Tensor, of: Tensor) -> dict[str, Tensor]:
-        return all_maps(network, inputs, of, stream, steps=config.steps, endpoint=config.examined.endpoint)[0]
+    def make_maps(network: S3DG, inputs: Tensor, of: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
+        return all_maps(network, inputs, of, stream, steps=config.steps, endpoint=config.examined.endpoint)
 
-    own, deltas = all_maps(model, x, labels, stream, steps=config.steps, endpoint=config.examined.endpoint)
+    own, deltas = make_maps(model, x, labels)
     metrics = dict(deltas)
     prefixes = dict(zip(own, ("", "motion_", "cam_"), strict=True))
     for name, layer in (("target", layers == 2), ("distractor", layers == 1)):
@@ -166,7 +166,10 @@ def examine_maps(
     for a, b in (("integrated_gradients", "motion_gradients"), ("motion_gradients", "grad_cam")):
         metrics[f"agreement/{a}/{b}"] = float(similarity(own[a], own[b]).mean())
     checked, of = x[:CHECKED_CLIPS], labels[:CHECKED_CLIPS]
-    kept = map_checks.kept_after_randomising(model, checked, lambda m: make_maps(m, checked, of), similarity)
+    own_checked = {method: values[:CHECKED_CLIPS] for method, values in own.items()}
+    kept = map_checks.kept_after_randomising(
+        model, checked, own_checked, lambda m: make_maps(m, checked, of)[0], similarity
+    )
     metrics |= {f"randomised/{name}": value for name, value in kept.items()}
     curves = {
         name: map_checks.deletion_curve(model, x, labels, values) / spread

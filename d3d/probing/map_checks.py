@@ -1,6 +1,6 @@
 """Checks of attribution maps: do they depend on what the network learnt, and do they find what it uses?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -71,20 +71,24 @@ def random_map(clips: Tensor) -> Tensor:
 
 
 def kept_after_randomising(
-    model: S3DG, clips: Tensor, make_maps: Callable[[S3DG], dict[str, Tensor]], similarity: Callable
+    model: S3DG,
+    clips: Tensor,
+    own: Mapping[str, Tensor],
+    make_maps: Callable[[S3DG], dict[str, Tensor]],
+    similarity: Callable,
 ) -> dict[str, float]:
     """How much maps of a network with random weights resemble those of the network itself.
 
     Args:
         model: the network.
         clips: (B, C, T, H, W).
-        make_maps: returns the maps of a network by method, (B, T, H, W) each.
+        own: the network's maps of the clips by method, (B, T, H, W) each.
+        make_maps: returns those of another network.
         similarity: of two maps, such as `rank_correlation`.
 
     Returns:
         `<stage>/<method>`: the mean over the clips, for each stage of RANDOMISED_FROM.
     """
-    own = make_maps(model)
     return {
         f"{stage}/{method}": float(similarity(own[method], values).mean())
         for stage in RANDOMISED_FROM

@@ -184,7 +184,10 @@ def test_maps_that_ignore_the_network_survive_random_weights():
     def make_maps(network):
         return {"clip": clips.mean(1), "weights": torch.full((3, 8, 32, 32), network.Conv2d_0c_1x1.weight.sum().item())}
 
-    kept = map_checks.kept_after_randomising(model, clips, make_maps, lambda a, b: (a == b).flatten(1).float().mean(1))
+    def share_equal(a, b):
+        return (a == b).flatten(1).float().mean(1)
+
+    kept = map_checks.kept_after_randomising(model, clips, make_maps(model), make_maps, share_equal)
     assert {name.split("/")[0] for name in kept} == set(map_checks.RANDOMISED_FROM)
     assert {name.split("/")[1]: value for name, value in kept.items()} == {"clip": 1, "weights": 0}
 
